@@ -1,0 +1,179 @@
+"""The contracts of answering: what is asked, what comes back, and the events in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from appliance.engines.base import Message, Sampling, Usage
+from retrieval.types import Evidence, Scope
+from router.types import Arm, Constraints, Decision
+
+ArmChoice = Literal["auto"] | Arm
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: what they may see, and the workspace's name for them (an API key's id, or 'local')."""
+
+    scope: Scope = Scope()
+    name: str = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question. `history` are the turns before it, oldest first; `domain` None searches everything the caller may see.
+
+    `system` is the caller's own system message, which reaches generating arms after the appliance's.
+    """
+
+    question: str
+    history: tuple[Message, ...] = ()
+    domain: str | None = None
+    arm: ArmChoice = "auto"
+    constraints: Constraints = Constraints()
+    sampling: Sampling | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A verified quotation: ``quote == Document.text[start:end]``.
+
+    `answer_start`/`answer_end` is the span of the answer it supports (code points in `Answer.text`).
+    """
+
+    doc_id: str
+    domain: str
+    title: str
+    uri: str
+    start: int
+    end: int
+    quote: str
+    page: int | None
+    heading: tuple[str, ...]
+    sha256: str
+    answer_start: int
+    answer_end: int
+    support: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer. `unsupported` lists the sentences of a cited arm that no passage supports; timings are in ms."""
+
+    id: str
+    text: str
+    arm: Arm
+    domain: str
+    citations: tuple[Citation, ...]
+    unsupported: tuple[str, ...]
+    decision: Decision
+    engine: str | None
+    adapter: str | None
+    generation: int | None
+    usage: Usage
+    timings: Mapping[str, float]
+    finish_reason: Literal["stop", "length"] = "stop"
+    query: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """First event of an answer: the route is known, nothing is generated yet."""
+
+    id: str
+    decision: Decision
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer's text; the pieces joined are `Answer.text`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event."""
+
+    answer: Answer
+
+
+Event = Decided | Text | Finished
+
+
+@dataclass(slots=True)
+class Clock:
+    """Milliseconds since the question arrived, by stage."""
+
+    started: float = field(default_factory=time.perf_counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def elapsed(self) -> float:
+        return (time.perf_counter() - self.started) * 1000
+
+    def mark(self, stage: str, since: float = 0.0) -> float:
+        """Record the stage that began at `since` and ends now; returns now."""
+        now = self.elapsed()
+        self.stages[stage] = now - since
+        return now
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """A decision in the JSON form of `ask --json` and the HTTP API."""
+    return {
+        "arm": decision.arm,
+        "domain": decision.domain,
+        "rule": decision.rule,
+        "reasons": list(decision.reasons),
+        "predicted": {
+            arm: {"quality": round(p.quality, 4), "latency_ms": round(p.latency_ms, 1), "tokens": round(p.tokens, 1)}
+            for arm, p in decision.predicted.items()
+        },
+        "unavailable": dict(decision.unavailable),
+        "features": {name: round(value, 6) for name, value in decision.features.items()},
+        "router_version": decision.router_version,
+    }
+
+
+def citation_json(citation: Citation) -> dict[str, Any]:
+    """A citation in the JSON form of `ask --json` and the HTTP API."""
+    return {
+        "doc_id": citation.doc_id,
+        "domain": citation.domain,
+        "uri": citation.uri,
+        "title": citation.title,
+        "start": citation.start,
+        "end": citation.end,
+        "quote": citation.quote,
+        "page": citation.page,
+        "heading": list(citation.heading),
+        "sha256": citation.sha256,
+        "answer_start": citation.answer_start,
+        "answer_end": citation.answer_end,
+        "support": round(citation.support, 4),
+    }
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """An answer in the JSON form of `ask --json`, `/v1/answer` and the `appliance` field of chat completions."""
+    return {
+        "id": answer.id,
+        "answer": answer.text,
+        "arm": answer.arm,
+        "domain": answer.domain,
+        "citations": [citation_json(citation) for citation in answer.citations],
+        "unsupported": list(answer.unsupported),
+        "decision": decision_json(answer.decision),
+        "engine": answer.engine,
+        "adapter": answer.adapter,
+        "generation": answer.generation,
+        "query": answer.query,
+        "finish_reason": answer.finish_reason,
+        "usage": {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens},
+        "timings_ms": {stage: round(value, 1) for stage, value in answer.timings.items()},
+    }

@@ -1,0 +1,56 @@
+"""The contracts of fine-tuning: pairs as a team writes them, examples as a model learns them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One question with its answer, as read and validated from a file.
+
+    `history` are the turns before the question. `doc_ids` are the documents the answer rests on, as declared by the
+    row. `row` counts from 1 and is the line (JSONL) or the record (other formats) in `file`.
+    """
+
+    id: str
+    question: str
+    answer: str
+    lang: str
+    domain: str | None = None
+    split: Split | None = None
+    doc_ids: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = ()
+    answerable: bool = True
+    file: str = ""
+    row: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What is trained on: the loss covers the tokens of `completion` (and the end token) only."""
+
+    id: str
+    prompt: tuple[Turn, ...]
+    completion: str
+
+
+class DatasetError(Exception):
+    """Bad data: the message names file, row and field, what was expected, and the remedy."""
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why and what to do."""
