@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from appliance import config as configuration
 from appliance.errors import UsageError
+from appliance.models.refs import ModelRef
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 
@@ -73,6 +74,10 @@ class Workspace:
         path = self.root / name
         path.mkdir(exist_ok=True)
         return path
+
+    def model(self, reference: str) -> ModelRef:
+        """A model reference of the configuration; a relative path starts at the workspace."""
+        return ModelRef.parse(reference).resolved(self.root)
 
     # --- domains
 

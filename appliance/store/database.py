@@ -139,7 +139,7 @@ class WriterLock:
     def __init__(self, database: Database, resource: str) -> None:
         self._database = database
         self.resource = resource
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{secrets.token_hex(4)}"
         self._beaten = 0.0
 
     def acquire(self) -> None:
@@ -180,16 +180,20 @@ class WriterLock:
 
 
 def _alive(owner: str, heartbeat: datetime) -> bool:
-    host, pid, _ = owner.rsplit(":", 2)
+    host, pid, started, _ = owner.rsplit(":", 3)
     if host == socket.gethostname():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        # The start time tells the owner from a later process that got its number.
+        return _started(int(pid)) == started
     return utcnow() - heartbeat < _STALE
+
+
+def _started(pid: int) -> str:
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

@@ -1,0 +1,51 @@
+# Two targets do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.locked
+
+.PHONY: setup demo test test-slow test-all lint format lock docs clean
+
+setup: $(STAMP)
+	$(BIN)/appliance model pull
+
+# torch first: the same pin is a CPU build on one machine and a CUDA build on another; the lock holds everything else.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/appliance demo --folder demo-workspace
+
+test: setup
+	$(BIN)/python -m pytest
+
+# Real models and processes at smoke sizes, then everything at full size.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-all: setup
+	$(BIN)/python -m pytest -m "slow or full or not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Regenerate the lock from requirements.in (needs network); torch and what only its CUDA build brings stay out of it.
+lock: $(STAMP)
+	sh tools/lock.sh
+
+docs: $(STAMP)
+	$(BIN)/python -m appliance.cli.reference > docs/cli.md
+
+clean:
+	rm -rf $(VENV) demo-workspace build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,214 @@
+"""The adapter registry: immutable versions, the alias of each domain, and what the router must know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.engines.base import AdapterRef
+from appliance.errors import ApplianceError, UsageError
+from appliance.store import schema
+from appliance.workspace import Workspace
+from retrieval.types import Evidence
+from router.types import AdapterFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What one trained pair rests on. `kind` is declared, inferred (with its retrieval score) or unlinked."""
+
+    pair_id: str
+    kind: str
+    domain: str | None = None
+    doc_id: str | None = None
+    sha256: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One registered adapter version."""
+
+    name: str
+    domain: str
+    base: str
+    base_hash: str
+    method: str
+    path: Path
+    sha256: str
+    dataset: str
+    dataset_version: str
+    parent: str | None
+    labels: frozenset[str]
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    created_at: datetime
+
+    @property
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.name, self.path)
+
+
+class Registry:
+    """Adapter versions of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def register(self, version: AdapterVersion, links: Sequence[Link]) -> None:
+        """Record a finished version with its evidence, in one transaction. The same content again changes nothing."""
+        with self.workspace.db.write() as connection:
+            known = connection.execute(sa.select(schema.adapter.c.name).where(schema.adapter.c.name == version.name)).scalar_one_or_none()
+            if known is not None:
+                return
+            connection.execute(
+                schema.adapter.insert().values(
+                    name=version.name,
+                    domain=version.domain,
+                    base=version.base,
+                    base_hash=version.base_hash,
+                    method=version.method,
+                    path=str(version.path.relative_to(self.workspace.root)),
+                    sha256=version.sha256,
+                    dataset=version.dataset,
+                    dataset_version=version.dataset_version,
+                    parent=version.parent,
+                    labels=sorted(version.labels),
+                    config=dict(version.config),
+                    metrics=dict(version.metrics),
+                    created_at=version.created_at,
+                )
+            )
+            if links:
+                connection.execute(
+                    schema.adapter_evidence.insert(),
+                    [
+                        {
+                            "adapter": version.name,
+                            "pair_id": link.pair_id,
+                            "kind": link.kind,
+                            "doc_domain": link.domain,
+                            "doc_id": link.doc_id,
+                            "sha256": link.sha256,
+                            "score": link.score,
+                        }
+                        for link in links
+                    ],
+                )
+
+    def versions(self, domain: str | None = None) -> list[AdapterVersion]:
+        """Every version, oldest first."""
+        query = sa.select(schema.adapter).order_by(schema.adapter.c.created_at, schema.adapter.c.name)
+        if domain is not None:
+            query = query.where(schema.adapter.c.domain == domain)
+        with self.workspace.db.read() as connection:
+            return [self._version(row) for row in connection.execute(query)]
+
+    def get(self, name: str) -> AdapterVersion:
+        """The version called `name`. Raises UsageError that lists what there is."""
+        versions = {version.name: version for version in self.versions()}
+        if name not in versions:
+            raise UsageError(f"no adapter version {name!r}; known: {', '.join(versions) or 'none yet, train one with `appliance tune`'}")
+        return versions[name]
+
+    def live(self, domain: str) -> AdapterVersion | None:
+        """The version the domain's alias points at."""
+        name = self.workspace.db.pointer(f"adapter:{domain}")
+        return self.get(name) if name else None
+
+    def promote(self, name: str, why: str = "promoted") -> AdapterVersion:
+        """Point the domain's alias at `name`, after checking the files. Raises ApplianceError if they are not what was registered."""
+        version = self.get(name)
+        self.check(version)
+        with self.workspace.db.write() as connection:
+            self.workspace.db.move_pointer(connection, f"adapter:{version.domain}", name, why)
+        return version
+
+    def rollback(self, domain: str) -> AdapterVersion | None:
+        """Point the alias back at what it was before the last move; None if that was no adapter. Raises UsageError if it never moved."""
+        table = schema.pointer_move
+        with self.workspace.db.write() as connection:
+            query = sa.select(table.c.old).where(table.c.name == f"adapter:{domain}").order_by(table.c.id.desc()).limit(1)
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise UsageError(f"{domain} has no promoted adapter to roll back")
+            self.workspace.db.move_pointer(connection, f"adapter:{domain}", row.old, "rollback")
+        return self.get(row.old) if row.old else None
+
+    def check(self, version: AdapterVersion) -> None:
+        """Raises ApplianceError unless the version's files are complete and unaltered."""
+        from finetune.version import adapter_hash
+
+        if not version.path.is_dir():
+            raise ApplianceError(f"the files of {version.name} are missing ({version.path}); restore them or train again")
+        if adapter_hash(version.path) != version.sha256:
+            raise ApplianceError(f"the files of {version.name} were altered after training ({version.path}); restore them or train again")
+
+    def links(self, name: str) -> list[Link]:
+        """The evidence of every pair the version was trained on."""
+        table = schema.adapter_evidence
+        with self.workspace.db.read() as connection:
+            rows = connection.execute(sa.select(table).where(table.c.adapter == name).order_by(table.c.id))
+            return [Link(row.pair_id, row.kind, row.doc_domain, row.doc_id, row.sha256, row.score) for row in rows]
+
+    def facts(self, version: AdapterVersion, evidence: Evidence, nearest_question: float | None) -> AdapterFacts:
+        """What the router must know about `version` for one question."""
+        linked, stale, unlinked = self._freshness(version.name)
+        changed = tuple(
+            dict.fromkeys(p.document.id for p in evidence.passages if p.document.updated_at > version.created_at)
+        )  # fmt: skip
+        return AdapterFacts(
+            version=version.name,
+            trained_at=version.created_at,
+            pairs=int(version.metrics.get("train_examples", 0)),
+            stale_share=stale / linked if linked else 0.0,
+            unlinked=unlinked,
+            nearest_question=nearest_question,
+            stale_here=changed,
+            scores={key: float(value) for key, value in version.metrics.items() if isinstance(value, int | float)},
+        )
+
+    def _freshness(self, name: str) -> tuple[int, int, int]:
+        """(pairs with evidence, of those with changed or removed evidence, pairs without evidence)."""
+        links, live = schema.adapter_evidence, schema.document.join(schema.document_version)
+        current = (
+            sa.select(schema.document.c.domain, schema.document.c.doc_id, schema.document_version.c.sha256).select_from(live).subquery()
+        )
+        same = sa.and_(current.c.domain == links.c.doc_domain, current.c.doc_id == links.c.doc_id, current.c.sha256 == links.c.sha256)
+        query = sa.select(links.c.pair_id, links.c.kind, current.c.sha256).select_from(links.outerjoin(current, same)).where(links.c.adapter == name)
+        linked: set[str] = set()
+        stale: set[str] = set()
+        unlinked: set[str] = set()
+        with self.workspace.db.read() as connection:
+            for row in connection.execute(query):
+                if row.kind == "unlinked":
+                    unlinked.add(row.pair_id)
+                    continue
+                linked.add(row.pair_id)
+                if row.sha256 is None:
+                    stale.add(row.pair_id)
+        return len(linked), len(stale), len(unlinked)
+
+    def _version(self, row: sa.Row[Any]) -> AdapterVersion:
+        return AdapterVersion(
+            name=row.name,
+            domain=row.domain,
+            base=row.base,
+            base_hash=row.base_hash,
+            method=row.method,
+            path=self.workspace.root / row.path,
+            sha256=row.sha256,
+            dataset=row.dataset,
+            dataset_version=row.dataset_version,
+            parent=row.parent,
+            labels=frozenset(row.labels),
+            config=row.config,
+            metrics=row.metrics,
+            created_at=row.created_at,
+        )
+

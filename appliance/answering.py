@@ -1,0 +1,417 @@
+"""One function from question to answer: evidence, route, arm, checked citations.
+
+The gateway, `appliance ask` and evaluation all call `Answering.stream`, so that what is evaluated is what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from appliance import prompts
+from appliance.citations import align, quote
+from appliance.costs import CostBook
+from appliance.engines.base import Engine, EngineError, Message, Sampling, Usage
+from appliance.errors import ApplianceError, UsageError
+from appliance.knowledge import Knowledge
+from appliance.adapters import AdapterVersion, Registry
+from appliance.engines.pool import EnginePool
+from appliance.rewrite import self_contained
+from appliance.types import Answer, Caller, Citation, Clock, Decided, Event, Finished, Request, Text
+from appliance.verified import Verified, VerifiedAnswers
+from retrieval.text import detect_lang
+from retrieval.types import DocumentKey, Evidence, Passage, RetrievalError, Scope
+from router.types import ARMS, GENERATING, Arm, Constraints, Decision, Router, Situation
+
+
+class ArmUnavailable(UsageError):
+    """The arm that was asked for cannot answer here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One question on its way through."""
+
+    id: str
+    request: Request
+    caller: Caller
+    query: str
+    lang: str
+    domain: str
+    evidence: Evidence
+    adapter: AdapterVersion | None
+    verified: Verified | None
+    decision: Decision
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What an arm produced, before it becomes an `Answer`."""
+
+    text: str
+    citations: Sequence[Citation] = ()
+    unsupported: Sequence[str] = ()
+    usage: Usage = Usage(0, 0)
+    finish_reason: str = "stop"
+    engine: str | None = None
+    adapter: str | None = None
+
+
+class Answering:
+    """Answers questions over one workspace."""
+
+    def __init__(
+        self, knowledge: Knowledge, engines: EnginePool, registry: Registry, verified: VerifiedAnswers, router: Router, costs: CostBook
+    ) -> None:
+        self.knowledge = knowledge
+        self.engines = engines
+        self.registry = registry
+        self.verified = verified
+        self.router = router
+        self.costs = costs
+        self.config = knowledge.workspace.config
+        self._secret = knowledge.workspace.db.secret()
+
+    # --- what the gateway asks besides answers
+
+    def domains(self, caller: Caller) -> list[str]:
+        """The domains the caller may ask, by name."""
+        allowed = caller.scope.domains
+        return [name for name in self.knowledge.workspace.domains() if allowed is None or name in allowed]
+
+    def arms(self, domain: str) -> list[str]:
+        """The arms that can be named in a request."""
+        return list(ARMS)
+
+    async def warm(self) -> None:
+        """Load index, embedding model and every engine in use, so that the first question does not wait.
+
+        Raises ApplianceError; what is wrong is also what the first question would say.
+        """
+        try:
+            await self._warm()
+        except RetrievalError as error:
+            raise ApplianceError(str(error)) from error
+
+    async def _warm(self) -> None:
+        await asyncio.to_thread(self.knowledge.search, "warm up", Scope(), 1)
+        for domain in self.knowledge.workspace.domains():
+            engine = await self.engines.of(domain)
+            await engine.count_tokens([Message(role="user", content="warm up")])
+
+    async def health(self) -> dict[str, Any]:
+        """State of index, database and engines: {"index": {...}, "database": {...}, "engines": {name: {...}}}."""
+        return {
+            "index": await asyncio.to_thread(self._probe, lambda: {"generation": self.knowledge.index().generation}),
+            "database": await asyncio.to_thread(self._probe, lambda: {"domains": len(self.knowledge.workspace.domains())}),
+            "engines": await self.engines.health(),
+        }
+
+    @staticmethod
+    def _probe(look: Any) -> dict[str, Any]:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return {"ok": True, **look()}
+        except (ApplianceError, RetrievalError, SQLAlchemyError, OSError) as error:
+            return {"ok": False, "detail": str(error)}
+
+    async def close(self) -> None:
+        await self.engines.close()
+
+    # --- answering
+
+    async def stream(self, request: Request, caller: Caller | None = None) -> AsyncIterator[Event]:
+        """Answer one question as events: Decided, Text…, Finished. Closing the iterator stops the engine.
+
+        Raises UsageError (empty or too long question, unknown domain or arm), ArmUnavailable, EngineBusy, EngineError.
+        """
+        turn = await self._decide(request, caller or Caller())
+        yield Decided(turn.id, turn.decision, turn.evidence)
+        held = turn.request.constraints.must_cite and turn.decision.arm in ("rag", "hybrid")
+        draft = _Draft("")
+        async for piece in self._run(turn):
+            if isinstance(piece, _Draft):
+                draft = piece
+                continue
+            if "first_token" not in turn.clock.stages:
+                turn.clock.mark("first_token")
+            if not held:
+                yield Text(piece)
+        arm = turn.decision.arm
+        if held and (draft.unsupported or not draft.citations):
+            arm, draft = await self._fall_back(turn, draft)
+        if held:
+            yield Text(draft.text)
+        answer = await asyncio.to_thread(self._finish, turn, arm, draft)
+        self.costs.record(arm, answer)
+        yield Finished(answer)
+
+    async def ask(self, request: Request, caller: Caller | None = None) -> Answer:
+        """The finished answer, without the events before it."""
+        async for event in self.stream(request, caller):
+            if isinstance(event, Finished):
+                return event.answer
+        raise EngineError("the answer ended before it was finished; ask again")
+
+    async def _decide(self, request: Request, caller: Caller) -> _Turn:
+        clock = Clock()
+        self._check(request, caller)
+        query = self_contained(request.question.strip(), request.history)
+        lang = detect_lang(request.question)
+        scope = caller.scope if request.domain is None else replace(caller.scope, domains=frozenset({request.domain}))
+        evidence = await asyncio.to_thread(self.knowledge.search, query, scope)
+        domain = request.domain or self._best_domain(evidence, caller)
+        if request.domain is None and len({p.document.domain for p in evidence.passages}) > 1:
+            evidence = await asyncio.to_thread(self.knowledge.search, query, replace(scope, domains=frozenset({domain})))
+        clock.mark("retrieval")
+        started = clock.elapsed()
+        verified = await asyncio.to_thread(self.verified.match, query, replace(scope, domains=frozenset({domain})))
+        adapter = await asyncio.to_thread(self.registry.live, domain)
+        situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, verified)
+        decision = self.router.decide(situation) if request.arm == "auto" else _forced(request.arm, situation, self.router.version)
+        clock.mark("decision", started)
+        return _Turn(f"ans-{secrets.token_hex(8)}", request, caller, query, lang, domain, evidence, adapter, verified, decision, clock)
+
+    def _check(self, request: Request, caller: Caller) -> None:
+        limit = self.config.answering.max_question_chars
+        if not request.question.strip():
+            raise UsageError("the question is empty")
+        if len(request.question) > limit:
+            raise UsageError(
+                f"the question has {len(request.question)} characters, at most {limit} are taken ([answering] max_question_chars); "
+                "put long material into the knowledge base with `appliance ingest` and ask about it"
+            )
+        if request.arm not in ("auto", *ARMS):
+            raise UsageError(f"unknown arm {request.arm!r}; known: auto, {', '.join(ARMS)}")
+        known = self.domains(caller)
+        if request.domain is not None and request.domain not in known:
+            raise UsageError(f"unknown domain {request.domain!r}; known: {', '.join(known) or 'none yet'}")
+        if not known:
+            raise UsageError("there is no domain yet; `appliance ingest PATH --domain NAME` creates one")
+
+    def _best_domain(self, evidence: Evidence, caller: Caller) -> str:
+        """The domain with the most support: each passage counts 1 / (its place + 1)."""
+        support: dict[str, float] = defaultdict(float)
+        for place, passage in enumerate(evidence.passages):
+            support[passage.document.domain] += 1 / (place + 1)
+        return max(support, key=lambda name: support[name]) if support else self.domains(caller)[0]
+
+    async def _situation(
+        self,
+        request: Request,
+        caller: Caller,
+        query: str,
+        lang: str,
+        domain: str,
+        evidence: Evidence,
+        adapter: AdapterVersion | None,
+        verified: Verified | None,
+    ) -> Situation:
+        unavailable: dict[Arm, str] = {}
+        engine = await self.engines.of(domain)
+        trouble = await self._engine_trouble(engine, lang)
+        for arm in GENERATING if trouble else ():
+            unavailable[arm] = trouble
+        if not evidence.passages:
+            for cited in ("quote", "rag", "hybrid"):
+                unavailable.setdefault(cited, "retrieval found no passage")
+        reason = _adapter_trouble(adapter, engine, caller)
+        for tuned in ("finetuned", "hybrid") if reason else ():
+            unavailable.setdefault(tuned, reason)
+        if verified is None:
+            unavailable["verified"] = "no approved answer to this question"
+        facts = None
+        if adapter is not None:
+            nearest = await asyncio.to_thread(self._nearest, adapter, query)
+            facts = await asyncio.to_thread(self.registry.facts, adapter, evidence, nearest)
+        return Situation(
+            question=query,
+            lang=lang,
+            domain=domain,
+            evidence=evidence,
+            unavailable=unavailable,
+            adapter=facts,
+            prior=self.config.domain(domain).scenario,
+            verified=1.0 if verified is not None else None,
+            costs=self.costs.expected(),
+            constraints=request.constraints,
+        )
+
+    @staticmethod
+    async def _engine_trouble(engine: Engine, lang: str) -> str:
+        if lang not in engine.languages:
+            declared = ", ".join(sorted(engine.languages))
+            return f"engine {engine.name} answers in {declared}, the question is in {lang}"
+        state = await engine.health()
+        return "" if state.ok else f"engine {engine.name} is not available: {state.detail}"
+
+    def _nearest(self, adapter: AdapterVersion, query: str) -> float | None:
+        """Cosine of the question to the nearest training question, None where they were embedded by another model."""
+        from appliance.tuned_questions import load
+
+        vectors = load(adapter.path, self.knowledge.embedder.hash)
+        if vectors is None or not len(vectors):
+            return None
+        return float((vectors @ self.knowledge.embedder.encode_queries([query])[0]).max())
+
+    # --- the arms
+
+    async def _run(self, turn: _Turn) -> AsyncIterator[str | _Draft]:
+        """Pieces of text, then one draft."""
+        arm = turn.decision.arm
+        if arm in GENERATING:
+            async for piece in self._generate(turn):
+                yield piece
+            return
+        draft = await asyncio.to_thread(self._without_engine, turn, arm)
+        yield draft.text
+        yield draft
+
+    def _without_engine(self, turn: _Turn, arm: Arm) -> _Draft:
+        if arm == "verified" and turn.verified is not None:
+            return _Draft(turn.verified.answer, turn.verified.citations)
+        if arm == "quote":
+            text, cited = quote(turn.query, turn.evidence.passages, self.knowledge.similarity)
+            if text:
+                return _Draft(text, cited)
+        return _Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""))
+
+    async def _generate(self, turn: _Turn) -> AsyncIterator[str | _Draft]:
+        arm, request = turn.decision.arm, turn.request
+        engine = await self.engines.of(turn.domain)
+        sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
+        adapter = turn.adapter.name if arm in ("finetuned", "hybrid") and turn.adapter is not None else None
+        if adapter is not None and turn.adapter is not None:
+            await engine.load(turn.adapter.ref)
+        messages, passages = await self._messages(turn, engine, sampling)
+        parts: list[str] = []
+        usage, finish = Usage(0, 0), "stop"
+        deltas = engine.chat(messages, adapter, sampling)
+        try:
+            async for delta in deltas:
+                if delta.text:
+                    parts.append(delta.text)
+                    yield delta.text
+                usage = delta.usage or usage
+                finish = delta.finish_reason or finish
+        finally:
+            # Closing the stream is what stops the engine when the client has gone.
+            close = getattr(deltas, "aclose", None)
+            if close is not None:
+                await close()
+        text = "".join(parts)
+        cited: list[Citation] = []
+        unsupported: list[str] = []
+        if passages and not prompts.says_nothing_found(text):
+            cited, unsupported = await asyncio.to_thread(align, text, passages, self.config.answering.support)
+        yield _Draft(text, cited, unsupported, usage, finish, engine.name, adapter)
+
+    async def _messages(self, turn: _Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
+        """The prompt within the window: the oldest turns go first, then the weakest passages."""
+        request, arm = turn.request, turn.decision.arm
+        history = list(request.history[-self.config.answering.max_history_messages :]) if request.history else []
+        passages = self._within_budget(turn.evidence.passages) if arm in ("rag", "hybrid") else []
+        room = engine.context_window - sampling.max_tokens
+        while True:
+            if passages:
+                tag = prompts.passages_tag(self._secret, passages)
+                messages = prompts.with_passages(turn.domain, turn.lang, turn.query, history, passages, tag, request.system)
+            else:
+                messages = prompts.direct(turn.domain, turn.lang, turn.query, history, request.system)
+            if await engine.count_tokens(messages) <= room:
+                return messages, passages
+            if history:
+                history = history[2:]
+            elif len(passages) > 1:
+                passages = passages[:-1]
+            else:
+                # Nothing left to leave out: the engine says exactly how much too long it is.
+                return messages, passages
+
+    def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
+        """The best passages up to [answering] passage_tokens, at least one."""
+        counts = self.knowledge.embedder.count_tokens([passage.chunk.text for passage in passages])
+        kept: list[Passage] = []
+        spent = 0
+        for passage, count in zip(passages, counts, strict=True):
+            if kept and spent + count > self.config.answering.passage_tokens:
+                break
+            kept.append(passage)
+            spent += count
+        return kept
+
+    async def _fall_back(self, turn: _Turn, draft: _Draft) -> tuple[Arm, _Draft]:
+        """Under `must_cite`, what the check rejected becomes a quote, else a refusal."""
+        text, cited = await asyncio.to_thread(quote, turn.query, turn.evidence.passages, self.knowledge.similarity)
+        if text:
+            return "quote", replace(draft, text=text, citations=cited, unsupported=())
+        reason = "资料无法支持这个回答。" if turn.lang == "zh" else "The documents do not support an answer."
+        return "refuse", replace(draft, text=prompts.refusal(turn.lang, reason), citations=(), unsupported=())
+
+    def _finish(self, turn: _Turn, arm: Arm, draft: _Draft) -> Answer:
+        """The answer with every citation compared with the stored text; one that differs never leaves."""
+        kept = [citation for citation in draft.citations if self._holds(citation)]
+        dropped = [draft.text[c.answer_start : c.answer_end] for c in draft.citations if c not in kept]
+        text, unsupported = draft.text, [*draft.unsupported, *dropped]
+        if dropped and (arm in ("quote", "verified") or (turn.request.constraints.must_cite and not kept)):
+            reason = "所引用的资料刚刚发生了变化，请再问一次。" if turn.lang == "zh" else "The cited documents have just changed; ask again."
+            arm, text, kept, unsupported = "refuse", prompts.refusal(turn.lang, reason), [], []
+        decision = turn.decision
+        if arm != decision.arm:
+            decision = replace(decision, reasons=(*decision.reasons, _fallback_reason(decision.arm, arm, turn.lang)))
+        turn.clock.mark("total")
+        return Answer(
+            id=turn.id,
+            text=text,
+            arm=arm,
+            domain=turn.domain,
+            citations=tuple(kept),
+            unsupported=tuple(unsupported),
+            decision=decision,
+            engine=draft.engine,
+            adapter=draft.adapter,
+            generation=turn.evidence.generation,
+            usage=draft.usage,
+            timings=dict(turn.clock.stages),
+            finish_reason="length" if draft.finish_reason == "length" else "stop",
+            query=turn.query,
+        )
+
+    def _holds(self, citation: Citation) -> bool:
+        key = DocumentKey(citation.domain, citation.doc_id)
+        return self.knowledge.documents.text_slice(key, citation.sha256, citation.start, citation.end) == citation.quote
+
+
+def _forced(arm: Arm, situation: Situation, version: str) -> Decision:
+    """The caller named the arm. Raises ArmUnavailable with the reason if it cannot answer here."""
+    if arm in situation.unavailable:
+        raise ArmUnavailable(f"arm {arm} cannot answer this: {situation.unavailable[arm]}")
+    if situation.constraints.must_cite and arm in ("base", "finetuned"):
+        raise ArmUnavailable(f"arm {arm} cannot cite, and must_cite was asked for; use quote, rag, hybrid or verified")
+    reason = f"调用者指定了 {arm}。" if situation.lang == "zh" else f"The caller asked for {arm}."
+    return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
+
+
+def _adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
+    """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
+    if adapter is None:
+        return "no adapter is live in this domain"
+    if not engine.serves_adapters:
+        return f"engine {engine.name} serves no adapters"
+    if engine.base_hash != adapter.base_hash:
+        return f"{adapter.name} was trained for another base model ({adapter.base}) than engine {engine.name} runs"
+    if not adapter.labels <= caller.scope.labels:
+        return "the adapter was trained on documents this caller may not see"
+    return ""
+
+
+def _fallback_reason(planned: Arm, used: Arm, lang: str) -> str:
+    if lang == "zh":
+        return f"{planned} 的回答没有通过引用核对，因此改用 {used}。"
+    return f"The answer of {planned} did not pass the citation check, so {used} was used."

@@ -1,0 +1,81 @@
+"""`appliance advise`."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.errors import UsageError
+from router.advise import ALLOWED, ScenarioError, ScenarioInputs, advice_json
+from router.advise import advise as recommend
+from router.roi import RoiError, RoiInputs, roi
+
+_FIGURES = tuple(RoiInputs.__dataclass_fields__)
+
+
+def _options(command: Any) -> Any:
+    for name in reversed(_FIGURES):
+        command = click.option(f"--{name.replace('_', '-')}", type=float, help="Figure of the return.")(command)
+    for name, allowed in reversed(ALLOWED.items()):
+        command = click.option(f"--{name.replace('_', '-')}", help=f"One of {', '.join(allowed)}.")(command)
+    return command
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_options
+@domain_option
+@click.option("--save", is_flag=True, help="Write the choice to the domain's configuration, where it is the router's prior.")
+@json_option
+@pass_session
+def advise(session: Session, file: Path | None, domain: str | None, save: bool, as_json: bool, **given: Any) -> None:
+    """Retrieval, fine-tuning, or both? From flags, from FILE.toml (with a [roi] table), or asked on a terminal."""
+    values, figures = _read(file)
+    values |= {name: given[name] for name in ALLOWED if given[name] is not None}
+    figures |= {name: given[name] for name in _FIGURES if given[name] is not None}
+    if not values:
+        if not sys.stdin.isatty():
+            raise UsageError("no scenario given: name a TOML file, or flags such as --knowledge-update-frequency high")
+        values = {name: click.prompt(name, type=click.Choice(allowed), err=True) for name, allowed in ALLOWED.items()}
+    if save and domain is None:
+        raise UsageError("--save needs --domain: the choice is written to that domain's configuration")
+    try:
+        advice = recommend(ScenarioInputs.from_mapping(values))
+        returns = roi(RoiInputs.from_mapping(figures)) if figures else None
+    except (ScenarioError, RoiError) as error:
+        raise UsageError(f"{file}: {error}" if file else str(error)) from error
+    if save and domain is not None:
+        session.workspace.check_domain(domain)
+        session.workspace.save_setting(f"domains.{domain}.scenario", advice.choice)
+        say(f"[domains.{domain}] scenario = {advice.choice!r} is now the router's prior")
+    data = advice_json(advice, returns)
+
+    def human() -> None:
+        click.echo(f"choice: {advice.choice}")
+        table(("rule", "fired", "why"), [(rule.name, "yes" if rule.fired else "", rule.why) for rule in advice.rules])
+        for conflict in advice.conflicts:
+            click.echo(f"conflict: {conflict}")
+        if returns is not None:
+            table(("return", "value"), data["roi"].items())
+
+    emit(data, as_json, human)
+
+
+def _read(file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    if file is None:
+        return {}, {}
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not valid TOML: {error}") from error
+    figures = values.pop("roi", {})
+    if not isinstance(figures, dict):
+        raise UsageError(f"{file}: roi: expected a table [roi] with {', '.join(_FIGURES)}")
+    return values, figures

@@ -1,0 +1,69 @@
+"""`appliance key`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import click
+
+from appliance.cli.session import Session, emit, json_option, pass_session, say, table
+
+
+@click.group()
+def key() -> None:
+    """API keys: shown once, stored hashed."""
+
+
+def _keys(session: Session):  # type: ignore[no-untyped-def]
+    from appliance.keys import Keys
+
+    return Keys(session.workspace.db)
+
+
+@key.command()
+@click.argument("name")
+@click.option("--domain", "domains", multiple=True, help="Only this domain. Repeatable; without it, every domain.")
+@click.option("--label", "labels", multiple=True, help="May see documents with this label. Repeatable.")
+@click.option("--days", type=click.IntRange(1), help="Valid for this many days (default: until revoked).")
+@json_option
+@pass_session
+def create(session: Session, name: str, domains: tuple[str, ...], labels: tuple[str, ...], days: int | None, as_json: bool) -> None:
+    """Make a key for NAME and print it, this once."""
+    from appliance.store.database import utcnow
+
+    for domain in domains:
+        session.workspace.check_domain(domain)
+    expires: datetime | None = utcnow() + timedelta(days=days) if days else None
+    made, token = _keys(session).create(name, domains=frozenset(domains) if domains else None, labels=frozenset(labels), expires_at=expires)
+    emit({"id": made.id, "name": made.name, "key": token}, as_json, lambda: click.echo(token))
+    say("keep it now: it is stored as a hash and cannot be shown again")
+
+
+@key.command(name="list")
+@json_option
+@pass_session
+def list_keys(session: Session, as_json: bool) -> None:
+    """Every key, without its secret."""
+    rows = [
+        {
+            "id": found.id,
+            "name": found.name,
+            "domains": sorted(found.domains) if found.domains is not None else None,
+            "labels": sorted(found.labels),
+            "expires_at": found.expires_at.isoformat(timespec="seconds") if found.expires_at else None,
+            "revoked": found.revoked_at is not None,
+        }
+        for found in _keys(session).list()
+    ]
+    columns = ("id", "name", "domains", "labels", "expires_at", "revoked")
+    emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
+
+
+@key.command()
+@click.argument("identity", metavar="ID")
+@json_option
+@pass_session
+def revoke(session: Session, identity: str, as_json: bool) -> None:
+    """Make a key useless from now on."""
+    _keys(session).revoke(identity)
+    emit({"revoked": identity}, as_json, lambda: click.echo(f"revoked {identity}"))

@@ -1,0 +1,103 @@
+"""The command line: lazily loaded commands, one place for errors and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+from appliance.cli.session import Session
+from appliance.errors import FAILURE, ApplianceError
+
+# Command -> module with a click command or group of the same name (`_` for `-`), and its line in --help.
+COMMANDS = {
+    "init": ("workspace", "Create a workspace."),
+    "ingest": ("knowledge", "Bring documents into the knowledge base."),
+    "search": ("knowledge", "Search the knowledge base."),
+    "ask": ("ask", "Ask a question."),
+    "tune": ("tuning", "Train an adapter."),
+    "serve": ("serve", "Serve the OpenAI-compatible API and the web page."),
+    "advise": ("advise", "Retrieval or fine-tuning? The scenario framework and the return."),
+    "demo": ("demo", "Run the main job end to end on the sample knowledge base."),
+    "doctor": ("doctor", "Check the machine, the models and the workspace."),
+    "document": ("knowledge", "List and remove documents."),
+    "index": ("knowledge", "Look at the index."),
+    "dataset": ("tuning", "Register and check data sets."),
+    "adapter": ("tuning", "List, promote and roll back adapters."),
+    "router": ("ask", "Look at the router."),
+    "verified": ("verified", "Answers that experts approved."),
+    "eval": ("evaluation", "Measure every arm on a question set."),
+    "key": ("keys", "API keys."),
+    "model": ("models", "Fetch and check models."),
+    "config": ("workspace", "Look at the configuration."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when it is used, so that --help is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"appliance.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--workspace", "-w", type=click.Path(path_type=Path), help="The workspace folder (else APPLIANCE_WORKSPACE, else the nearest parent).")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. --set retrieval.k=8. Repeatable.")
+@click.version_option(package_name="appliance")
+@click.pass_context
+def cli(ctx: click.Context, workspace: Path | None, settings: tuple[str, ...]) -> None:
+    """Question answering for domain teams: retrieval, fine-tuned adapters, and a router that knows which one to trust.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 partly done, 4 a gate was missed.
+    """
+    flags = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise click.UsageError(f"--set {setting!r}: expected KEY=VALUE, for example --set retrieval.k=8")
+        flags[key] = value
+    ctx.obj = Session(workspace, flags)
+    ctx.call_on_close(ctx.obj.close)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; the process ends with the exit code of the contract."""
+    sys.exit(run(argv))
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; every expected failure becomes one line on stderr."""
+    from eval.types import EvalError
+    from retrieval.types import RetrievalError
+
+    try:
+        result = cli.main(argv, prog_name="appliance", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped; nothing half-done was left behind", err=True)
+        return FAILURE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ApplianceError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except (RetrievalError, EvalError) as error:
+        click.echo(f"error: {error}", err=True)
+        return FAILURE
+    except OSError as error:
+        click.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        return FAILURE
+    return result if isinstance(result, int) else 0

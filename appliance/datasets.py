@@ -1,0 +1,182 @@
+"""The data set registry: immutable, validated states of a team's question/answer files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.errors import ApplianceError, UsageError
+from appliance.store import schema
+from appliance.store.database import utcnow
+from appliance.workspace import Workspace
+from finetune.dataset import Excluded, dataset_version, read_pairs
+from finetune.types import DatasetError, Pair
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VERSION_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """A registered state of a data set. `path` holds the normalised pairs as JSONL."""
+
+    name: str
+    version: str
+    domain: str | None
+    path: Path
+    source: str
+    mapping: Mapping[str, str]
+    counts: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `add` did. `changed` is False when the same content was there already."""
+
+    info: DatasetInfo
+    changed: bool
+    excluded: tuple[Excluded, ...]
+    preview: tuple[Pair, ...]
+
+
+class Datasets:
+    """Data sets of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def add(
+        self, file: Path, *, name: str | None = None, domain: str | None = None, mapping: Mapping[str, str] | None = None, skip_bad: bool = False
+    ) -> Added:
+        """Validate and register `file`. Raises UsageError (name, missing file) and ApplianceError listing every bad row."""
+        name = name or file.stem
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be a data set's name; use letters, digits, . _ - (at most 100), for example --name pairs")
+        if not file.is_file():
+            raise UsageError(f"{file} is not a file; give a JSONL, JSON or CSV file of question/answer rows")
+        if domain is not None:
+            self.workspace.create_domain(domain)
+        try:
+            read = read_pairs(file, mapping=mapping, skip_bad=skip_bad)
+        except DatasetError as error:
+            raise ApplianceError(str(error)) from error
+        version = dataset_version(read.pairs)[:_VERSION_CHARS]
+        preview = tuple(read.pairs[:3])
+        known = self._row(name, version)
+        live = self.workspace.db.pointer(f"dataset:{name}")
+        if known is not None and live == version and (domain is None or known.domain == domain):
+            return Added(known, False, tuple(read.excluded), preview)
+        path = self.workspace.folder("datasets") / f"{name}@{version}.jsonl"
+        _write(path, read.pairs)
+        domains = {pair.domain for pair in read.pairs if pair.domain}
+        info = DatasetInfo(
+            name=name,
+            version=version,
+            domain=domain or (next(iter(domains)) if len(domains) == 1 else None),
+            path=path,
+            source=str(file.resolve()),
+            mapping=dict(read.mapping),
+            counts=_counts(read.pairs, len(read.excluded)),
+            created_at=utcnow(),
+        )
+        self._save(info)
+        return Added(info, True, tuple(read.excluded), preview)
+
+    def list(self) -> list[DatasetInfo]:
+        """The live version of every data set."""
+        table, pointer = schema.dataset, schema.pointer
+        live = sa.and_(pointer.c.name == sa.literal("dataset:") + table.c.name, pointer.c.value == table.c.version)
+        with self.workspace.db.read() as connection:
+            return [self._info(row) for row in connection.execute(sa.select(table).select_from(table.join(pointer, live)).order_by(table.c.name))]
+
+    def get(self, name: str) -> DatasetInfo:
+        """The live version of `name`. Raises UsageError that lists what there is."""
+        version = self.workspace.db.pointer(f"dataset:{name}")
+        info = self._row(name, version) if version else None
+        if info is None:
+            known = ", ".join(other.name for other in self.list())
+            raise UsageError(f"no data set {name!r}; known: {known or 'none yet, register one with `appliance dataset add FILE`'}")
+        return info
+
+    def pairs(self, info: DatasetInfo) -> list[Pair]:
+        """The pairs of a registered state. Raises ApplianceError if the file was altered."""
+        try:
+            read = read_pairs(info.path, mapping=None, skip_bad=False)
+        except (DatasetError, OSError) as error:
+            raise ApplianceError(f"data set {info.name}: {error}; register it again with `appliance dataset add`") from error
+        if dataset_version(read.pairs)[:_VERSION_CHARS] != info.version:
+            raise ApplianceError(f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`")
+        return read.pairs
+
+    def _save(self, info: DatasetInfo) -> None:
+        values = dict(
+            domain=info.domain,
+            task="qa",
+            path=str(info.path.relative_to(self.workspace.root)),
+            source=info.source,
+            mapping=dict(info.mapping),
+            counts=dict(info.counts),
+            created_at=info.created_at,
+        )
+        table = schema.dataset
+        with self.workspace.db.write() as connection:
+            same = sa.and_(table.c.name == info.name, table.c.version == info.version)
+            if connection.execute(table.update().where(same).values(**values)).rowcount == 0:
+                connection.execute(table.insert().values(name=info.name, version=info.version, **values))
+            self.workspace.db.move_pointer(connection, f"dataset:{info.name}", info.version, "dataset add")
+
+    def _row(self, name: str, version: str) -> DatasetInfo | None:
+        table = schema.dataset
+        with self.workspace.db.read() as connection:
+            row = connection.execute(sa.select(table).where(table.c.name == name, table.c.version == version)).one_or_none()
+        return self._info(row) if row is not None else None
+
+    def _info(self, row: sa.Row[Any]) -> DatasetInfo:
+        return DatasetInfo(
+            row.name, row.version, row.domain, self.workspace.root / row.path, row.source, row.mapping, row.counts, row.created_at
+        )
+
+
+def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
+    return {
+        "pairs": len(pairs),
+        "excluded": excluded,
+        "unanswerable": sum(not pair.answerable for pair in pairs),
+        "splits": dict(Counter(pair.split or "unsplit" for pair in pairs)),
+        "languages": dict(Counter(pair.lang for pair in pairs)),
+    }
+
+
+def _write(path: Path, pairs: list[Pair]) -> None:
+    """Write the pairs beside the final name, then move them there: a killed run leaves no half file under it."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as out:
+        for pair in pairs:
+            out.write(json.dumps(_row_of(pair), ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    beside.replace(path)
+
+
+def _row_of(pair: Pair) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "question": pair.question,
+        "answer": pair.answer,
+        "doc_ids": list(pair.doc_ids),
+        "lang": pair.lang,
+        "domain": pair.domain,
+        "split": pair.split,
+        "answerable": pair.answerable,
+        "history": [{"role": turn.role, "content": turn.content} for turn in pair.history],
+    }

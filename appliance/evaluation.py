@@ -1,0 +1,200 @@
+"""`appliance eval`: every arm over a question set, through the same function that answers users."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.answering import ArmUnavailable
+from appliance.datasets import DatasetInfo, Datasets
+from appliance.engines.base import EngineError, Message, Sampling
+from appliance.errors import UsageError
+from appliance.prompts import says_nothing_found
+from appliance.service import Service
+from appliance.store import schema
+from appliance.store.database import utcnow
+from appliance.types import Caller, Decided, Finished, Request
+from eval.run import run
+from eval.types import AUTO, UNAVAILABLE, Item, Outcome
+from finetune.types import Pair
+from retrieval.types import Scope
+from router.types import ARMS
+
+# Proofs compare ways to answer; `verified` only repeats an expert and `refuse` only declines.
+MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
+
+
+def items(pairs: Sequence[Pair], split: str | None, limit: int | None) -> list[Item]:
+    """The questions of `split` (every question if the set has none of it), at most `limit`, in the file's order."""
+    chosen = [pair for pair in pairs if split is None or pair.split == split]
+    if not chosen and not any(pair.split for pair in pairs):
+        chosen = list(pairs)
+    return [
+        Item(
+            id=pair.id,
+            question=pair.question,
+            answer=pair.answer,
+            doc_ids=pair.doc_ids,
+            lang=pair.lang,
+            domain=pair.domain,
+            answerable=pair.answerable,
+            history=tuple((turn.role, turn.content) for turn in pair.history),
+        )
+        for pair in chosen[:limit]
+    ]
+
+
+async def evaluate(
+    service: Service,
+    info: DatasetInfo,
+    arms: Sequence[str],
+    *,
+    split: str | None = "test",
+    limit: int | None = None,
+    max_tokens: int = 64,
+    concurrency: int = 8,
+    progress: Callable[..., None] | None = None,
+    run_id: str | None = None,
+) -> dict[str, Any]:
+    """Run `arms` and the router over the set; returns the JSON of `eval run --json`. A run id given again is resumed."""
+    chosen = items(Datasets(service.workspace).pairs(info), split, limit)
+    if not chosen:
+        raise UsageError(f"data set {info.name} has no questions in split {split!r}; name another with --split")
+    settings = _settings(service, arms, split, limit, max_tokens)
+    identity, folder = _open_run(service, info, settings, run_id)
+    sampling = Sampling(max_tokens=max_tokens)
+
+    async def ask(item: Item, arm: str) -> Outcome:
+        return await _ask(service, item, arm, item.domain or info.domain, sampling)
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"evaluating {info.name}", done, total)
+
+    result = await run(chosen, [*arms, AUTO], ask, folder, concurrency=concurrency, progress=report)
+    assert result.summary is not None  # a run that came back is complete
+    summary = {"run_id": identity, "dataset": info.name, **result.summary}
+    with service.workspace.db.write() as connection:
+        connection.execute(schema.run.update().where(schema.run.c.id == identity).values(summary=summary, finished_at=utcnow()))
+    return summary
+
+
+def finished_run(
+    service: Service, info: DatasetInfo, arms: Sequence[str], *, split: str | None, limit: int | None, max_tokens: int
+) -> dict[str, Any] | None:
+    """The summary of a finished run that measured this very state of data set, index, adapters and router."""
+    settings = _settings(service, arms, split, limit, max_tokens)
+    for row in runs(service):
+        if row.finished_at is not None and (row.dataset, row.dataset_version, row.settings) == (info.name, info.version, settings):
+            summary: dict[str, Any] = row.summary
+            return summary
+    return None
+
+
+def _settings(service: Service, arms: Sequence[str], split: str | None, limit: int | None, max_tokens: int) -> dict[str, Any]:
+    """What decides a run's answers: what was asked for, and the state it was asked of."""
+    live = {name: service.registry.live(name) for name in service.workspace.domains()}
+    return {
+        "arms": list(arms),
+        "split": split,
+        "limit": limit,
+        "max_tokens": max_tokens,
+        "generation": service.knowledge.store.live_generation(),
+        "adapters": {name: version.name for name, version in live.items() if version is not None},
+        "router": service.answering.router.version,
+    }
+
+
+async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampling: Sampling) -> Outcome:
+    request = Request(
+        question=item.question,
+        history=tuple(Message(role=role, content=content) for role, content in item.history),
+        domain=domain,
+        arm=arm,  # type: ignore[arg-type]
+        sampling=sampling,
+    )
+    retrieved: tuple[str, ...] = ()
+    try:
+        async for event in service.answering.stream(request, Caller(_everything(service))):
+            if isinstance(event, Decided):
+                retrieved = tuple(dict.fromkeys(passage.document.id for passage in event.evidence.passages))
+            if isinstance(event, Finished):
+                answer = event.answer
+    except ArmUnavailable as error:
+        return Outcome(arm, error=f"{UNAVAILABLE}{error}")
+    except EngineError as error:
+        return Outcome(arm, error=str(error))
+    return Outcome(
+        arm=answer.arm,
+        answer=answer.text,
+        refused=answer.arm == "refuse" or says_nothing_found(answer.text),
+        citations=tuple(citation.doc_id for citation in answer.citations),
+        retrieved=retrieved,
+        latency_ms=answer.timings["total"],
+        first_token_ms=answer.timings.get("first_token", answer.timings["total"]),
+        tokens=answer.usage.prompt_tokens + answer.usage.completion_tokens,
+    )
+
+
+def _everything(service: Service) -> Scope:
+    """Evaluation is the team's own: it sees every label."""
+    return Scope(None, service.knowledge.documents.labels())
+
+
+def _open_run(service: Service, info: DatasetInfo, settings: dict[str, Any], run_id: str | None) -> tuple[str, Path]:
+    table = schema.run
+    with service.workspace.db.write() as connection:
+        if run_id is not None:
+            row = connection.execute(sa.select(table).where(table.c.id == run_id)).one_or_none()
+            if row is None:
+                raise UsageError(f"no run {run_id!r}; see: appliance eval show")
+            if (row.dataset, row.dataset_version, row.settings) != (info.name, info.version, settings):
+                raise UsageError(f"run {run_id} was started on {row.dataset}@{row.dataset_version} with {json.dumps(row.settings)}; start a new run")
+            return run_id, service.workspace.root / row.path
+        now = utcnow()
+        identity = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        folder = service.workspace.folder("runs") / identity
+        folder.mkdir()
+        connection.execute(
+            table.insert().values(
+                id=identity,
+                dataset=info.name,
+                dataset_version=info.version,
+                domain=info.domain,
+                path=str(folder.relative_to(service.workspace.root)),
+                settings=settings,
+                created_at=now,
+            )
+        )
+    return identity, folder
+
+
+def runs(service: Service) -> list[sa.Row[Any]]:
+    """Every run, newest first."""
+    with service.workspace.db.read() as connection:
+        return list(connection.execute(sa.select(schema.run).order_by(schema.run.c.created_at.desc())))
+
+
+def find(service: Service, run_id: str) -> sa.Row[Any]:
+    """The run whose id starts with `run_id` ('last' is the newest). Raises UsageError."""
+    every = runs(service)
+    found = every[:1] if run_id == "last" else [row for row in every if row.id.startswith(run_id)]
+    if len(found) != 1:
+        raise UsageError(f"{'no' if not found else 'more than one'} run {run_id!r}; known: {', '.join(row.id for row in every[:10]) or 'none yet'}")
+    return found[0]
+
+
+def parse_arms(text: str) -> list[str]:
+    """'all' or a comma-separated list. Raises UsageError for an unknown arm."""
+    if text == "all":
+        return list(MEASURED)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ARMS]
+    if unknown or not names:
+        raise UsageError(f"unknown arm {', '.join(unknown) or repr(text)}; known: all, {', '.join(ARMS)}")
+    return names

@@ -1,0 +1,62 @@
+"""The parts of a workspace put together; the only place that decides which implementation is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+
+from appliance.adapters import Registry
+from appliance.answering import Answering
+from appliance.costs import CostBook
+from appliance.engines.pool import EnginePool
+from appliance.knowledge import Knowledge
+from appliance.models.store import ModelStore
+from appliance.verified import VerifiedAnswers
+from appliance.workspace import Workspace
+from appliance.errors import UsageError
+from router.policy import RulePolicy
+from router.settings import PolicySettings
+from router.types import Router
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that serves one workspace."""
+
+    workspace: Workspace
+    models: ModelStore
+    knowledge: Knowledge
+    registry: Registry
+    verified: VerifiedAnswers
+    engines: EnginePool
+    answering: Answering
+
+
+def open_service(workspace: Workspace) -> Service:
+    """Build the parts; models are loaded on first use."""
+    models = ModelStore.default()
+    knowledge = Knowledge(workspace, models)
+    registry = Registry(workspace)
+    verified = VerifiedAnswers(knowledge)
+    engines = EnginePool(workspace, models)
+    answering = Answering(knowledge, engines, registry, verified, router_of(workspace), CostBook())
+    return Service(workspace, models, knowledge, registry, verified, engines, answering)
+
+
+def router_of(workspace: Workspace) -> Router:
+    """The router in force. Raises UsageError for an unknown threshold."""
+    return RulePolicy(thresholds(workspace))
+
+
+def thresholds(workspace: Workspace) -> PolicySettings:
+    """The rule policy's settings. Raises UsageError naming an unknown or impossible one."""
+    given = workspace.config.router.thresholds
+    known = [field.name for field in fields(PolicySettings)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UsageError(f"[router.thresholds] {name}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"))
+    try:
+        return PolicySettings(**given)
+    except ValueError as error:
+        raise UsageError(f"[router.thresholds] {error}") from error

@@ -1,0 +1,126 @@
+"""Verified answers: approved by an expert, served as they are, and only while what they cite has not changed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.citations import align
+from appliance.errors import UsageError
+from appliance.knowledge import Knowledge
+from appliance.store import schema
+from appliance.store.database import utcnow
+from appliance.types import Citation
+from retrieval.text import detect_lang, normalise_question
+from retrieval.types import DocumentKey, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """One approved answer. `suspended` says why it is not served now (a cited document changed or went), else ''."""
+
+    id: str
+    domain: str
+    question: str
+    answer: str
+    lang: str
+    citations: tuple[Citation, ...]
+    labels: frozenset[str]
+    approved_by: str
+    created_at: datetime
+    suspended: str = ""
+
+
+class VerifiedAnswers:
+    """The approved answers of a workspace."""
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self.knowledge = knowledge
+        self.db = knowledge.workspace.db
+
+    def add(self, domain: str, question: str, answer: str, doc_ids: Sequence[str], approved_by: str, support: float) -> Verified:
+        """Approve an answer; it cites the best sentences of `doc_ids`. Raises UsageError for empty text, unknown documents, or no support."""
+        for field, text in (("question", question), ("answer", answer), ("approved by", approved_by)):
+            if not text.strip():
+                raise UsageError(f"the {field} is empty")
+        passages = [self.knowledge.documents.whole_passage(DocumentKey(domain, doc_id)) for doc_id in doc_ids]
+        missing = [doc_id for doc_id, passage in zip(doc_ids, passages, strict=True) if passage is None]
+        if missing:
+            raise UsageError(f"no document {', '.join(missing)} in {domain}; see: appliance document list --domain {domain}")
+        found = [passage for passage in passages if passage is not None]
+        cited, unsupported = align(answer, found, support)
+        if found and not cited:
+            raise UsageError(f"nothing in {', '.join(doc_ids)} supports this answer; unsupported: {' | '.join(unsupported)}")
+        labels = frozenset().union(*(passage.document.labels for passage in found)) if found else frozenset[str]()
+        made = Verified(
+            id=f"ver-{secrets.token_hex(6)}",
+            domain=domain,
+            question=question.strip(),
+            answer=answer.strip(),
+            lang=detect_lang(answer),
+            citations=tuple(cited),
+            labels=labels,
+            approved_by=approved_by.strip(),
+            created_at=utcnow(),
+        )
+        with self.db.write() as connection:
+            connection.execute(
+                schema.verified.insert().values(
+                    id=made.id,
+                    domain=domain,
+                    question=made.question,
+                    normalised=normalise_question(question),
+                    answer=made.answer,
+                    lang=made.lang,
+                    citations=[asdict(citation) for citation in made.citations],
+                    labels=sorted(labels),
+                    approved_by=made.approved_by,
+                    created_at=made.created_at,
+                )
+            )
+        return made
+
+    def list(self, domain: str | None = None) -> list[Verified]:
+        query = sa.select(schema.verified).order_by(schema.verified.c.created_at)
+        if domain is not None:
+            query = query.where(schema.verified.c.domain == domain)
+        with self.db.read() as connection:
+            return [self._read(row) for row in connection.execute(query)]
+
+    def remove(self, identity: str) -> None:
+        """Raises UsageError if there is no such answer."""
+        with self.db.write() as connection:
+            removed = connection.execute(schema.verified.delete().where(schema.verified.c.id == identity))
+        if removed.rowcount == 0:
+            raise UsageError(f"no verified answer {identity!r}; see: appliance verified list")
+
+    def match(self, question: str, scope: Scope) -> Verified | None:
+        """The newest servable approved answer to the same question (after normalising) that the caller may see."""
+        table = schema.verified
+        query = sa.select(table).where(table.c.normalised == normalise_question(question)).order_by(table.c.created_at.desc())
+        if scope.domains is not None:
+            query = query.where(table.c.domain.in_(scope.domains))
+        with self.db.read() as connection:
+            rows = [self._read(row) for row in connection.execute(query)]
+        return next((row for row in rows if not row.suspended and row.labels <= scope.labels), None)
+
+    def _read(self, row: sa.Row[Any]) -> Verified:
+        citations = tuple(Citation(**{**entry, "heading": tuple(entry["heading"])}) for entry in row.citations)
+        changed = [c.doc_id for c in citations if not self.knowledge.documents.is_current(DocumentKey(c.domain, c.doc_id), c.sha256)]
+        return Verified(
+            id=row.id,
+            domain=row.domain,
+            question=row.question,
+            answer=row.answer,
+            lang=row.lang,
+            citations=citations,
+            labels=frozenset(row.labels),
+            approved_by=row.approved_by,
+            created_at=row.created_at,
+            suspended=f"changed or removed since: {', '.join(changed)}" if changed else "",
+        )

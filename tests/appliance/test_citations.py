@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from appliance.citations import align, numbers, quote
+from retrieval.types import Chunk, DocumentInfo, DocumentKey, Passage
+
+ENGLISH = (
+    "# Enoxaparin\n\nThe standard prophylactic dose is 40 mg subcutaneously once daily at 18:00. "
+    "In severe renal impairment the dose is 20 mg once daily. Only the ward pharmacist may change the time of the dose.\n"
+)
+CHINESE = "第三条 普通门诊挂号费为20元。专家门诊挂号费为50元，须提前七天预约。\n第四条 取消预约应在就诊前一日17:00以前办理。\n"
+
+
+def passage(text: str, doc_id: str = "doc.md", start: int = 0, offset: int = 100, lang: str = "en") -> Passage:
+    """The text as one chunk that begins `offset` characters into its document."""
+    info = DocumentInfo("medical", doc_id, doc_id, "House formulary", lang, frozenset(), "0" * 64, datetime.now(UTC))
+    return Passage(Chunk("c", DocumentKey("medical", doc_id), offset, offset + len(text), (), None, text), info, 1.0, 0, 0)
+
+
+def never(question: str, texts: Sequence[str]) -> list[float]:
+    raise AssertionError("words were enough")
+
+
+def test_a_supported_sentence_is_cited_with_exact_offsets() -> None:
+    answer = "The dose is 40 mg once daily at 18:00. Take it with a lot of cheese from the market."
+    cited, unsupported = align(answer, [passage(ENGLISH)], 0.6)
+    assert [answer[c.answer_start : c.answer_end].strip() for c in cited] == ["The dose is 40 mg once daily at 18:00."]
+    assert cited[0].quote == ENGLISH[cited[0].start - 100 : cited[0].end - 100]
+    assert "40 mg subcutaneously" in cited[0].quote
+    assert unsupported == ["Take it with a lot of cheese from the market."]
+
+
+def test_a_wrong_number_in_the_right_words_is_unsupported() -> None:
+    cited, unsupported = align("The standard prophylactic dose is 60 mg subcutaneously once daily at 18:00.", [passage(ENGLISH)], 0.6)
+    assert not cited and len(unsupported) == 1
+
+
+def test_chinese_sentences_are_aligned() -> None:
+    answer = "专家门诊挂号费为50元。普通门诊挂号费为30元。"
+    cited, unsupported = align(answer, [passage(CHINESE, lang="zh")], 0.6)
+    assert [c.quote for c in cited] == [CHINESE[c.start - 100 : c.end - 100] for c in cited]
+    assert "50元" in cited[0].quote and unsupported == ["普通门诊挂号费为30元。"]
+
+
+def test_an_answer_without_words_needs_no_citation() -> None:
+    assert align("…\n\n", [passage(ENGLISH)], 0.6) == ([], [])
+    assert align("", [], 0.6) == ([], [])
+
+
+def test_without_passages_everything_is_unsupported() -> None:
+    assert align("The dose is 40 mg.", [], 0.6) == ([], ["The dose is 40 mg."])
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "expected"),
+    [
+        ("What is the enoxaparin dose in severe renal impairment?", ENGLISH, "In severe renal impairment the dose is 20 mg once daily."),
+        ("取消预约应在什么时候办理？", CHINESE, "取消预约应在就诊前一日17:00以前办理"),
+    ],
+)
+def test_the_best_sentence_is_quoted_verbatim(question: str, text: str, expected: str) -> None:
+    answer, cited = quote(question, [passage(text)], never, most=1)
+    assert expected in answer
+    assert len(cited) == 1 and cited[0].quote == answer == text[cited[0].start - 100 : cited[0].end - 100]
+
+
+def test_across_languages_similarity_decides() -> None:
+    def similarity(question: str, texts: Sequence[str]) -> list[float]:
+        return [0.9 if "20 mg" in text else 0.1 for text in texts]
+
+    answer, _ = quote("严重肾功能不全时的剂量是多少？", [passage(ENGLISH)], similarity, most=1)
+    assert "20 mg" in answer
+
+
+def test_nothing_to_quote() -> None:
+    assert quote("What?", [], never) == ("", [])
+    assert quote("What?", [passage("\n\n  \n")], never) == ("", [])
+
+
+def test_thousands_separators_do_not_matter() -> None:
+    assert numbers("1,250.50 and 10,000 and 3,5") == {"1250.50", "10000", "3,5"}

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from appliance.errors import ApplianceError, UsageError
+from appliance.store import schema
+from appliance.store.database import Database, Locked
+from appliance.workspace import Workspace
+
+
+def test_a_workspace_is_found_by_flag_then_environment_then_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPLIANCE_WORKSPACE", raising=False)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        Workspace.create(folder).close()
+    deep = one / "runs" / "deep"
+    deep.mkdir()
+    with Workspace.find(None, cwd=deep) as found:
+        assert found.root == one
+    monkeypatch.setenv("APPLIANCE_WORKSPACE", str(two))
+    with Workspace.find(None, cwd=deep) as found:
+        assert found.root == two
+    with Workspace.find(one, cwd=deep) as found:
+        assert found.root == one
+
+
+def test_no_workspace_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPLIANCE_WORKSPACE", raising=False)
+    with pytest.raises(UsageError, match="appliance init DIR"):
+        Workspace.find(None, cwd=tmp_path)
+    with pytest.raises(UsageError, match="has no appliance.toml"):
+        Workspace.find(tmp_path)
+
+
+def test_creating_twice_or_over_a_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a workspace already"):
+        Workspace.create(workspace.root)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        Workspace.create(tmp_path / "file")
+
+
+def test_domains(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="known: none yet"):
+        workspace.check_domain("medical")
+    with pytest.raises(UsageError, match="name the domain with --domain"):
+        workspace.only_domain(None)
+    workspace.create_domain("medical")
+    assert workspace.only_domain(None) == "medical"
+    workspace.create_domain("legal")
+    workspace.create_domain("legal")
+    with pytest.raises(UsageError, match="known: legal, medical"):
+        workspace.only_domain(None)
+    with pytest.raises(UsageError, match="unknown domain 'law'; known: legal, medical"):
+        workspace.check_domain("law")
+    for bad in ("", "Medical", "a b", "../x", "医疗", "x" * 64):
+        with pytest.raises(UsageError, match="cannot be a domain's name"):
+            workspace.create_domain(bad)
+
+
+def test_saving_a_setting_keeps_comments(workspace: Workspace) -> None:
+    file = workspace.root / "appliance.toml"
+    before = file.read_text("utf-8")
+    workspace.save_setting("domains.medical.scenario", "hybrid")
+    workspace.save_setting("domains.medical.scenario", "rag")
+    after = file.read_text("utf-8")
+    assert after.startswith(before.rstrip("\n"))
+    assert workspace.config.domain("medical").scenario == "rag"
+
+
+def test_migrations_make_exactly_the_schema(workspace: Workspace) -> None:
+    with workspace.db.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_a_database_of_a_newer_version_is_refused(workspace: Workspace) -> None:
+    with sqlite3.connect(workspace.root / "appliance.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ApplianceError, match="newer version of the appliance"):
+        workspace.db.migrate()
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "appliance.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(ApplianceError, match=r"appliance\.db cannot be opened"):
+        Database(f"sqlite:///{tmp_path / 'appliance.db'}").migrate()
+
+
+def test_the_secret_is_made_once(workspace: Workspace) -> None:
+    secret = workspace.db.secret()
+    assert len(secret) == 32
+    with Workspace(workspace.root) as again:
+        assert again.db.secret() == secret
+
+
+def test_one_writer_holds_a_lock(workspace: Workspace) -> None:
+    with workspace.db.lock("index") as held:
+        held.beat()
+        with pytest.raises(Locked, match="is being written by"), workspace.db.lock("index"):
+            pass
+        with workspace.db.lock("tune:medical"):
+            pass
+    with workspace.db.lock("index"):
+        pass
+
+
+def test_a_dead_owners_lock_is_taken_over(workspace: Workspace) -> None:
+    code = "import sys, os; from pathlib import Path; from appliance.workspace import Workspace; from appliance.store.database import WriterLock\n"
+    code += "WriterLock(Workspace(Path(sys.argv[1])).db, 'index').acquire(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(workspace.root)], env={**os.environ}).returncode == 9
+    with workspace.db.lock("index"):
+        pass
+
+
+def test_a_lost_lock_stops_the_commit(workspace: Workspace) -> None:
+    with workspace.db.lock("index") as held:
+        with workspace.db.write() as connection:
+            connection.execute(schema.lock.update().values(owner="other:1:2:3"))
+        with pytest.raises(Locked, match="was lost to other"), workspace.db.write() as connection:
+            connection.execute(schema.setting.insert().values(key="x", value="y"))
+            held.check(connection)
+    assert workspace.db.setting("x") is None
+
+
+def test_pointer_moves_are_logged(workspace: Workspace) -> None:
+    for value in ("1", "2", None):
+        with workspace.db.write() as connection:
+            workspace.db.move_pointer(connection, "index", value, "because")
+    assert workspace.db.pointer("index") is None
+    with workspace.db.read() as connection:
+        moves = connection.execute(sa.select(schema.pointer_move.c.old, schema.pointer_move.c.new).order_by(schema.pointer_move.c.id)).all()
+    assert [tuple(move) for move in moves] == [(None, "1"), ("1", "2"), ("2", None)]
