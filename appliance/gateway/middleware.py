@@ -1,0 +1,165 @@
+"""Plain ASGI middleware: request ids, log, metrics, security headers, trusted hosts, body cap, keys.
+
+Nothing here buffers a body, and a client's disconnect always reaches the handler.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.gateway.errors import ApiError
+from appliance.gateway.metrics import Metrics
+from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
+from appliance.keys import PREFIX, Key
+from appliance.types import Caller
+
+access_log = logging.getLogger("appliance.access")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LOOPBACK = re.compile(r"(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?", re.IGNORECASE)
+
+
+class Recorder:
+    """Gives every request an id and every response the id and the security headers, then logs and counts it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        trace = trace_of(scope)
+        wished = Headers(scope=scope).get("x-request-id", "")
+        if _SANE_ID.fullmatch(wished):
+            trace.request_id = wished
+        # A crash is answered outside of this middleware, with 500.
+        status = 500
+        started = time.perf_counter()
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(RESPONSE_HEADERS)
+                headers["X-Request-ID"] = trace.request_id
+                if scope["path"].startswith("/v1/"):
+                    headers["Cache-Control"] = "no-store"
+            await send(message)
+
+        self.metrics.in_progress.inc()
+        try:
+            await self.app(scope, receive, send_marked)
+        finally:
+            self.metrics.in_progress.dec()
+            route = getattr(scope.get("route"), "path", "other")
+            outcome = trace.late_status or status
+            self.metrics.count(route, trace, outcome)
+            _log(scope, trace, route, outcome, (time.perf_counter() - started) * 1000)
+
+
+def _log(scope: Scope, trace: Trace, route: str, status: int, milliseconds: float) -> None:
+    line = {
+        "event": "request",
+        "id": trace.request_id,
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "route": route,
+        "status": status,
+        "ms": round(milliseconds, 1),
+        "caller": trace.caller.name if trace.caller else None,
+        "answer": trace.answer_id or None,
+        "arm": trace.arm or None,
+        "domain": trace.domain or None,
+    }
+    access_log.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+class LoopbackHosts:
+    """Without keys, only requests addressed to this machine by a loopback name are served.
+
+    Otherwise any web page could reach a keyless appliance through the visitor's browser by rebinding its own name to 127.0.0.1.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _LOOPBACK.fullmatch(Headers(scope=scope).get("host", "")):
+            message = "this appliance runs without keys and answers to localhost only; start it with keys required to use another name"
+            await ApiError(403, message, code="host_not_allowed").response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class BodyCap:
+    """Refuses a body over `limit` bytes with 413: by its declared length at once, else while it is being read."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        too_large = ApiError(413, f"the body is larger than {self.limit} bytes", code="body_too_large")
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.limit:
+            await too_large.response()(scope, receive, send)
+            return
+        seen = 0
+
+        async def receive_capped() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self.limit:
+                    raise too_large
+            return message
+
+        await self.app(scope, receive_capped, send)
+
+
+class Authenticate:
+    """Finds the caller of every ``/v1/`` request from ``Authorization: Bearer``, before any of its body is read.
+
+    Where keys are not required, a token that is not one of ours (clients often insist on sending something) counts as none.
+    """
+
+    def __init__(self, app: ASGIApp, authenticate: Callable[[str], Key | None], required: bool, anonymous: Caller) -> None:
+        self.app, self.authenticate, self.required, self.anonymous = app, authenticate, required, anonymous
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            token = _bearer(Headers(scope=scope).getlist("authorization"))
+            trace = trace_of(scope)
+            if token.startswith(PREFIX) or self.required:
+                key = await run_in_threadpool(self.authenticate, token) if token else None
+                if key is None:
+                    message = (
+                        "the API key is wrong, expired or revoked"
+                        if token
+                        else "an API key is needed: send it as `Authorization: Bearer apl_…`"
+                    )
+                    refusal = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+                    await refusal.response()(scope, receive, send)
+                    return
+                trace.caller = Caller(key.scope, key.id)
+            else:
+                trace.caller = self.anonymous
+        await self.app(scope, receive, send)
+
+
+def _bearer(values: Sequence[str]) -> str:
+    scheme, _, token = (values[0] if len(values) == 1 else "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,109 @@
+"""Running the app under uvicorn: binding, logging, and an orderly end."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from appliance.errors import ApplianceError
+
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "bare": {"format": "%(message)s"},
+    },
+    "handlers": {
+        "plain": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"},
+        "bare": {"class": "logging.StreamHandler", "formatter": "bare", "stream": "ext://sys.stderr"},
+    },
+    "loggers": {
+        "appliance": {"handlers": ["plain"], "level": "INFO", "propagate": False},
+        "appliance.access": {"handlers": ["bare"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["plain"], "level": "WARNING", "propagate": False},
+    },
+}
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app, self._ready = app, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.lifecycle.draining = True
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            # Else the signal is raised again after an orderly end, and the process does not exit with 0.
+            self._captured_signals.clear()
+
+
+def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    *,
+    grace_seconds: int = 30,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then end open streams within `grace_seconds` and return.
+
+    `announce` gets the real address (port 0 picks a free port) once requests are accepted; logs go to stderr. Raises ApplianceError when
+    the address cannot be bound.
+    """
+    bound = bind(host, port)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{bound.getsockname()[1]}"
+    config = uvicorn.Config(
+        app,
+        log_config=_LOGGING,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=grace_seconds,
+    )
+    _Server(config, app, lambda: announce(address)).run(sockets=[bound])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; raises ApplianceError that says why not and what to do."""
+    if not 0 <= port <= 65535:
+        # The system would quietly use the remainder.
+        raise ApplianceError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name with both kinds of address is served on IPv4, which every client tries.
+        family, kind, protocol, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        remedy = {
+            errno.EADDRINUSE: "the port is in use; stop the other process or choose another --port",
+            errno.EACCES: "this user may not use the port; choose one above 1023",
+            errno.EADDRNOTAVAIL: "this machine does not have that address; choose another --host",
+        }.get(error.errno or 0, str(error))
+        raise ApplianceError(f"cannot listen on {host}:{port}: {remedy}") from error
+    return bound
