@@ -180,7 +180,11 @@ class Registry:
             sa.select(schema.document.c.domain, schema.document.c.doc_id, schema.document_version.c.sha256).select_from(live).subquery()
         )
         same = sa.and_(current.c.domain == links.c.doc_domain, current.c.doc_id == links.c.doc_id, current.c.sha256 == links.c.sha256)
-        query = sa.select(links.c.pair_id, links.c.kind, current.c.sha256).select_from(links.outerjoin(current, same)).where(links.c.adapter == name)
+        query = (
+            sa.select(links.c.pair_id, links.c.kind, current.c.sha256)
+            .select_from(links.outerjoin(current, same))
+            .where(links.c.adapter == name)
+        )
         linked: set[str] = set()
         stale: set[str] = set()
         unlinked: set[str] = set()
@@ -211,4 +215,3 @@ class Registry:
             metrics=row.metrics,
             created_at=row.created_at,
         )
-

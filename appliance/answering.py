@@ -8,24 +8,27 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance import prompts
+from appliance.adapters import AdapterVersion, Registry
 from appliance.citations import align, quote
 from appliance.costs import CostBook
 from appliance.engines.base import Engine, EngineError, Message, Sampling, Usage
+from appliance.engines.pool import EnginePool
 from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge import Knowledge
-from appliance.adapters import AdapterVersion, Registry
-from appliance.engines.pool import EnginePool
 from appliance.rewrite import self_contained
 from appliance.types import Answer, Caller, Citation, Clock, Decided, Event, Finished, Request, Text
 from appliance.verified import Verified, VerifiedAnswers
 from retrieval.text import detect_lang
 from retrieval.types import DocumentKey, Evidence, Passage, RetrievalError, Scope
-from router.types import ARMS, GENERATING, Arm, Constraints, Decision, Router, Situation
+from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
+
+_NO_USAGE = Usage(0, 0)
 
 
 class ArmUnavailable(UsageError):
@@ -56,7 +59,7 @@ class _Draft:
     text: str
     citations: Sequence[Citation] = ()
     unsupported: Sequence[str] = ()
-    usage: Usage = Usage(0, 0)
+    usage: Usage = _NO_USAGE
     finish_reason: str = "stop"
     engine: str | None = None
     adapter: str | None = None
@@ -126,7 +129,7 @@ class Answering:
 
     # --- answering
 
-    async def stream(self, request: Request, caller: Caller | None = None) -> AsyncIterator[Event]:
+    async def stream(self, request: Request, caller: Caller | None = None) -> AsyncGenerator[Event]:
         """Answer one question as events: Decided, Text…, Finished. Closing the iterator stops the engine.
 
         Raises UsageError (empty or too long question, unknown domain or arm), ArmUnavailable, EngineBusy, EngineError.
@@ -135,14 +138,16 @@ class Answering:
         yield Decided(turn.id, turn.decision, turn.evidence)
         held = turn.request.constraints.must_cite and turn.decision.arm in ("rag", "hybrid")
         draft = _Draft("")
-        async for piece in self._run(turn):
-            if isinstance(piece, _Draft):
-                draft = piece
-                continue
-            if "first_token" not in turn.clock.stages:
-                turn.clock.mark("first_token")
-            if not held:
-                yield Text(piece)
+        # aclosing, so that a client that goes stops the engine at once and not at the next garbage collection.
+        async with aclosing(self._run(turn)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, _Draft):
+                    draft = piece
+                    continue
+                if "first_token" not in turn.clock.stages:
+                    turn.clock.mark("first_token")
+                if not held:
+                    yield Text(piece)
         arm = turn.decision.arm
         if held and (draft.unsupported or not draft.citations):
             arm, draft = await self._fall_back(turn, draft)
@@ -262,12 +267,13 @@ class Answering:
 
     # --- the arms
 
-    async def _run(self, turn: _Turn) -> AsyncIterator[str | _Draft]:
+    async def _run(self, turn: _Turn) -> AsyncGenerator[str | _Draft]:
         """Pieces of text, then one draft."""
         arm = turn.decision.arm
         if arm in GENERATING:
-            async for piece in self._generate(turn):
-                yield piece
+            async with aclosing(self._generate(turn)) as pieces:
+                async for piece in pieces:
+                    yield piece
             return
         draft = await asyncio.to_thread(self._without_engine, turn, arm)
         yield draft.text
@@ -282,7 +288,7 @@ class Answering:
                 return _Draft(text, cited)
         return _Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""))
 
-    async def _generate(self, turn: _Turn) -> AsyncIterator[str | _Draft]:
+    async def _generate(self, turn: _Turn) -> AsyncGenerator[str | _Draft]:
         arm, request = turn.decision.arm, turn.request
         engine = await self.engines.of(turn.domain)
         sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
@@ -292,19 +298,13 @@ class Answering:
         messages, passages = await self._messages(turn, engine, sampling)
         parts: list[str] = []
         usage, finish = Usage(0, 0), "stop"
-        deltas = engine.chat(messages, adapter, sampling)
-        try:
+        async with aclosing(engine.chat(messages, adapter, sampling)) as deltas:
             async for delta in deltas:
                 if delta.text:
                     parts.append(delta.text)
                     yield delta.text
                 usage = delta.usage or usage
                 finish = delta.finish_reason or finish
-        finally:
-            # Closing the stream is what stops the engine when the client has gone.
-            close = getattr(deltas, "aclose", None)
-            if close is not None:
-                await close()
         text = "".join(parts)
         cited: list[Citation] = []
         unsupported: list[str] = []
@@ -321,7 +321,9 @@ class Answering:
         while True:
             if passages:
                 tag = prompts.passages_tag(self._secret, passages)
-                messages = prompts.with_passages(turn.domain, turn.lang, turn.query, history, passages, tag, request.system)
+                messages = prompts.with_passages(
+                    turn.domain, turn.lang, turn.query, history, passages, tag, request.system, self.config.engines[engine.name].abstain
+                )
             else:
                 messages = prompts.direct(turn.domain, turn.lang, turn.query, history, request.system)
             if await engine.count_tokens(messages) <= room:
@@ -360,7 +362,9 @@ class Answering:
         dropped = [draft.text[c.answer_start : c.answer_end] for c in draft.citations if c not in kept]
         text, unsupported = draft.text, [*draft.unsupported, *dropped]
         if dropped and (arm in ("quote", "verified") or (turn.request.constraints.must_cite and not kept)):
-            reason = "所引用的资料刚刚发生了变化，请再问一次。" if turn.lang == "zh" else "The cited documents have just changed; ask again."
+            reason = (
+                "所引用的资料刚刚发生了变化，请再问一次。" if turn.lang == "zh" else "The cited documents have just changed; ask again."
+            )
             arm, text, kept, unsupported = "refuse", prompts.refusal(turn.lang, reason), [], []
         decision = turn.decision
         if arm != decision.arm:

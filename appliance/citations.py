@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from appliance.types import Citation
-from retrieval.text import content_words, sentences
+from retrieval.text import content_words, detect_lang, sentences
 from retrieval.types import Passage
 
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
@@ -102,12 +102,15 @@ def quote(question: str, passages: Sequence[Passage], similarity: Similarity, mo
     """The sentences that answer the question best, verbatim, with their citations; ("", []) where there are none.
 
     Sentences are scored by the rarity-weighted share of the question's words they contain (words of their headings
-    count half) or, where words cannot tell because the languages differ, by embedding similarity.
+    count half) or, where the best passage is in another language than the question, by embedding similarity. Only
+    passages in the language of the best one compete: neither score compares across languages.
     """
-    candidates = passage_sentences(passages)
+    lang = passages[0].document.lang if passages else ""
+    candidates = passage_sentences([passage for passage in passages if passage.document.lang == lang])
     if not candidates:
         return "", []
-    scores = _scores(question, candidates, similarity)
+    foreign = lang != detect_lang(question)
+    scores = _scores(question, candidates, similarity, foreign)
     ranked = sorted(range(len(candidates)), key=lambda i: -scores[i])
     chosen = [ranked[0], *(i for i in ranked[1:most] if scores[i] >= 0.8 * scores[ranked[0]])]
     chosen.sort(key=lambda i: (candidates[i].passage.document.id, candidates[i].start) if i != ranked[0] else ("", -1))
@@ -120,7 +123,7 @@ def quote(question: str, passages: Sequence[Passage], similarity: Similarity, mo
     return text, cited
 
 
-def _scores(question: str, candidates: Sequence[Sentence], similarity: Similarity) -> list[float]:
+def _scores(question: str, candidates: Sequence[Sentence], similarity: Similarity, foreign: bool) -> list[float]:
     asked = list(dict.fromkeys(content_words(question)))
     frequency = Counter(word for sentence in candidates for word in sentence.words)
     weight = {word: log(1 + len(candidates) / (1 + frequency[word])) for word in asked}
@@ -130,7 +133,7 @@ def _scores(question: str, candidates: Sequence[Sentence], similarity: Similarit
         around = frozenset(content_words(" ".join((sentence.passage.document.title, *sentence.passage.chunk.heading))))
         got = sum(weight[w] if w in sentence.words else 0.5 * weight[w] if w in around else 0.0 for w in asked)
         scores.append(got / total if total else 0.0)
-    if max(scores) < 0.25:
+    if foreign or max(scores) < 0.25:
         close = candidates[:16]
         return [*similarity(question, [sentence.text for sentence in close]), *[0.0] * (len(candidates) - len(close))]
     return scores

@@ -35,7 +35,9 @@ class ModelsConfig(Section):
 
 
 class EngineConfig(Section):
-    """One engine. `base` is a model reference (local), `url` and `model` an OpenAI-compatible endpoint (openai).
+    """One engine. `abstain` tells it to say when the passages lack the answer; models far below 1B parameters then say it too often.
+
+    `base` is a model reference (local), `url` and `model` an OpenAI-compatible endpoint (openai).
 
     `languages` are the languages the model can answer in; `api_key_env` names the environment variable with the key.
     """
@@ -44,13 +46,14 @@ class EngineConfig(Section):
     base: str = DEFAULT_CHAT
     languages: tuple[str, ...] = ("en",)
     chat_template: str | None = None
-    max_batch: int = Field(8, ge=1, le=256)
-    max_queue: int = Field(64, ge=1, le=100_000)
-    threads: int | None = Field(None, ge=1, le=1024)
+    max_batch: int = Field(default=8, ge=1, le=256)
+    max_queue: int = Field(default=64, ge=1, le=100_000)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     url: str | None = None
     model: str | None = None
     api_key_env: str | None = None
-    context_window: int = Field(8192, ge=256)
+    context_window: int = Field(default=8192, ge=256)
+    abstain: bool = False
 
 
 class DomainConfig(Section):
@@ -63,20 +66,20 @@ class DomainConfig(Section):
 class RetrievalConfig(Section):
     """`k` passages reach an answer out of `candidates` per retriever; chunk sizes are tokens of the embedding model."""
 
-    k: int = Field(5, ge=1, le=100)
-    candidates: int = Field(50, ge=1, le=10_000)
-    chunk_tokens: int = Field(200, ge=16, le=4096)
-    chunk_max_tokens: int = Field(320, ge=16, le=8192)
+    k: int = Field(default=5, ge=1, le=100)
+    candidates: int = Field(default=50, ge=1, le=10_000)
+    chunk_tokens: int = Field(default=200, ge=16, le=4096)
+    chunk_max_tokens: int = Field(default=320, ge=16, le=8192)
 
 
 class AnsweringConfig(Section):
     """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation."""
 
-    max_tokens: int = Field(128, ge=1, le=32_768)
-    max_question_chars: int = Field(8_000, ge=100)
-    max_history_messages: int = Field(20, ge=0)
-    passage_tokens: int = Field(900, ge=64)
-    support: float = Field(0.6, ge=0, le=1)
+    max_tokens: int = Field(default=128, ge=1, le=32_768)
+    max_question_chars: int = Field(default=8_000, ge=100)
+    max_history_messages: int = Field(default=20, ge=0)
+    passage_tokens: int = Field(default=500, ge=64)
+    support: float = Field(default=0.6, ge=0, le=1)
 
 
 class RouterConfig(Section):
@@ -89,8 +92,8 @@ class ServerConfig(Section):
     """Where `appliance serve` listens. Keys are required unless it listens on loopback only."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65_535)
-    max_body_bytes: int = Field(1_048_576, ge=1024)
+    port: int = Field(default=8080, ge=0, le=65_535)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
     require_keys: bool | None = None
 
 
@@ -202,7 +205,7 @@ def _fields(parents: list[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
-TEMPLATE = '''# The appliance's configuration. Every setting is optional; what is commented out shows its default.
+TEMPLATE = """# The appliance's configuration. Every setting is optional; what is commented out shows its default.
 # A flag (--set section.key=value) wins over the environment (APPLIANCE_SECTION__KEY), which wins over this file.
 
 [models]
@@ -213,6 +216,7 @@ TEMPLATE = '''# The appliance's configuration. Every setting is optional; what i
 # kind = "local"                        # local (transformers + peft in this process) | openai (any compatible endpoint)
 # base = "{chat}"
 # languages = ["en"]                    # what the model can answer in; other languages get verbatim quotes or a refusal
+# abstain = false                       # true for models of about 1B parameters and more: they may say "not in the passages"
 # max_batch = 8                         # requests generated together
 # max_queue = 64                        # waiting requests before "busy"
 # url = "http://127.0.0.1:8000/v1"      # openai only
@@ -232,7 +236,7 @@ TEMPLATE = '''# The appliance's configuration. Every setting is optional; what i
 [answering]
 # max_tokens = 128
 # max_question_chars = 8000
-# passage_tokens = 900                  # budget for passages in a prompt
+# passage_tokens = 500                  # budget for passages in a prompt
 # support = 0.6                         # share of a sentence a passage must support to be cited
 
 [router.thresholds]
@@ -246,7 +250,7 @@ TEMPLATE = '''# The appliance's configuration. Every setting is optional; what i
 
 [database]
 # url = "postgresql+psycopg://…"        # default: appliance.db in this folder
-'''
+"""
 
 
 def template() -> str:

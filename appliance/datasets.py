@@ -18,7 +18,8 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
-from finetune.dataset import Excluded, dataset_version, read_pairs
+from finetune.dataset import dataset_version, read_pairs
+from finetune.reading import Excluded
 from finetune.types import DatasetError, Pair
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -56,7 +57,13 @@ class Datasets:
         self.workspace = workspace
 
     def add(
-        self, file: Path, *, name: str | None = None, domain: str | None = None, mapping: Mapping[str, str] | None = None, skip_bad: bool = False
+        self,
+        file: Path,
+        *,
+        name: str | None = None,
+        domain: str | None = None,
+        mapping: Mapping[str, str] | None = None,
+        skip_bad: bool = False,
     ) -> Added:
         """Validate and register `file`. Raises UsageError (name, missing file) and ApplianceError listing every bad row."""
         name = name or file.stem
@@ -92,19 +99,22 @@ class Datasets:
         self._save(info)
         return Added(info, True, tuple(read.excluded), preview)
 
-    def list(self) -> list[DatasetInfo]:
+    def all(self) -> list[DatasetInfo]:
         """The live version of every data set."""
         table, pointer = schema.dataset, schema.pointer
         live = sa.and_(pointer.c.name == sa.literal("dataset:") + table.c.name, pointer.c.value == table.c.version)
         with self.workspace.db.read() as connection:
-            return [self._info(row) for row in connection.execute(sa.select(table).select_from(table.join(pointer, live)).order_by(table.c.name))]
+            return [
+                self._info(row)
+                for row in connection.execute(sa.select(table).select_from(table.join(pointer, live)).order_by(table.c.name))
+            ]
 
     def get(self, name: str) -> DatasetInfo:
         """The live version of `name`. Raises UsageError that lists what there is."""
         version = self.workspace.db.pointer(f"dataset:{name}")
         info = self._row(name, version) if version else None
         if info is None:
-            known = ", ".join(other.name for other in self.list())
+            known = ", ".join(other.name for other in self.all())
             raise UsageError(f"no data set {name!r}; known: {known or 'none yet, register one with `appliance dataset add FILE`'}")
         return info
 
@@ -115,19 +125,21 @@ class Datasets:
         except (DatasetError, OSError) as error:
             raise ApplianceError(f"data set {info.name}: {error}; register it again with `appliance dataset add`") from error
         if dataset_version(read.pairs)[:_VERSION_CHARS] != info.version:
-            raise ApplianceError(f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`")
+            raise ApplianceError(
+                f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`"
+            )
         return read.pairs
 
     def _save(self, info: DatasetInfo) -> None:
-        values = dict(
-            domain=info.domain,
-            task="qa",
-            path=str(info.path.relative_to(self.workspace.root)),
-            source=info.source,
-            mapping=dict(info.mapping),
-            counts=dict(info.counts),
-            created_at=info.created_at,
-        )
+        values = {
+            "domain": info.domain,
+            "task": "qa",
+            "path": str(info.path.relative_to(self.workspace.root)),
+            "source": info.source,
+            "mapping": dict(info.mapping),
+            "counts": dict(info.counts),
+            "created_at": info.created_at,
+        }
         table = schema.dataset
         with self.workspace.db.write() as connection:
             same = sa.and_(table.c.name == info.name, table.c.version == info.version)

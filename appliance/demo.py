@@ -114,7 +114,7 @@ async def ask(service: Service, infos: dict[str, DatasetInfo], show: Callable[[A
 def _approve_one(service: Service) -> None:
     """`appliance verified add`: one expert-approved answer, so that this arm is seen too."""
     pair = _approved(Datasets(service.workspace).pairs(Datasets(service.workspace).get("medical-qa")))
-    if not any(known.question == pair.question for known in service.verified.list("medical")):
+    if not any(known.question == pair.question for known in service.verified.all("medical")):
         service.verified.add("medical", pair.question, pair.answer, pair.doc_ids, "demo expert", support=0.3)
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,9 @@ def machine() -> Iterator[Finding]:
     yield Finding("python", "ok" if sys.version_info >= (3, 11) else "failed", version, "install Python 3.11 or newer")
     memory = psutil.virtual_memory()
     yield _enough("memory", memory.available, _MEMORY, "close other programs, or use a smaller model")
-    yield _enough("disk", shutil.disk_usage(Path.home()).free, _DISK, "free space in the home folder, or set APPLIANCE_MODELS to another disk")
+    yield _enough(
+        "disk", shutil.disk_usage(Path.home()).free, _DISK, "free space in the home folder, or set APPLIANCE_MODELS to another disk"
+    )
     yield _cpu()
     yield _gpu()
 
@@ -47,16 +50,18 @@ def workspace(service: Service) -> Iterator[Finding]:
     config = service.workspace.config
     references = [config.models.embedding, *dict.fromkeys(e.base for e in config.engines.values() if e.kind == "local")]
     for reference in references:
-        yield _try(f"model {reference}", lambda ref=reference: _model(service, ref), f"appliance model pull {reference}")
+        yield _try(f"model {reference}", partial(_model, service, reference), f"appliance model pull {reference}")
     yield _try("database", lambda: f"{len(service.workspace.domains())} domains", "restore appliance.db from a backup")
     yield _try("index", lambda: _index(service), "appliance index rebuild")
     for name in config.engines:
-        yield _try(f"engine {name}", lambda engine=name: _engine(service, engine), f"check [engines.{name}] in appliance.toml")
+        yield _try(f"engine {name}", partial(_engine, service, name), f"check [engines.{name}] in appliance.toml")
 
 
 def _enough(check: str, have: int, want: int, remedy: str) -> Finding:
     gib = 1024**3
-    return Finding(check, "ok" if have >= want else "warning", f"{have / gib:.1f} GiB free, {want / gib:.0f} wanted", "" if have >= want else remedy)
+    return Finding(
+        check, "ok" if have >= want else "warning", f"{have / gib:.1f} GiB free, {want / gib:.0f} wanted", "" if have >= want else remedy
+    )
 
 
 def _cpu() -> Finding:
@@ -64,7 +69,12 @@ def _cpu() -> Finding:
 
     capability = torch.backends.cpu.get_cpu_capability()
     good = capability not in ("DEFAULT", "default")
-    return Finding("cpu", "ok" if good else "warning", f"{capability}, {torch.get_num_threads()} threads", "" if good else "a CPU with AVX2 is several times faster")
+    return Finding(
+        "cpu",
+        "ok" if good else "warning",
+        f"{capability}, {torch.get_num_threads()} threads",
+        "" if good else "a CPU with AVX2 is several times faster",
+    )
 
 
 def _gpu() -> Finding:

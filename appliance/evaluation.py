@@ -113,7 +113,7 @@ def _settings(service: Service, arms: Sequence[str], split: str | None, limit: i
 async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampling: Sampling) -> Outcome:
     request = Request(
         question=item.question,
-        history=tuple(Message(role=role, content=content) for role, content in item.history),
+        history=tuple(Message(role=role, content=content) for role, content in item.history),  # type: ignore[typeddict-item]
         domain=domain,
         arm=arm,  # type: ignore[arg-type]
         sampling=sampling,
@@ -154,7 +154,9 @@ def _open_run(service: Service, info: DatasetInfo, settings: dict[str, Any], run
             if row is None:
                 raise UsageError(f"no run {run_id!r}; see: appliance eval show")
             if (row.dataset, row.dataset_version, row.settings) != (info.name, info.version, settings):
-                raise UsageError(f"run {run_id} was started on {row.dataset}@{row.dataset_version} with {json.dumps(row.settings)}; start a new run")
+                raise UsageError(
+                    f"run {run_id} was started on {row.dataset}@{row.dataset_version} with {json.dumps(row.settings)}; start a new run"
+                )
             return run_id, service.workspace.root / row.path
         now = utcnow()
         identity = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -185,7 +187,9 @@ def find(service: Service, run_id: str) -> sa.Row[Any]:
     every = runs(service)
     found = every[:1] if run_id == "last" else [row for row in every if row.id.startswith(run_id)]
     if len(found) != 1:
-        raise UsageError(f"{'no' if not found else 'more than one'} run {run_id!r}; known: {', '.join(row.id for row in every[:10]) or 'none yet'}")
+        raise UsageError(
+            f"{'no' if not found else 'more than one'} run {run_id!r}; known: {', '.join(row.id for row in every[:10]) or 'none yet'}"
+        )
     return found[0]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from retrieval.embed import Embedder
     from retrieval.index import Index
     from retrieval.ingest import IngestReport
+    from retrieval.staging import IngestSettings
 
 Progress = Callable[..., None]
 _REMEMBERED = 256
@@ -36,8 +37,14 @@ class QuestionCache:
         self._embedder = embedder
         self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
-        self.hash = embedder.hash
-        self.dim = embedder.dim
+
+    @property
+    def hash(self) -> str:
+        return self._embedder.hash
+
+    @property
+    def dim(self) -> int:
+        return self._embedder.dim
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return self._embedder.count_tokens(list(texts))
@@ -100,6 +107,12 @@ class Knowledge:
         settings = self.workspace.config.retrieval
         return self.index().search(query, scope, k=k or settings.k, candidates=settings.candidates)
 
+    def verify(self) -> list[str]:
+        """Every difference between the live generation's files and what was written; see `retrieval.index.verify`."""
+        from retrieval.index import verify
+
+        return verify(self.store, self.folder)
+
     def passage(self, domain: str, doc_id: str, start: int, end: int, caller: Caller) -> dict[str, Any] | None:
         """A span of a live document with the text around it, None if it is gone or the caller may not see it."""
         key = DocumentKey(domain, doc_id)
@@ -135,31 +148,60 @@ class Knowledge:
         return [float(value) for value in vectors @ self.embedder.encode_queries([question])[0]]
 
     def ingest(
-        self, paths: Sequence[Path], *, domain: str | None, labels: frozenset[str] = frozenset(), prune: bool = False, progress: Progress | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        domain: str | None,
+        labels: frozenset[str] = frozenset(),
+        prune: bool = False,
+        progress: Progress | None = None,
     ) -> IngestReport:
         """Bring documents in; see `retrieval.ingest.ingest`. `domain` is created if it is new."""
-        from retrieval.ingest import IngestSettings, ingest
+        from retrieval.ingest import ingest
 
-        settings = self.workspace.config.retrieval
+        if domain is not None:
+            self.workspace.check_name(domain)
         with self.workspace.db.lock("index") as lock:
             return ingest(
                 paths,
                 store=self.store,
                 folder=self.folder,
                 embedder=self.embedder,
+                lock=lock,
                 domain=domain,
                 known_domains=self.workspace.domains(),
                 create_domain=self.workspace.create_domain,
                 labels=labels,
                 prune=prune,
-                settings=IngestSettings(chunk_tokens=settings.chunk_tokens, chunk_max_tokens=settings.chunk_max_tokens),
-                lock=lock,
+                settings=self._settings(),
                 progress=progress,
             )
 
     def remove(self, keys: Sequence[DocumentKey]) -> dict[str, Any]:
         """Delete documents for good: from every generation, with their text."""
-        from retrieval.ingest import remove
+        from retrieval.maintain import remove
 
         with self.workspace.db.lock("index") as lock:
-            return remove(keys, store=self.store, folder=self.folder, embedder=self.embedder, lock=lock)
+            return remove(keys, store=self.store, folder=self.folder, lock=lock)
+
+    def rebuild(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Chunk and embed every live document anew from its stored text, beside the live generation."""
+        from retrieval.maintain import rebuild
+
+        with self.workspace.db.lock("index") as lock:
+            return rebuild(
+                store=self.store, folder=self.folder, embedder=self.embedder, lock=lock, settings=self._settings(), progress=progress
+            )
+
+    def rollback(self, generation: int) -> None:
+        """Make an older generation live again; what was deleted since stays deleted."""
+        from retrieval.maintain import rollback
+
+        with self.workspace.db.lock("index") as lock:
+            rollback(generation, store=self.store, folder=self.folder, lock=lock)
+
+    def _settings(self) -> IngestSettings:
+        from retrieval.staging import IngestSettings
+
+        settings = self.workspace.config.retrieval
+        return IngestSettings(chunk_tokens=settings.chunk_tokens, chunk_max_tokens=settings.chunk_max_tokens)

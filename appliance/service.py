@@ -9,11 +9,11 @@ from appliance.adapters import Registry
 from appliance.answering import Answering
 from appliance.costs import CostBook
 from appliance.engines.pool import EnginePool
+from appliance.errors import UsageError
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
-from appliance.errors import UsageError
 from router.policy import RulePolicy
 from router.settings import PolicySettings
 from router.types import Router
@@ -55,7 +55,9 @@ def thresholds(workspace: Workspace) -> PolicySettings:
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise UsageError(f"[router.thresholds] {name}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"))
+            raise UsageError(
+                f"[router.thresholds] {name}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+            )
     try:
         return PolicySettings(**given)
     except ValueError as error:

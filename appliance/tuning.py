@@ -41,7 +41,9 @@ def tune(
     info = datasets.get(dataset)
     engine_name, engine = workspace.config.engine_of(domain)
     if engine.kind != "local":
-        raise UsageError(f"engine {engine_name} of {domain} is {engine.kind}: training needs a base model here, name a local engine for the domain")
+        raise UsageError(
+            f"engine {engine_name} of {domain} is {engine.kind}: training needs a base model here, name a local engine for the domain"
+        )
     reference = workspace.model(engine.base)
     base, base_hash = service.models.path(reference), service.models.model_hash(reference)
     train_pairs, dev_pairs, left_out = _usable(datasets.pairs(info), domain, engine.languages, settings.seed)
@@ -61,13 +63,16 @@ def tune(
             result = train(job, progress)
             links = evidence_links(service, domain, train_pairs)
             live = service.registry.live(domain)
+            parent = live.name if live else None
+            labels = _labels(service, links)
             folder = finish_version(
                 result,
                 workspace.folder("adapters"),
-                domain=domain,
+                domain,
                 dataset=info.name,
                 dataset_version=info.version,
-                parent=live.name if live else None,
+                parent=parent,
+                labels=sorted(labels),
                 evidence=[asdict(link) for link in links],
             )
             tuned_questions.save(folder.path, [_question(pair) for pair in train_pairs], service.knowledge.embedder)
@@ -76,13 +81,6 @@ def tune(
         finally:
             shutil.rmtree(work, ignore_errors=True)
         dropped = {**left_out, **result.dropped}
-        metrics = {
-            "train_examples": result.train_examples,
-            "train_loss": result.train_loss,
-            "eval_loss": result.eval_loss,
-            "tokens_per_second": result.tokens_per_second,
-            "seconds": result.seconds,
-        }
         version = AdapterVersion(
             name=folder.name,
             domain=domain,
@@ -93,10 +91,10 @@ def tune(
             sha256=folder.sha256,
             dataset=info.name,
             dataset_version=info.version,
-            parent=live.name if live else None,
-            labels=_labels(service, links),
+            parent=parent,
+            labels=labels,
             config=asdict(settings),
-            metrics={**metrics, "dropped": dropped},
+            metrics={**result.metrics(), "dropped": dropped},
             created_at=folder.created_at,
         )
         service.registry.register(version, links)
@@ -171,7 +169,10 @@ def _usable(pairs: Sequence[Pair], domain: str, languages: Sequence[str], seed: 
         else:
             left_out[reason] = left_out.get(reason, 0) + 1
     if not kept:
-        raise UsageError(f"no pair of this data set can train {domain}: {left_out or 'it is empty'}; answerable pairs in {', '.join(languages)} are needed")
+        raise UsageError(
+            f"no pair of this data set can train {domain}: {left_out or 'it is empty'}; "
+            f"answerable pairs in {', '.join(languages)} are needed"
+        )
     split = split_pairs(kept, seed)
     return [pair for pair in split if pair.split == "train"], [pair for pair in split if pair.split == "dev"], left_out
 
@@ -182,4 +183,3 @@ def _messages(pair: Pair) -> list[Message]:
 
 def _question(pair: Pair) -> str:
     return self_contained(pair.question.strip(), _messages(pair))
-

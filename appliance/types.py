@@ -18,7 +18,7 @@ ArmChoice = Literal["auto"] | Arm
 class Caller:
     """Who asks: what they may see, and the workspace's name for them (an API key's id, or 'local')."""
 
-    scope: Scope = Scope()
+    scope: Scope = field(default_factory=Scope)
     name: str = "local"
 
 
@@ -33,7 +33,7 @@ class Request:
     history: tuple[Message, ...] = ()
     domain: str | None = None
     arm: ArmChoice = "auto"
-    constraints: Constraints = Constraints()
+    constraints: Constraints = field(default_factory=Constraints)
     sampling: Sampling | None = None
     system: str | None = None
 

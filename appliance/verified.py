@@ -44,7 +44,10 @@ class VerifiedAnswers:
         self.db = knowledge.workspace.db
 
     def add(self, domain: str, question: str, answer: str, doc_ids: Sequence[str], approved_by: str, support: float) -> Verified:
-        """Approve an answer; it cites the best sentences of `doc_ids`. Raises UsageError for empty text, unknown documents, or no support."""
+        """Approve an answer; it cites the best sentences of `doc_ids`.
+
+        Raises UsageError for empty text, unknown documents, or no support in them.
+        """
         for field, text in (("question", question), ("answer", answer), ("approved by", approved_by)):
             if not text.strip():
                 raise UsageError(f"the {field} is empty")
@@ -85,7 +88,7 @@ class VerifiedAnswers:
             )
         return made
 
-    def list(self, domain: str | None = None) -> list[Verified]:
+    def all(self, domain: str | None = None) -> list[Verified]:
         query = sa.select(schema.verified).order_by(schema.verified.c.created_at)
         if domain is not None:
             query = query.where(schema.verified.c.domain == domain)

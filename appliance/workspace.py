@@ -68,7 +68,9 @@ class Workspace:
         for folder in (start, *start.parents):
             if (folder / configuration.FILE_NAME).is_file():
                 return cls(folder, flags)
-        raise UsageError("no workspace here or above; make one with `appliance init DIR`, or name one with --workspace or APPLIANCE_WORKSPACE")
+        raise UsageError(
+            "no workspace here or above; make one with `appliance init DIR`, or name one with --workspace or APPLIANCE_WORKSPACE"
+        )
 
     def folder(self, name: str) -> Path:
         path = self.root / name
@@ -102,10 +104,15 @@ class Workspace:
             return known[0]
         raise UsageError(f"name the domain with --domain; known: {', '.join(known) or 'none yet'}")
 
-    def create_domain(self, name: str) -> str:
-        """Create the domain if it is new. Raises UsageError for a name that is not lower-case letters, digits, - and _."""
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raises UsageError for a name no domain can have."""
         if not _DOMAIN.fullmatch(name):
             raise UsageError(f"{name!r} cannot be a domain's name; use lower-case letters, digits, - and _ (at most 63)")
+
+    def create_domain(self, name: str) -> str:
+        """Create the domain if it is new. Raises UsageError for a name that is not lower-case letters, digits, - and _."""
+        self.check_name(name)
         if name not in self.domains():
             with self.db.write() as connection:
                 known = connection.execute(sa.select(schema.domain.c.name).where(schema.domain.c.name == name)).scalar_one_or_none()

@@ -38,7 +38,9 @@ def test_the_graph_sees_the_real_imports(graph: grimp.ImportGraph) -> None:
 
 @pytest.mark.parametrize("module", ["appliance.cli.main", "appliance.gateway.app"])
 def test_thin_parts_load_no_heavy_library(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'faiss', 'transformers', 'trl', 'datasets', 'matplotlib') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'faiss', 'transformers', 'trl', 'datasets', 'matplotlib') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

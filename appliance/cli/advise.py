@@ -21,7 +21,7 @@ _FIGURES = tuple(RoiInputs.__dataclass_fields__)
 def _options(command: Any) -> Any:
     for name in reversed(_FIGURES):
         command = click.option(f"--{name.replace('_', '-')}", type=float, help="Figure of the return.")(command)
-    for name, allowed in reversed(ALLOWED.items()):
+    for name, allowed in reversed(list(ALLOWED.items())):
         command = click.option(f"--{name.replace('_', '-')}", help=f"One of {', '.join(allowed)}.")(command)
     return command
 
@@ -33,7 +33,7 @@ def _options(command: Any) -> Any:
 @click.option("--save", is_flag=True, help="Write the choice to the domain's configuration, where it is the router's prior.")
 @json_option
 @pass_session
-def advise(session: Session, file: Path | None, domain: str | None, save: bool, as_json: bool, **given: Any) -> None:
+def advise(session: Session, /, file: Path | None, domain: str | None, save: bool, as_json: bool, **given: Any) -> None:
     """Retrieval, fine-tuning, or both? From flags, from FILE.toml (with a [roi] table), or asked on a terminal."""
     values, figures = _read(file)
     values |= {name: given[name] for name in ALLOWED if given[name] is not None}

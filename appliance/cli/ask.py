@@ -6,11 +6,15 @@ import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, table
 from appliance.errors import UsageError
+
+if TYPE_CHECKING:
+    from appliance.engines.base import Message
 
 
 @click.command()
@@ -62,7 +66,7 @@ def ask(
     emit(data, as_json, lambda: show_answer(data))
 
 
-def read_history(file: Path | None) -> tuple[dict[str, str], ...]:  # type: ignore[type-arg]
+def read_history(file: Path | None) -> tuple[Message, ...]:
     """The turns of a history file. Raises UsageError naming the turn that is wrong."""
     if file is None:
         return ()
@@ -83,7 +87,8 @@ def show_answer(data: dict[str, object]) -> None:
     click.echo(str(data["answer"]))
     for number, citation in enumerate(citations, 1):
         page = f", p. {citation['page']}" if citation["page"] else ""
-        click.echo(f"  [{number}] {citation['title']} ({citation['doc_id']}{page}, {citation['start']}–{citation['end']}): {citation['quote'].strip()}")
+        place = f"{citation['doc_id']}{page}, {citation['start']}–{citation['end']}"
+        click.echo(f"  [{number}] {citation['title']} ({place}): {citation['quote'].strip()}")
     unsupported = data["unsupported"]
     if isinstance(unsupported, list) and unsupported:
         click.echo("  no passage supports: " + " | ".join(map(str, unsupported)))

@@ -15,7 +15,11 @@ from appliance.cli.session import Progress, emit, json_option, say, table
 
 @click.command()
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default=Path("demo-workspace"), show_default=True, help="The workspace; a second run reuses it."
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo-workspace"),
+    show_default=True,
+    help="The workspace; a second run reuses it.",
 )
 @json_option
 def demo(folder: Path, as_json: bool) -> None:
@@ -34,7 +38,7 @@ async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any
     watch = steps.Stopwatch(say)
     began = time.monotonic()
     with steps.open_workspace(folder) as workspace:
-        service = open_service(workspace)
+        service, root = open_service(workspace), workspace.root
         try:
             watch.start("models: appliance model pull")
             steps.pull_models(service, progress)
@@ -52,7 +56,7 @@ async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any
         finally:
             await service.answering.close()
     return {
-        "workspace": str(folder.resolve()),
+        "workspace": str(root),
         "ingest": ingested,
         "adapters": {domain: version.name for domain, version in adapters.items()},
         "evaluation": evaluated,
@@ -73,5 +77,8 @@ def _summary(data: dict[str, Any]) -> None:
 
     for domain, summary in data["evaluation"].items():
         click.echo(f"\n{domain}, {summary['n']} questions\n{report(summary)}")
-    rows = [(one["domain"], one["question"][:60], one["arm"], len(one["citations"]), one["answer"].replace("\n", " ")[:60]) for one in data["answers"]]
+    rows = [
+        (one["domain"], one["question"][:60], one["arm"], len(one["citations"]), one["answer"].replace("\n", " ")[:60])
+        for one in data["answers"]
+    ]
     table(("domain", "question", "arm", "citations", "answer"), rows, f"answers ({data['seconds']:.0f} s in all)")

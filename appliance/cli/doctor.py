@@ -26,6 +26,6 @@ def doctor(session: Session, as_json: bool) -> int:
     emit(
         [asdict(finding) for finding in findings],
         as_json,
-        lambda: table(("check", "state", "detail", "remedy"), [asdict(finding).values() for finding in findings]),
+        lambda: table(("check", "state", "detail", "remedy"), [list(asdict(finding).values()) for finding in findings]),
     )
     return FAILURE if any(finding.state == "failed" for finding in findings) else DONE

@@ -15,8 +15,6 @@ def eval() -> None:
     """Measure every arm on a question set."""
 
 
-
-
 @eval.command()
 @click.option("--dataset", "-n", required=True, help="A registered data set; see: appliance dataset list.")
 @click.option("--arms", default="all", show_default=True, help="all, or a comma-separated list.")
@@ -26,7 +24,9 @@ def eval() -> None:
 @click.option("--resume", "run_id", help="Go on with this run.")
 @json_option
 @pass_session
-def run(session: Session, dataset: str, arms: str, split: str, limit: int | None, max_tokens: int, run_id: str | None, as_json: bool) -> None:
+def run(
+    session: Session, dataset: str, arms: str, split: str, limit: int | None, max_tokens: int, run_id: str | None, as_json: bool
+) -> None:
     """Run every arm and the router over a question set and print the table."""
     from appliance.datasets import Datasets
     from appliance.evaluation import evaluate, parse_arms
@@ -71,9 +71,10 @@ def show(session: Session, run_id: str | None, as_json: bool) -> None:
     service = open_service(session.workspace)
     if run_id is None:
         rows = [
-            {"run_id": row.id, "dataset": row.dataset, "settings": row.settings, "finished": row.finished_at is not None} for row in runs(service)
+            {"run_id": row.id, "dataset": row.dataset, "settings": row.settings, "finished": row.finished_at is not None}
+            for row in runs(service)
         ]
-        emit(rows, as_json, lambda: table(("run", "dataset", "settings", "finished"), [row.values() for row in rows]))
+        emit(rows, as_json, lambda: table(("run", "dataset", "settings", "finished"), [list(row.values()) for row in rows]))
         return
     found = find(service, run_id)
     if found.summary is None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.session import Session, emit, json_option, pass_session, say, table
+
+if TYPE_CHECKING:
+    from appliance.keys import Keys
 
 
 @click.group()
@@ -14,10 +18,10 @@ def key() -> None:
     """API keys: shown once, stored hashed."""
 
 
-def _keys(session: Session):  # type: ignore[no-untyped-def]
-    from appliance.keys import Keys
+def _keys(session: Session) -> Keys:
+    from appliance.keys import Keys as Registry
 
-    return Keys(session.workspace.db)
+    return Registry(session.workspace.db)
 
 
 @key.command()

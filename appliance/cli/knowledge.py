@@ -34,9 +34,8 @@ def ingest(session: Session, paths: tuple[Path, ...], domain: str | None, labels
     data = report.to_json()
 
     def human() -> None:
-        table(("added", "updated", "unchanged", "removed", "failed", "chunks", "generation", "seconds"), [
-            (data["added"], data["updated"], data["unchanged"], data["removed"], len(data["failed"]), data["chunks"], data["generation"], data["seconds"])
-        ])  # fmt: skip
+        columns = ("added", "updated", "unchanged", "removed", "failed", "chunks", "generation", "seconds")
+        table(columns, [[len(data[column]) if column == "failed" else data[column] for column in columns]])
 
     emit(data, as_json, human)
     for failure in data["failed"]:
@@ -79,7 +78,8 @@ def search(session: Session, query: str, domain: str | None, k: int | None, as_j
 
     def human() -> None:
         for number, result in enumerate(results, 1):
-            click.echo(f"[{number}] {result['title']}  ({result['domain']}/{result['doc_id']} {result['start']}–{result['end']}, {result['score']:.4f})")
+            place = f"{result['domain']}/{result['doc_id']} {result['start']}–{result['end']}"
+            click.echo(f"[{number}] {result['title']}  ({place}, {result['score']:.4f})")
             click.echo("    " + " ".join(str(result["text"]).split())[:300])
 
     emit({"query": query, "generation": evidence.generation, "results": results}, as_json, human)
@@ -153,6 +153,16 @@ def verify(session: Session, as_json: bool) -> int:
     problems = _knowledge(session).verify()
     emit({"ok": not problems, "problems": problems}, as_json, lambda: click.echo("\n".join(problems) or "every file is as it was written"))
     return FAILURE if problems else DONE
+
+
+@index.command()
+@click.argument("generation", type=click.IntRange(1))
+@json_option
+@pass_session
+def rollback(session: Session, generation: int, as_json: bool) -> None:
+    """Make an older GENERATION live again; documents deleted since stay deleted."""
+    _knowledge(session).rollback(generation)
+    emit({"generation": generation}, as_json, lambda: click.echo(f"generation {generation} is live"))
 
 
 @index.command()

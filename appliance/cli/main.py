@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -54,7 +56,9 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--workspace", "-w", type=click.Path(path_type=Path), help="The workspace folder (else APPLIANCE_WORKSPACE, else the nearest parent).")
+@click.option(
+    "--workspace", "-w", type=click.Path(path_type=Path), help="The workspace folder (else APPLIANCE_WORKSPACE, else the nearest parent)."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. --set retrieval.k=8. Repeatable.")
 @click.version_option(package_name="appliance")
 @click.pass_context
@@ -78,8 +82,16 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(run(argv))
 
 
+def quiet_libraries() -> None:
+    """The bars and advice of libraries are no talk of ours; their errors still show."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def run(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; every expected failure becomes one line on stderr."""
+    quiet_libraries()
     from eval.types import EvalError
     from retrieval.types import RetrievalError
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from appliance.cli.session import Progress, Session, emit, json_option, pass_session, table
 from appliance.errors import DONE, FAILURE, UsageError
+
+if TYPE_CHECKING:
+    from appliance.models.store import ModelStore
 
 
 @click.group()
@@ -13,10 +18,10 @@ def model() -> None:
     """Fetch and check models."""
 
 
-def _store():  # type: ignore[no-untyped-def]
-    from appliance.models.store import ModelStore
+def _store() -> ModelStore:
+    from appliance.models.store import ModelStore as Store
 
-    return ModelStore.default()
+    return Store.default()
 
 
 def _references(session: Session, given: tuple[str, ...]) -> list[str]:
@@ -42,7 +47,7 @@ def pull(session: Session, references: tuple[str, ...], as_json: bool) -> None:
     store = _store()
     with Progress() as progress:
         rows = [{"reference": name, "path": str(store.pull(name, progress))} for name in _references(session, references)]
-    emit(rows, as_json, lambda: table(("reference", "path"), [row.values() for row in rows]))
+    emit(rows, as_json, lambda: table(("reference", "path"), [list(row.values()) for row in rows]))
 
 
 @model.command(name="list")
@@ -73,5 +78,7 @@ def verify(session: Session, references: tuple[str, ...], as_json: bool) -> int:
     """Hash every file again."""
     store = _store()
     rows = [{"reference": name, "problems": store.verify(name)} for name in _references(session, references)]
-    emit(rows, as_json, lambda: table(("reference", "problems"), [(row["reference"], "; ".join(row["problems"]) or "none") for row in rows]))
+    emit(
+        rows, as_json, lambda: table(("reference", "problems"), [(row["reference"], "; ".join(row["problems"]) or "none") for row in rows])
+    )
     return FAILURE if any(row["problems"] for row in rows) else DONE

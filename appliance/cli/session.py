@@ -112,9 +112,13 @@ class Progress:
         if self._bar is None or what != self._what:
             self._stop()
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"),
                 console=Console(stderr=True),
-            )  # fmt: skip
+            )
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, facts="")
             self._what = what

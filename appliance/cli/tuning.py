@@ -106,7 +106,7 @@ def list_datasets(session: Session, as_json: bool) -> None:
 
     rows = [
         {"name": info.name, "version": info.version, "domain": info.domain, **info.counts, "source": info.source}
-        for info in Datasets(session.workspace).list()
+        for info in Datasets(session.workspace).all()
     ]
     columns = ("name", "version", "domain", "pairs", "splits", "languages", "unanswerable")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
@@ -114,7 +114,9 @@ def list_datasets(session: Session, as_json: bool) -> None:
 
 @dataset.command()
 @click.argument("name")
-@click.option("--max-length", type=click.IntRange(16), default=1024, show_default=True, help="Tokens of an example before it counts as too long.")
+@click.option(
+    "--max-length", type=click.IntRange(16), default=1024, show_default=True, help="Tokens of an example before it counts as too long."
+)
 @json_option
 @pass_session
 def check(session: Session, name: str, max_length: int, as_json: bool) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import getpass
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, table
+
+if TYPE_CHECKING:
+    from appliance.verified import VerifiedAnswers
 
 
 @click.group()
@@ -14,7 +18,7 @@ def verified() -> None:
     """Answers that experts approved; served as they are while what they cite has not changed."""
 
 
-def _answers(session: Session):  # type: ignore[no-untyped-def]
+def _answers(session: Session) -> VerifiedAnswers:
     from appliance.service import open_service
 
     return open_service(session.workspace).verified
@@ -28,7 +32,9 @@ def _answers(session: Session):  # type: ignore[no-untyped-def]
 @domain_option
 @json_option
 @pass_session
-def add(session: Session, question: str, answer: str, doc_ids: tuple[str, ...], approved_by: str | None, domain: str | None, as_json: bool) -> None:
+def add(
+    session: Session, question: str, answer: str, doc_ids: tuple[str, ...], approved_by: str | None, domain: str | None, as_json: bool
+) -> None:
     """Approve ANSWER as the answer to QUESTION."""
     name = session.workspace.only_domain(domain)
     support = session.workspace.config.answering.support
@@ -55,7 +61,7 @@ def list_verified(session: Session, domain: str | None, as_json: bool) -> None:
             "created_at": answer.created_at.isoformat(timespec="seconds"),
             "suspended": answer.suspended,
         }
-        for answer in _answers(session).list(domain)
+        for answer in _answers(session).all(domain)
     ]
     columns = ("id", "domain", "question", "answer", "approved_by", "suspended")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))

@@ -67,7 +67,9 @@ class Database:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except sa.exc.DatabaseError as error:
-            raise ApplianceError(f"the database {self.engine.url.database} cannot be opened: {error.orig}; restore it from a backup") from error
+            raise ApplianceError(
+                f"the database {self.engine.url.database} cannot be opened: {error.orig}; restore it from a backup"
+            ) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

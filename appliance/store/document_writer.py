@@ -89,33 +89,20 @@ class SqlWriter:
     def touch(self, documents: Collection[LiveDocument]) -> None:
         if not documents:
             return
-        table = document
         statement = (
-            table.update()
-            .where(table.c.domain == sa.bindparam("key_domain"), table.c.doc_id == sa.bindparam("key_id"))
+            document.update()
+            .where(document.c.domain == sa.bindparam("key_domain"), document.c.doc_id == sa.bindparam("key_id"))
             .values(file_size=sa.bindparam("size"), file_mtime_ns=sa.bindparam("mtime"), file_sha256=sa.bindparam("hash"))
         )
-        rows = [
-            {
-                "key_domain": item.key.domain,
-                "key_id": item.key.id,
-                "size": item.file_size,
-                "mtime": item.file_mtime_ns,
-                "hash": item.file_sha256,
-            }
-            for item in documents
-        ]
+        facts = [{"size": item.file_size, "mtime": item.file_mtime_ns, "hash": item.file_sha256} for item in documents]
         with self._write() as connection:
-            connection.execute(statement, rows)
+            connection.execute(statement, [{**_key(item.key), **fact} for item, fact in zip(documents, facts, strict=True)])
 
     def rollback(self, generation_id: int) -> None:
-        from appliance.store.documents import in_generation, not_deleted
-
         held, version = generation_document, document_version
         query = (
-            sa.select(
-                version.c.domain, version.c.doc_id, version.c.id.label("version_id"), held.c.root, held.c.labels, version.c.updated_at
-            )
+            sa.select(version.c.domain, version.c.doc_id, version.c.id.label("version_id"), version.c.updated_at.label("added_at"))
+            .add_columns(held.c.root, held.c.labels)
             .select_from(held.join(version, version.c.id == held.c.version_id))
             .where(in_generation(generation_id), not_deleted())
         )
@@ -123,9 +110,7 @@ class SqlWriter:
             self._lock.check(connection)
             if connection.execute(sa.select(generation.c.id).where(generation.c.id == generation_id)).one_or_none() is None:
                 raise RetrievalError(f"there is no generation {generation_id}")
-            rows = [{**row, "added_at": row["updated_at"]} for row in connection.execute(query).mappings()]
-            for row in rows:
-                del row["updated_at"]
+            rows = [dict(row) for row in connection.execute(query).mappings()]
             connection.execute(document.delete())
             if rows:
                 connection.execute(document.insert(), rows)
@@ -203,19 +188,16 @@ def _put(connection: Connection, put: Collection[LiveDocument]) -> None:
     """Replace the rows of live documents. Bringing deleted content in again is a new act: the ledger lets go of it."""
     if not put:
         return
-    keys = [{"key_domain": item.key.domain, "key_id": item.key.id, "hash": item.sha256} for item in put]
-    here = sa.and_(document.c.domain == sa.bindparam("key_domain"), document.c.doc_id == sa.bindparam("key_id"))
-    added = {
-        (row.domain, row.doc_id): row.added_at
-        for row in connection.execute(sa.select(document.c.domain, document.c.doc_id, document.c.added_at))
-    }
-    connection.execute(document.delete().where(here), [{name: key[name] for name in ("key_domain", "key_id")} for key in keys])
-    ledger = sa.and_(
+    by_key = sa.and_(document.c.domain == sa.bindparam("key_domain"), document.c.doc_id == sa.bindparam("key_id"))
+    added_at = sa.select(document.c.domain, document.c.doc_id, document.c.added_at)
+    added = {(row.domain, row.doc_id): row.added_at for row in connection.execute(added_at)}
+    connection.execute(document.delete().where(by_key), [_key(item.key) for item in put])
+    ledger = deletion.delete().where(
         deletion.c.domain == sa.bindparam("key_domain"),
         deletion.c.doc_id == sa.bindparam("key_id"),
         deletion.c.sha256 == sa.bindparam("hash"),
     )
-    connection.execute(deletion.delete().where(ledger), keys)
+    connection.execute(ledger, [{**_key(item.key), "hash": item.sha256} for item in put])
     now = utcnow()
     rows = [
         {
@@ -247,9 +229,8 @@ def _hold(connection: Connection, new: int) -> None:
     }
     leaving = [{"version": version} for version, facts in is_open.items() if live.get(version) != facts]
     if leaving:
-        connection.execute(
-            held.update().where(held.c.version_id == sa.bindparam("version"), held.c.until.is_(None)).values(until=new), leaving
-        )
+        close = held.update().where(held.c.version_id == sa.bindparam("version"), held.c.until.is_(None)).values(until=new)
+        connection.execute(close, leaving)
     coming = [
         {"version_id": version, "since": new, "until": None, "labels": list(labels), "root": root}
         for version, (labels, root) in live.items()
@@ -257,3 +238,20 @@ def _hold(connection: Connection, new: int) -> None:
     ]
     if coming:
         connection.execute(held.insert(), coming)
+
+
+def in_generation(generation_id: int) -> sa.ColumnElement[bool]:
+    """Whether a row of generation_document is part of the generation."""
+    held = generation_document
+    return sa.and_(held.c.since <= generation_id, sa.or_(held.c.until.is_(None), held.c.until > generation_id))
+
+
+def not_deleted() -> sa.ColumnElement[bool]:
+    """Whether the deletion ledger does not name the document version."""
+    version = document_version
+    same = (deletion.c.domain == version.c.domain, deletion.c.doc_id == version.c.doc_id, deletion.c.sha256 == version.c.sha256)
+    return ~sa.exists().where(*same)
+
+
+def _key(key: DocumentKey) -> dict[str, str]:
+    return {"key_domain": key.domain, "key_id": key.id}

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.store.database import Database
-from appliance.store.document_writer import SqlWriter
-from appliance.store.schema import chunk, deletion, document, document_version, generation, generation_document
+from appliance.store.document_writer import SqlWriter, in_generation, not_deleted
+from appliance.store.schema import chunk, document, document_version, generation, generation_document
 from retrieval.store import GenerationInfo, LiveDocument, Lock, Member, Place
 from retrieval.types import Chunk, Document, DocumentInfo, DocumentKey
 
@@ -37,7 +37,7 @@ class SqlDocumentStore:
     def members(self, generation_id: int) -> tuple[list[Member], list[Place]]:
         held = generation_document
         versions = (
-            sa.select(held.c.version_id, document_version.c.domain, held.c.labels)
+            sa.select(held.c.version_id, document_version.c.domain, document_version.c.lang, held.c.labels)
             .join(document_version, document_version.c.id == held.c.version_id)
             .where(in_generation(generation_id), not_deleted())
         )
@@ -50,7 +50,7 @@ class SqlDocumentStore:
         )
         with self._database.read() as connection:
             return (
-                [Member(version, domain, frozenset(labels)) for version, domain, labels in connection.execute(versions)],
+                [Member(version, domain, lang, frozenset(labels)) for version, domain, lang, labels in connection.execute(versions)],
                 [Place(*row) for row in connection.execute(places)],
             )
 
@@ -121,21 +121,7 @@ _FACTS = (
 )
 
 
-def in_generation(generation_id: int) -> sa.ColumnElement[bool]:
-    """Whether a row of generation_document is part of the generation."""
-    held = generation_document
-    return sa.and_(held.c.since <= generation_id, sa.or_(held.c.until.is_(None), held.c.until > generation_id))
-
-
-def not_deleted() -> sa.ColumnElement[bool]:
-    """Whether the deletion ledger does not name the document version."""
-    version = document_version
-    return ~sa.exists().where(
-        deletion.c.domain == version.c.domain, deletion.c.doc_id == version.c.doc_id, deletion.c.sha256 == version.c.sha256
-    )
-
-
-def _info(row: sa.Row[Any]) -> DocumentInfo:
+def _info(row: Any) -> DocumentInfo:
     return DocumentInfo(
         domain=row.domain,
         id=row.doc_id,

@@ -99,7 +99,7 @@ def _is(key: DocumentKey) -> sa.ColumnElement[bool]:
     return sa.and_(document.c.domain == key.domain, document.c.doc_id == key.id)
 
 
-def _info(row: sa.Row[Any]) -> DocumentInfo:
+def _info(row: Any) -> DocumentInfo:
     return DocumentInfo(
         domain=row.domain,
         id=row.doc_id,

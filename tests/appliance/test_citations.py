@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from appliance.citations import align, numbers, quote
+from retrieval.text import detect_lang
 from retrieval.types import Chunk, DocumentInfo, DocumentKey, Passage
 
 ENGLISH = (
@@ -63,7 +64,7 @@ def test_without_passages_everything_is_unsupported() -> None:
     ],
 )
 def test_the_best_sentence_is_quoted_verbatim(question: str, text: str, expected: str) -> None:
-    answer, cited = quote(question, [passage(text)], never, most=1)
+    answer, cited = quote(question, [passage(text, lang=detect_lang(text))], never, most=1)
     assert expected in answer
     assert len(cited) == 1 and cited[0].quote == answer == text[cited[0].start - 100 : cited[0].end - 100]
 

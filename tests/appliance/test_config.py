@@ -11,7 +11,9 @@ from appliance.errors import UsageError
 def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     file = tmp_path / "appliance.toml"
     file.write_text("[retrieval]\nk = 3\ncandidates = 30\n[server]\nport = 1234\n", "utf-8")
-    config, origins = load(file, {"retrieval.k": "7"}, {"APPLIANCE_RETRIEVAL__K": "6", "APPLIANCE_SERVER__PORT": "4321", "APPLIANCE_WORKSPACE": "x"})
+    config, origins = load(
+        file, {"retrieval.k": "7"}, {"APPLIANCE_RETRIEVAL__K": "6", "APPLIANCE_SERVER__PORT": "4321", "APPLIANCE_WORKSPACE": "x"}
+    )
     assert (config.retrieval.k, config.retrieval.candidates, config.server.port, config.answering.max_tokens) == (7, 30, 4321, 128)
     assert origins == {
         "retrieval.k": "flag --set",

@@ -12,7 +12,17 @@ def _history(*turns: str) -> list[Message]:
 
 @pytest.mark.parametrize(
     "question",
-    ["And for children?", "What about weekends?", "Why?", "那儿童呢？", "如果是门诊病人呢？", "它的上限是多少？", "How much is it?", "还有别的表格吗？", "Is that the same for adults?"],
+    [
+        "And for children?",
+        "What about weekends?",
+        "Why?",
+        "那儿童呢？",
+        "如果是门诊病人呢？",
+        "它的上限是多少？",
+        "How much is it?",
+        "还有别的表格吗？",
+        "Is that the same for adults?",
+    ],
 )
 def test_follow_ups_are_recognised(question: str) -> None:
     assert is_follow_up(question)

@@ -37,7 +37,7 @@ def test_no_workspace_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypat
     monkeypatch.delenv("APPLIANCE_WORKSPACE", raising=False)
     with pytest.raises(UsageError, match="appliance init DIR"):
         Workspace.find(None, cwd=tmp_path)
-    with pytest.raises(UsageError, match="has no appliance.toml"):
+    with pytest.raises(UsageError, match=r"has no appliance\.toml"):
         Workspace.find(tmp_path)
 
 
@@ -115,8 +115,8 @@ def test_one_writer_holds_a_lock(workspace: Workspace) -> None:
 
 
 def test_a_dead_owners_lock_is_taken_over(workspace: Workspace) -> None:
-    code = "import sys, os; from pathlib import Path; from appliance.workspace import Workspace; from appliance.store.database import WriterLock\n"
-    code += "WriterLock(Workspace(Path(sys.argv[1])).db, 'index').acquire(); os._exit(9)"
+    code = "import sys, os; from pathlib import Path; from appliance.workspace import Workspace\n"
+    code += "from appliance.store.database import WriterLock\nWriterLock(Workspace(Path(sys.argv[1])).db, 'index').acquire(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(workspace.root)], env={**os.environ}).returncode == 9
     with workspace.db.lock("index"):
         pass
