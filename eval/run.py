@@ -1,0 +1,179 @@
+"""Run arms over a QA set: concurrent, resumable, every output kept.
+
+A run is a folder: ``items.jsonl`` (the questions), ``outputs.jsonl`` (one line an outcome, appended as they come),
+``summary.json`` (written when the run is complete).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from eval.summary import summarise
+from eval.types import EvalError, Item, Outcome, Outcomes, item_from_json, outcome_from_json
+from eval.utility import UtilitySettings
+
+Ask = Callable[[Item, str], Awaitable[Outcome]]
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A run as stored: `summary` is None while it is incomplete."""
+
+    folder: Path
+    items: tuple[Item, ...]
+    outcomes: Outcomes
+    summary: dict[str, Any] | None
+
+
+async def run(
+    items: Sequence[Item],
+    arms: Sequence[str],
+    ask: Ask,
+    folder: Path,
+    concurrency: int = 8,
+    progress: Progress | None = None,
+    settings: UtilitySettings | None = None,
+) -> RunResult:
+    """Ask every arm ("auto" = routed) every question, `concurrency` at a time so that an engine can batch, and summarise.
+
+    Outcomes already in the folder for the same item and arm are not asked again, except failures; an item that has
+    changed is. `progress(done, total)` is called after each outcome. An exception of `ask`, or cancelling, ends the run with what is
+    stored so far, and calling again goes on from there. Times are measured by `ask` under this concurrency.
+    Raises EvalError on no items, no arms, ids that repeat, concurrency below 1, or a damaged folder.
+    """
+    arms = list(dict.fromkeys(arms))
+    _check(items, arms, concurrency)
+    _prepare(folder, items)
+    outcomes = _usable(items, folder / "outputs.jsonl")
+    todo = [(item, arm) for arm in arms for item in items if _open(outcomes.get((item.id, arm)))]
+    total = len(items) * len(arms)
+    done = total - len(todo)
+    waiting = iter(todo)
+
+    with _appending(folder / "outputs.jsonl") as log:
+
+        async def worker() -> None:
+            nonlocal done
+            for item, arm in waiting:
+                outcome = await ask(item, arm)
+                log.write(_line({"id": item.id, "item": _digest(item), "asked": arm, "outcome": asdict(outcome)}))
+                log.flush()
+                outcomes[item.id, arm] = outcome
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(todo))):
+                group.create_task(worker())
+
+    asked = {(item.id, arm): outcomes[item.id, arm] for arm in arms for item in items}
+    summary = summarise(items, asked, settings)
+    _write_whole(folder / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+    return RunResult(folder, tuple(items), asked, summary)
+
+
+def load(folder: Path) -> RunResult:
+    """Read a run back. Raises EvalError when the folder holds none or a file is damaged, naming file and line."""
+    if not (folder / "items.jsonl").is_file():
+        raise EvalError(f"{folder}: no evaluation run is stored here (items.jsonl is missing)")
+    items = tuple(_parsed(folder / "items.jsonl", item_from_json))
+    outcomes = _usable(items, folder / "outputs.jsonl")
+    path = folder / "summary.json"
+    if not path.is_file():
+        return RunResult(folder, items, outcomes, None)
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvalError(f"{path}: not valid JSON ({error}); delete the file and run the evaluation again, outputs are kept") from error
+    return RunResult(folder, items, outcomes, summary)
+
+
+def _prepare(folder: Path, items: Sequence[Item]) -> None:
+    """The folder with the questions in it, and no summary, which would be of another state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / "items.jsonl", "".join(_line(asdict(item)) for item in items))
+    (folder / "summary.json").unlink(missing_ok=True)
+
+
+def _check(items: Sequence[Item], arms: Sequence[str], concurrency: int) -> None:
+    if not items:
+        raise EvalError("the QA set has no questions to ask; check the data set and its split")
+    if not arms:
+        raise EvalError("no arms were given; name at least one, or 'all'")
+    if concurrency < 1:
+        raise EvalError(f"concurrency: {concurrency}; give at least 1")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise EvalError(f"item id {item.id!r} occurs more than once; ids must be unique within a QA set")
+        seen.add(item.id)
+
+
+def _open(outcome: Outcome | None) -> bool:
+    """Not asked yet, or failed for a reason that may have passed."""
+    return outcome is None or (outcome.error is not None and not outcome.unavailable)
+
+
+def _usable(items: Iterable[Item], path: Path) -> dict[tuple[str, str], Outcome]:
+    """The stored outcomes that belong to these items as they are now; of several for one item and arm the last."""
+    digests = {item.id: _digest(item) for item in items}
+    found: dict[tuple[str, str], Outcome] = {}
+    if path.is_file():
+        for key, digest, outcome in _parsed(path, _stored):
+            if digests.get(key[0]) == digest:
+                found[key] = outcome
+    return found
+
+
+def _stored(row: dict[str, Any]) -> tuple[tuple[str, str], str, Outcome]:
+    return (row["id"], row["asked"]), row["item"], outcome_from_json(row["outcome"])
+
+
+def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """The rows of a JSONL file. A last line without its newline was torn by a crash and is left out."""
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield parse(json.loads(line))
+            except (ValueError, TypeError, KeyError, EvalError) as error:
+                raise EvalError(f"{path}, line {number}: damaged ({error}); delete the line, its question is then asked again") from error
+
+
+def _appending(path: Path) -> TextIO:
+    """The file open for appending, without a torn last line."""
+    if path.is_file():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)
+    return path.open("a", encoding="utf-8", newline="\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All or nothing, also when the process is killed."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _digest(item: Item) -> str:
+    return hashlib.sha256(_line(asdict(item)).encode()).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""The figures of a run: every single arm, the routed answers, and the best choice in hindsight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from eval.metrics import of_arm
+from eval.types import AUTO, Item, Outcome, Outcomes
+from eval.utility import UtilitySettings, utility
+
+
+def summarise(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettings | None = None) -> dict[str, Any]:
+    """``{"n", "arms": {arm: {metric: number}}, "routed", "oracle", "unavailable": {arm: reason}}``.
+
+    An arm that could not be used for a single item is listed under ``unavailable`` and not scored. ``routed`` and
+    ``oracle`` also have ``mix``: the share of questions each arm answered; they are empty when "auto" was not asked, or no
+    single arm could be scored.
+    """
+    by_arm = {arm: [(item, outcomes[item.id, arm]) for item in items if (item.id, arm) in outcomes] for arm in _asked(outcomes)}
+    usable = {arm: pairs for arm, pairs in by_arm.items() if any(not outcome.unavailable for _, outcome in pairs)}
+    out = {arm: pairs[0][1].error for arm, pairs in by_arm.items() if arm not in usable and pairs}
+    routed = usable.pop(AUTO, [])
+    best = oracle(items, outcomes, settings)
+    return {
+        "n": len(items),
+        "arms": {arm: _row(pairs, settings) for arm, pairs in usable.items()},
+        "routed": _row(routed, settings) | {"mix": _mix(routed)} if routed else {},
+        "oracle": _row(best, settings) | {"mix": _mix(best)} if best else {},
+        "unavailable": out,
+    }
+
+
+def oracle(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettings | None = None) -> list[tuple[Item, Outcome]]:
+    """For each question the single arm of the highest utility; of equals the one with fewest tokens, then the first asked.
+
+    Questions whose utility is not known for any arm are left out.
+    """
+    arms = [arm for arm in _asked(outcomes) if arm != AUTO]
+    chosen: list[tuple[Item, Outcome]] = []
+    for item in items:
+        scored = [
+            (worth, -(outcome.tokens or 0.0), outcome)
+            for arm in arms
+            if (outcome := outcomes.get((item.id, arm))) is not None and (worth := utility(item, outcome, settings)) is not None
+        ]
+        if scored:
+            chosen.append((item, max(scored, key=lambda entry: entry[:2])[2]))
+    return chosen
+
+
+def _asked(outcomes: Outcomes) -> list[str]:
+    return list(dict.fromkeys(arm for _, arm in outcomes))
+
+
+def _row(pairs: Sequence[tuple[Item, Outcome]], settings: UtilitySettings | None) -> dict[str, Any]:
+    return of_arm([item for item, _ in pairs], [outcome for _, outcome in pairs], settings)
+
+
+def _mix(pairs: Sequence[tuple[Item, Outcome]]) -> dict[str, float]:
+    counts = Counter(outcome.arm for _, outcome in pairs)
+    return {arm: count / len(pairs) for arm, count in counts.most_common()}
