@@ -1,0 +1,122 @@
+"""From examples to token ids, with the proof that what is trained is what will be served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.settings import TrainSettings
+from finetune.types import Example, TrainingError, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one example; the loss covers ``input_ids[prompt:]``, which ends with an end-of-turn token."""
+
+    id: str
+    input_ids: list[int]
+    prompt: int
+
+    @property
+    def labels(self) -> list[int]:
+        return [-100] * self.prompt + self.input_ids[self.prompt :]
+
+
+def load_tokenizer(base: Path, chat_template: str | None = None) -> Any:
+    """The tokenizer of the model in `base`, with `chat_template` in place of its own. Raises TrainingError if there is neither."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{base}: the tokenizer cannot be loaded ({error}); the folder must hold a complete model") from error
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    if not tokenizer.chat_template:
+        raise TrainingError(f"{base}: the model has no chat template; configure one for its engine (chat_template)")
+    return tokenizer
+
+
+def template_hash(tokenizer: Any) -> str:
+    """The sha256 (hex) of the chat template that was trained with."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+
+def stop_tokens(tokenizer: Any, base: Path) -> frozenset[int]:
+    """Ids that end an answer: the tokenizer's EOS and those of the model's generation config."""
+    from transformers import GenerationConfig
+
+    ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if (base / "generation_config.json").exists():
+        declared = GenerationConfig.from_pretrained(base, local_files_only=True).eos_token_id
+        ids += declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if not ids:
+        raise TrainingError(f"{base}: neither the tokenizer nor generation_config.json names an end-of-turn token; add eos_token_id")
+    return frozenset(ids)
+
+
+def encode(tokenizer: Any, example: Example, stops: frozenset[int]) -> Encoded:
+    """The ids of one example, through the chat template.
+
+    Raises TrainingError naming the example unless the ids before the completion equal, token by token, what serving sends
+    (the prompt with the generation prompt), and the completion ends with an end-of-turn token and holds no other.
+    """
+    served = _ids(tokenizer, example, example.prompt, True)
+    trained = _ids(tokenizer, example, (*example.prompt, Turn("assistant", example.completion)), False)
+    for place, token in enumerate(served):
+        if place >= len(trained) or trained[place] != token:
+            here = tokenizer.decode(trained[place : place + 5]) if place < len(trained) else ""
+            raise TrainingError(
+                f"example {example.id}: training and serving differ at token {place} of the prompt: trained {here!r}, "
+                f"served {tokenizer.decode(served[place : place + 5])!r}; use a chat template that renders the prompt alike in both"
+            )
+    ends = [place for place in range(len(served), len(trained)) if trained[place] in stops]
+    if not ends:
+        raise TrainingError(
+            f"example {example.id}: the chat template does not end the answer with an end-of-turn token "
+            f"({tokenizer.decode(sorted(stops))!r}): the model would never learn to stop; correct the template or eos_token_id"
+        )
+    # After the end token a template may only write white space; serving never generates it, so it is not trained.
+    if len(ends) > 1 or tokenizer.decode(trained[ends[0] + 1 :]).strip():
+        raise TrainingError(
+            f"example {example.id}: the answer contains the end-of-turn token {tokenizer.decode([trained[ends[0]]])!r}; remove it"
+        )
+    if ends[0] == len(served):
+        raise TrainingError(f"example {example.id}: the answer is empty; write one or leave the pair out")
+    return Encoded(example.id, trained[: ends[0] + 1], len(served))
+
+
+def encode_all(
+    tokenizer: Any, examples: Sequence[Example], stops: frozenset[int], settings: TrainSettings, context: int
+) -> tuple[list[Encoded], int]:
+    """(encoded examples, how many were dropped as over-long). `context` is the model's own limit in tokens.
+
+    Raises TrainingError naming the example if it is longer than max_length or the context and the policy is "error".
+    """
+    limit = min(settings.max_length, context)
+    kept: list[Encoded] = []
+    for example in examples:
+        encoded = encode(tokenizer, example, stops)
+        if len(encoded.input_ids) <= limit:
+            kept.append(encoded)
+        elif settings.over_long == "error":
+            answer = len(encoded.input_ids) - encoded.prompt
+            raise TrainingError(
+                f"example {example.id}: {len(encoded.input_ids)} tokens (prompt {encoded.prompt}, answer {answer}), at most {limit} fit; "
+                f'shorten it, raise max_length (the model takes {context}), or set over_long = "drop"'
+            )
+    return kept, len(examples) - len(kept)
+
+
+def _ids(tokenizer: Any, example: Example, turns: Sequence[Turn], generate: bool) -> list[int]:
+    from jinja2 import TemplateError
+
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=generate, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        raise TrainingError(f"example {example.id}: the chat template refuses it ({error}); check its roles and their order") from error
+    return ids

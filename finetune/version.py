@@ -1,0 +1,218 @@
+"""Immutable adapter versions: a folder named by domain and content, complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.lint import CONFIG, MAX_RANK, WEIGHTS, lint_files
+from finetune.train import TrainResult
+from finetune.types import TrainingError
+
+FACTS = "version.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """A finished version as its version.json tells it. `sha256` is over weights and config, `settings` are the hyperparameters."""
+
+    name: str
+    domain: str
+    path: Path
+    sha256: str
+    base_ref: str
+    base_hash: str
+    method: str
+    dataset: str
+    dataset_version: str
+    data_hash: str
+    template_hash: str
+    settings: Mapping[str, Any]
+    libraries: Mapping[str, str]
+    seed: int
+    metrics: Mapping[str, Any]
+    created_at: datetime
+    parent: str | None
+    labels: tuple[str, ...]
+    evidence: tuple[Mapping[str, Any], ...]
+
+
+def finish_version(
+    result: TrainResult,
+    target_root: Path,
+    domain: str,
+    *,
+    dataset: str,
+    dataset_version: str,
+    parent: str | None = None,
+    labels: Iterable[str] = (),
+    evidence: Iterable[Mapping[str, Any]] = (),
+) -> AdapterVersion:
+    """Write the version into ``target_root/<domain>@<first 8 of its sha256>``: beside, fsync, rename.
+
+    The folder holds peft's two files (`adapter_model.safetensors`, `adapter_config.json`), `version.json`, `log.jsonl` and
+    `loss.png`. `evidence` says for each trained pair what it rests on, as plain data. Content that is there already is
+    returned as it is. Raises TrainingError if the domain cannot name a folder or the disk fails; nothing is left behind
+    then, and after a kill only a ``.tmp`` folder that no reader lists.
+    """
+    if not _NAME.fullmatch(domain):
+        raise TrainingError(f"domain {domain!r}: expected letters, digits, '_', '.' or '-', at most 64")
+    staging = target_root / f"{domain}@{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        target_root.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        shutil.copyfile(result.adapter / WEIGHTS, staging / WEIGHTS)
+        _write(staging / CONFIG, _canonical(result.adapter / CONFIG, result.base_ref))
+        sha256 = adapter_hash(staging)
+        name = f"{domain}@{sha256[:8]}"
+        target = target_root / name
+        if target.exists():
+            known = read_version(target)
+            if known.sha256 == sha256:
+                return known
+            raise TrainingError(f"{target}: another adapter has the same short hash; train with another seed")
+        facts = {"name": name, "domain": domain, "sha256": sha256, "dataset": dataset, "dataset_version": dataset_version}
+        more = {"parent": parent, "labels": sorted(labels), "evidence": [dict(link) for link in evidence]}
+        _write(staging / FACTS, json.dumps(facts | more | _facts(result), ensure_ascii=False, indent=2) + "\n")
+        _write(staging / "log.jsonl", "".join(json.dumps(event) + "\n" for event in result.log))
+        _plot(result.log, name, staging / "loss.png")
+        for file in staging.iterdir():
+            _sync(file)
+        _sync(staging)
+        staging.rename(target)
+        _sync(target_root)
+    except OSError as error:
+        raise TrainingError(f"{target_root}: the version could not be written ({error}); check the space and the rights there") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read_version(target)
+
+
+def adapter_hash(path: Path) -> str:
+    """The sha256 (hex) over the config in canonical form and the weights: what a version is named by. Raises OSError."""
+    digest = hashlib.sha256(_canonical(path / CONFIG).encode())
+    with (path / WEIGHTS).open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_version(path: Path) -> AdapterVersion:
+    """The version in `path`. Raises TrainingError if it is incomplete, altered, or not named by its content."""
+    try:
+        values = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        version = AdapterVersion(
+            path=path,
+            created_at=datetime.fromisoformat(values.pop("created_at")),
+            labels=tuple(values.pop("labels")),
+            evidence=tuple(values.pop("evidence")),
+            **values,
+        )
+        found = adapter_hash(path)
+    except OSError as error:
+        raise TrainingError(f"{path}: not a complete adapter version ({error}); restore the folder or train again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{path / FACTS}: not the facts of an adapter version ({error!r}); restore the file or train again") from error
+    if found != version.sha256 or path.name != f"{version.domain}@{found[:8]}" or version.name != path.name:
+        raise TrainingError(f"{path}: the files are not what was trained (content hash {found[:8]}); restore the folder or train again")
+    return version
+
+
+def lint_adapter(path: Path, base: Path, *, base_hash: str = "", max_rank: int = MAX_RANK) -> list[str]:
+    """What keeps the adapter in `path` from being served on the model in the folder `base`, in plain words; empty if nothing does.
+
+    LoRA only, safetensors only, no DoRA, no bias, no modules_to_save, a rank within `max_rank`, tensors that fit the base,
+    files as trained, and (unless '') trained for the base with `base_hash`. A folder without version.json, made elsewhere,
+    is judged by its files alone. Raises TrainingError if `base` itself holds no model.
+    """
+    problems = lint_files(path, base, max_rank)
+    if not (path / FACTS).exists():
+        return problems
+    try:
+        version = read_version(path)
+    except TrainingError as error:
+        return [*problems, str(error)]
+    if base_hash and version.base_hash != base_hash:
+        problems.append(
+            f"trained for another base: {version.base_ref} ({version.base_hash[:8]}), this one is {base_hash[:8]}; train for it"
+        )
+    return problems
+
+
+def list_versions(root: Path) -> list[AdapterVersion]:
+    """Every complete, unaltered version in `root`, oldest first; anything else there is passed over."""
+    found: list[AdapterVersion] = []
+    for path in sorted(root.glob("*@*")):
+        if path.suffix == ".tmp" or not path.is_dir():
+            continue
+        try:
+            found.append(read_version(path))
+        except TrainingError:
+            continue
+    return sorted(found, key=lambda version: (version.created_at, version.name))
+
+
+def _facts(result: TrainResult) -> dict[str, Any]:
+    return {
+        "base_ref": result.base_ref,
+        "base_hash": result.base_hash,
+        "method": result.settings.method,
+        "data_hash": result.data_hash,
+        "template_hash": result.template_hash,
+        "settings": result.settings.to_json(),
+        "libraries": dict(result.libraries),
+        "seed": result.settings.seed,
+        "metrics": result.metrics(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _canonical(path: Path, base_ref: str | None = None) -> str:
+    """peft's config with sorted keys and lists (it writes sets, in any order), naming the base by reference and not by folder."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if base_ref is not None:
+        values["base_model_name_or_path"] = base_ref
+    for key, value in values.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            values[key] = sorted(value)
+    return json.dumps(values, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
+
+
+def _plot(log: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """The loss over steps, train and dev, as a PNG. Drawn without pyplot, which keeps state for the whole process."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss per token", title=title)
+    for key, label, style in (("loss", "train", "-"), ("eval_loss", "dev", "o-")):
+        points = [(event["step"], event[key]) for event in log if key in event]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

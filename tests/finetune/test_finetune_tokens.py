@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_model import CHATML, build_model, make_examples
+
+from finetune.settings import TrainSettings
+from finetune.tokens import encode, encode_all, load_tokenizer, stop_tokens
+from finetune.types import Example, TrainingError, Turn
+
+EXAMPLE = Example("e1", (Turn("user", "手续费是多少？"),), "四欧元。")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Any:
+    return load_tokenizer(tiny)
+
+
+def test_the_loss_covers_the_answer_and_its_end(tiny: Path, tokenizer: Any) -> None:
+    for example in (EXAMPLE, *make_examples(2)):
+        encoded = encode(tokenizer, example, stop_tokens(tokenizer, tiny))
+        prompt = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
+        served = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert encoded.input_ids[: encoded.prompt] == served
+        assert tokenizer.decode(encoded.input_ids[encoded.prompt :]) == example.completion + "<|im_end|>"
+        assert encoded.labels == [-100] * len(served) + encoded.input_ids[len(served) :]
+
+
+def test_trl_prepares_the_same_tokens(tiny: Path, tokenizer: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    examples = make_examples(6)
+    rows = [
+        {
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in example.prompt],
+            "completion": [{"role": "assistant", "content": example.completion}],
+        }
+        for example in examples
+    ]
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", activation_checkpointing=False)
+    theirs = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny), args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    for example, row in zip(examples, theirs.train_dataset, strict=True):
+        ours = encode(tokenizer, example, stop_tokens(tokenizer, tiny))
+        length = len(ours.input_ids)
+        assert row["input_ids"][:length] == ours.input_ids
+        assert row["labels"][:length] == ours.labels
+        # trl also trains on the line end that the template writes after the end token and serving never generates.
+        assert tokenizer.decode(row["input_ids"][length:]) == "\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "example", "says"),
+    [
+        (
+            CHATML.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>' }}{% endif"),
+            EXAMPLE,
+            "training and serving differ",
+        ),
+        (CHATML.replace("<|im_end|>", ""), EXAMPLE, "does not end the answer with an end-of-turn token"),
+        (CHATML.replace("{% if add", "The end.{% if add"), EXAMPLE, "differ"),
+        ("{{ raise_exception('no system role') }}", EXAMPLE, "the chat template refuses it"),
+        (CHATML, replace(EXAMPLE, completion="四<|im_end|>欧元"), "contains the end-of-turn token"),
+        (CHATML, replace(EXAMPLE, completion=""), "the answer is empty"),
+    ],
+)
+def test_what_would_be_served_otherwise_is_refused(tiny: Path, template: str, example: Example, says: str) -> None:
+    tokenizer = load_tokenizer(tiny, template)
+    with pytest.raises(TrainingError, match=says) as caught:
+        encode(tokenizer, example, stop_tokens(tokenizer, tiny))
+    assert "example e1" in str(caught.value)
+
+
+def test_over_long_examples_follow_the_policy(tiny: Path, tokenizer: Any) -> None:
+    examples = [*make_examples(2), replace(EXAMPLE, id="long", completion="长" * 100)]
+    stops = stop_tokens(tokenizer, tiny)
+    with pytest.raises(TrainingError, match=r"example long: \d+ tokens \(prompt \d+, answer \d+\), at most 128 fit"):
+        encode_all(tokenizer, examples, stops, TrainSettings(max_length=128), 256)
+    kept, dropped = encode_all(tokenizer, examples, stops, TrainSettings(max_length=128, over_long="drop"), 256)
+    assert ([item.id for item in kept], dropped) == (["e0", "e1"], 1)
+    with pytest.raises(TrainingError, match="at most 64 fit"):
+        encode_all(tokenizer, examples, stops, TrainSettings(max_length=128), 64)
+
+
+def test_a_base_without_template_needs_one(tmp_path: Path) -> None:
+    base = build_model(tmp_path / "plain", template=None)
+    with pytest.raises(TrainingError, match="no chat template"):
+        load_tokenizer(base)
+    assert load_tokenizer(base, CHATML).chat_template == CHATML
+
+
+def test_a_folder_without_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
