@@ -15,6 +15,7 @@ from typing import Any
 
 from appliance import prompts
 from appliance.adapters import AdapterVersion, Registry
+from appliance.availability import adapter_trouble, engine_trouble, fallback_reason, forced
 from appliance.citations import align, quote
 from appliance.costs import CostBook
 from appliance.engines.base import Engine, EngineError, Message, Sampling, Usage
@@ -29,10 +30,6 @@ from retrieval.types import DocumentKey, Evidence, Passage, RetrievalError, Scop
 from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
 
 _NO_USAGE = Usage(0, 0)
-
-
-class ArmUnavailable(UsageError):
-    """The arm that was asked for cannot answer here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +176,7 @@ class Answering:
         verified = await asyncio.to_thread(self.verified.match, query, replace(scope, domains=frozenset({domain})))
         adapter = await asyncio.to_thread(self.registry.live, domain)
         situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, verified)
-        decision = self.router.decide(situation) if request.arm == "auto" else _forced(request.arm, situation, self.router.version)
+        decision = self.router.decide(situation) if request.arm == "auto" else forced(request.arm, situation, self.router.version)
         clock.mark("decision", started)
         return _Turn(f"ans-{secrets.token_hex(8)}", request, caller, query, lang, domain, evidence, adapter, verified, decision, clock)
 
@@ -220,13 +217,13 @@ class Answering:
     ) -> Situation:
         unavailable: dict[Arm, str] = {}
         engine = await self.engines.of(domain)
-        trouble = await self._engine_trouble(engine, lang)
+        trouble = await engine_trouble(engine, lang)
         for arm in GENERATING if trouble else ():
             unavailable[arm] = trouble
         if not evidence.passages:
             for cited in ("quote", "rag", "hybrid"):
                 unavailable.setdefault(cited, "retrieval found no passage")
-        reason = _adapter_trouble(adapter, engine, caller)
+        reason = adapter_trouble(adapter, engine, caller)
         for tuned in ("finetuned", "hybrid") if reason else ():
             unavailable.setdefault(tuned, reason)
         if verified is None:
@@ -247,14 +244,6 @@ class Answering:
             costs=self.costs.expected(),
             constraints=request.constraints,
         )
-
-    @staticmethod
-    async def _engine_trouble(engine: Engine, lang: str) -> str:
-        if lang not in engine.languages:
-            declared = ", ".join(sorted(engine.languages))
-            return f"engine {engine.name} answers in {declared}, the question is in {lang}"
-        state = await engine.health()
-        return "" if state.ok else f"engine {engine.name} is not available: {state.detail}"
 
     def _nearest(self, adapter: AdapterVersion, query: str) -> float | None:
         """Cosine of the question to the nearest training question, None where they were embedded by another model."""
@@ -368,7 +357,7 @@ class Answering:
             arm, text, kept, unsupported = "refuse", prompts.refusal(turn.lang, reason), [], []
         decision = turn.decision
         if arm != decision.arm:
-            decision = replace(decision, reasons=(*decision.reasons, _fallback_reason(decision.arm, arm, turn.lang)))
+            decision = replace(decision, reasons=(*decision.reasons, fallback_reason(decision.arm, arm, turn.lang)))
         turn.clock.mark("total")
         return Answer(
             id=turn.id,
@@ -390,32 +379,3 @@ class Answering:
     def _holds(self, citation: Citation) -> bool:
         key = DocumentKey(citation.domain, citation.doc_id)
         return self.knowledge.documents.text_slice(key, citation.sha256, citation.start, citation.end) == citation.quote
-
-
-def _forced(arm: Arm, situation: Situation, version: str) -> Decision:
-    """The caller named the arm. Raises ArmUnavailable with the reason if it cannot answer here."""
-    if arm in situation.unavailable:
-        raise ArmUnavailable(f"arm {arm} cannot answer this: {situation.unavailable[arm]}")
-    if situation.constraints.must_cite and arm in ("base", "finetuned"):
-        raise ArmUnavailable(f"arm {arm} cannot cite, and must_cite was asked for; use quote, rag, hybrid or verified")
-    reason = f"调用者指定了 {arm}。" if situation.lang == "zh" else f"The caller asked for {arm}."
-    return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
-
-
-def _adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
-    """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
-    if adapter is None:
-        return "no adapter is live in this domain"
-    if not engine.serves_adapters:
-        return f"engine {engine.name} serves no adapters"
-    if engine.base_hash != adapter.base_hash:
-        return f"{adapter.name} was trained for another base model ({adapter.base}) than engine {engine.name} runs"
-    if not adapter.labels <= caller.scope.labels:
-        return "the adapter was trained on documents this caller may not see"
-    return ""
-
-
-def _fallback_reason(planned: Arm, used: Arm, lang: str) -> str:
-    if lang == "zh":
-        return f"{planned} 的回答没有通过引用核对，因此改用 {used}。"
-    return f"The answer of {planned} did not pass the citation check, so {used} was used."

@@ -17,7 +17,7 @@ from appliance.service import Service
 from appliance.tuning import tune
 from appliance.types import Answer, Request
 from appliance.workspace import Workspace
-from finetune.settings import TrainSettings
+from finetune.settings import load_settings
 from finetune.types import Pair
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -65,8 +65,12 @@ def register(service: Service) -> dict[str, DatasetInfo]:
 
 
 def train(service: Service, infos: dict[str, DatasetInfo], progress: Progress) -> dict[str, AdapterVersion]:
-    """`appliance tune --domain DOMAIN --dataset DOMAIN-qa --promote`, where no live adapter was trained on this data and base."""
+    """`appliance tune --domain DOMAIN --dataset DOMAIN-qa --config SAMPLE/tune.toml --promote`.
+
+    Only where no live adapter was trained on this data and base.
+    """
     trained = {}
+    settings = load_settings(SAMPLE / "tune.toml")
     for domain in TUNED:
         _, engine = service.workspace.config.engine_of(domain)
         base_hash = service.models.model_hash(service.workspace.model(engine.base))
@@ -76,7 +80,7 @@ def train(service: Service, infos: dict[str, DatasetInfo], progress: Progress) -
             def report(event: dict[str, Any], domain: str = domain) -> None:
                 progress(f"training {domain}", event["step"], event["steps"], loss=event.get("loss"))
 
-            live, _ = tune(service, domain, infos[domain].name, TrainSettings(), report)
+            live, _ = tune(service, domain, infos[domain].name, settings, report)
             check_fit(service.workspace, service.models, live)
             service.registry.promote(live.name, "demo")
         trained[domain] = live

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.answering import ArmUnavailable
+from appliance.availability import ArmUnavailable
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError

@@ -33,7 +33,7 @@ class PolicySettings:
     chinese_shift: float = 0.03
     foreign_shift: float = 0.02
     dense_weight: float = 0.5
-    weak: float = 0.45
+    weak: float = 0.40
     strong: float = 0.60
     verified_match: float = 0.999
     close_question: float = 0.95

@@ -46,7 +46,7 @@ async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any
             ingested = steps.ingest(service, progress)
             watch.start("data sets: appliance dataset add …/qa.jsonl --domain DOMAIN")
             infos = steps.register(service)
-            watch.start("adapters: appliance tune --domain DOMAIN --dataset DOMAIN-qa --promote")
+            watch.start("adapters: appliance tune --domain DOMAIN --dataset DOMAIN-qa --config …/tune.toml --promote")
             adapters = steps.train(service, infos, progress)
             watch.start("evaluation: appliance eval run --dataset DOMAIN-qa --limit 6")
             evaluated = await steps.measure(service, infos, progress)

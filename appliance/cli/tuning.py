@@ -131,12 +131,14 @@ def check(session: Session, name: str, max_length: int, as_json: bool) -> None:
     known = frozenset(document.id for document in service.knowledge.documents.documents(info.domain))
     report = examine(
         datasets.pairs(info), count_tokens=_counter(service, info.domain), max_length=max_length, known_documents=known or None
-    ).to_json()
+    )
 
     def human() -> None:
-        table(("what", "value"), [(key, value if not isinstance(value, list) else len(value)) for key, value in report.items()])
+        counts = {"pairs": info.counts["pairs"], **info.counts["splits"], **info.counts["languages"]}
+        table(("what", "count"), counts.items())
+        click.echo("\n".join(report.warnings()) or "nothing wrong was found")
 
-    emit(report, as_json, human)
+    emit(report.to_json(), as_json, human)
 
 
 def _counter(service: Any, domain: str | None) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict
+
+from appliance.errors import ApplianceError
 
 FinishReason = Literal["stop", "length"]
 
@@ -61,7 +63,7 @@ class Health:
     detail: str = ""
 
 
-class EngineError(Exception):
+class EngineError(ApplianceError):
     """The engine failed; the message says what happened and what to do."""
 
 
@@ -94,7 +96,7 @@ class Engine(Protocol):
     serves_adapters: bool
     context_window: int
 
-    def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncIterator[Delta]:
+    def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
         """Stream the assistant's next message; raises EngineError, EngineBusy, PromptTooLong."""
         ...
 

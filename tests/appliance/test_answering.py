@@ -8,7 +8,8 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.answering import Answering, ArmUnavailable
+from appliance.answering import Answering
+from appliance.availability import ArmUnavailable
 from appliance.engines.base import EngineBusy, EngineError, Health, Message, Sampling
 from appliance.errors import UsageError
 from appliance.knowledge import Knowledge

@@ -1,0 +1,39 @@
+"""From an ``[engines.NAME]`` section to an engine; the place to add a kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from appliance.config import EngineConfig
+from appliance.engines.base import Engine
+from appliance.errors import UsageError
+from appliance.models.refs import ModelRef
+from appliance.models.store import ModelStore
+
+
+def build(name: str, settings: EngineConfig, models: ModelStore, root: Path) -> Engine:
+    """The engine `name`; a relative path in its settings starts at `root`. Raises UsageError for settings that do not go together."""
+    languages = frozenset(settings.languages)
+    if settings.kind == "local":
+        from appliance.engines.local import LocalEngine
+
+        base = ModelRef.parse(settings.base).resolved(root)
+        return LocalEngine(
+            name,
+            models.path(base),
+            models.model_hash(base),
+            languages,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            threads=settings.threads,
+            chat_template=settings.chat_template,
+        )
+    from appliance.engines.openai import OpenAIEngine
+
+    if not settings.url or not settings.model:
+        raise UsageError(f'[engines.{name}] kind = "openai" needs url and model')
+    key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+    if settings.api_key_env and not key:
+        raise UsageError(f"[engines.{name}] api_key_env: the environment variable {settings.api_key_env} is not set")
+    return OpenAIEngine(name, settings.url, settings.model, key or None, languages, context_window=settings.context_window)

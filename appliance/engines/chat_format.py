@@ -1,0 +1,62 @@
+"""From chat messages to prompt tokens, through the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance.engines.base import EngineError, Message
+
+
+class ChatFormat:
+    """A model's tokenizer and chat template. Safe to use from several threads."""
+
+    def __init__(self, path: Path, chat_template: str | Path | None) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            # A template is known by its braces; anything else names a file.
+            if isinstance(chat_template, Path) or (chat_template and "{" not in chat_template):
+                chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise EngineError(f"the tokenizer or chat template of {path} cannot be loaded: {error}") from error
+        self._template = chat_template or self._tokenizer.chat_template
+        if not self._template:
+            raise EngineError(f"the model in {path} has no chat template; set chat_template for this engine")
+        # Longest first, so that a token inside a longer one is not split out of it.
+        special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(special, key=len, reverse=True)
+        self.end_token: int | None = self._tokenizer.eos_token_id
+        # The tokenizer refuses two calls at once.
+        self._lock = threading.Lock()
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt tokens up to where the assistant's answer begins. Raises EngineError for no messages, or what the template refuses."""
+        from jinja2 import TemplateError
+
+        if not messages:
+            raise EngineError("there are no messages to answer; send at least one user message")
+        plain = [{"role": message["role"], "content": self._defuse(message["content"])} for message in messages]
+        with self._lock:
+            try:
+                text = self._tokenizer.apply_chat_template(plain, chat_template=self._template, add_generation_prompt=True, tokenize=False)
+            except (TemplateError, ValueError, TypeError) as error:
+                raise EngineError(f"the chat template of the model refuses these messages: {error}") from error
+            tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, without special ones."""
+        with self._lock:
+            text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _defuse(self, content: str) -> str:
+        # Text that spells a control token must not end a turn: a space after its first character makes it plain text.
+        for token in self._special:
+            if token in content:
+                content = content.replace(token, f"{token[:1]} {token[1:]}")
+        return content

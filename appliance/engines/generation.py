@@ -1,0 +1,127 @@
+"""The model itself: prompts in, logits out, adapters chosen per row. Runs on one thread, knows nothing of requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from appliance.engines.base import EngineError
+from appliance.engines.cache import SlotCache
+
+# peft's name for "no adapter" in a mixed batch.
+_BASE = "__base__"
+
+
+class Generation:
+    """A causal language model with a slot cache and, once one is loaded, LoRA adapters through peft."""
+
+    def __init__(self, path: Path, rows: int, threads: int | None) -> None:
+        from transformers import AutoModelForCausalLM
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
+        self._model: Any = model.eval()
+        self._config = model.config.get_text_config()
+        self._peft: Any = None
+        self._cache = SlotCache(rows)
+        ends = model.generation_config.eos_token_id
+        self.end_tokens = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+
+    def prefill(self, row: int, tokens: Sequence[int], adapter: str | None) -> Tensor:
+        """Read the next `tokens` of row `row`'s prompt; returns the logits after the last one, [vocabulary]."""
+        return self._forward(row, row + 1, torch.tensor([list(tokens)]), [adapter])[0]
+
+    def decode(self, tokens: Sequence[int], adapters: Sequence[str | None]) -> Tensor:
+        """One token for each of the rows 0, 1, …; returns the next logits, [rows, vocabulary]."""
+        return self._forward(0, len(tokens), torch.tensor(list(tokens))[:, None], adapters)
+
+    def _forward(self, first: int, last: int, tokens: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        with torch.inference_mode():
+            positions, columns = self._cache.prepare(first, last, tokens.shape[1])
+            arguments = {
+                "input_ids": tokens,
+                "attention_mask": self._masks(positions, columns),
+                "position_ids": positions,
+                "past_key_values": self._cache,
+                "use_cache": True,
+                "logits_to_keep": 1,
+            }
+            if self._peft is None:
+                output = self._model(**arguments)
+            else:
+                output = self._peft(**arguments, adapter_names=[adapter or _BASE for adapter in adapters])
+            self._cache.commit()
+            logits: Tensor = output.logits[:, -1].float()
+            return logits
+
+    def _masks(self, positions: Tensor, columns: Tensor) -> Tensor | dict[str, Tensor]:
+        """What each position may see, [rows, 1, new, width]; models with sliding layers get one mask per kind of layer."""
+        seen = columns <= positions[:, None, :, None]
+        if "sliding_attention" not in (getattr(self._config, "layer_types", None) or ()):
+            return seen
+        near = seen & (columns > positions[:, None, :, None] - self._config.sliding_window)
+        return {"full_attention": seen, "sliding_attention": near}
+
+    def move(self, source: int, target: int) -> None:
+        with torch.inference_mode():
+            self._cache.move(source, target)
+
+    def clear(self, row: int) -> None:
+        self._cache.lengths[row] = 0
+
+    def release(self) -> None:
+        self._cache.release()
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter under a name that peft accepts (no dots). Raises EngineError, leaving the model as it was."""
+        from peft import PeftModel
+
+        self._check_adapter(path)
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._model, str(path), adapter_name=name, is_trainable=False)
+            else:
+                self._peft.load_adapter(str(path), adapter_name=name, is_trainable=False)
+        except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+            if self._peft is not None and name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+            raise EngineError(f"the adapter in {path} cannot be loaded: {error}") from error
+        self._peft.eval()
+
+    def delete_adapter(self, name: str) -> None:
+        self._peft.delete_adapter(name)
+        if not self._peft.peft_config:
+            # Without adapters the plain model is faster: take the empty wrappers off again.
+            self._model, self._peft = self._peft.base_model.unload(), None
+
+    def _check_adapter(self, path: Path) -> None:
+        """Everything that would make peft fail half-way, found out before it starts."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, ValueError, SafetensorError) as error:
+            raise EngineError(f"the adapter in {path} cannot be read: {error}") from error
+        if config.get("peft_type") != "LORA" or config.get("use_dora"):
+            kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+            raise EngineError(f"the adapter in {path} is of type {kind}; this engine mixes plain LoRA adapters only")
+        modules = {name.replace(".base_layer", ""): module for name, module in self._model.named_modules()}
+        for name, shape in shapes.items():
+            target, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+            weight = getattr(modules.get(target), "weight", None)
+            if weight is None:
+                raise EngineError(f"the adapter in {path} does not fit this model: it has {name}, the model has no such layer")
+            expected = weight.shape[1] if part.startswith("A") else weight.shape[0]
+            actual = shape[1] if part.startswith("A") else shape[0]
+            if actual != expected and not part.startswith("embedding"):
+                raise EngineError(
+                    f"the adapter in {path} does not fit this model: {name} is for {actual} values, the model's layer has {expected}"
+                )

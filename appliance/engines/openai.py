@@ -1,0 +1,256 @@
+"""Any OpenAI-compatible endpoint as an engine: streamed chat completions, no adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, FinishReason, Health, Message, PromptTooLong, Sampling, Usage
+
+if TYPE_CHECKING:
+    import httpx
+
+# A line of a stream that grows beyond this is not a stream of deltas.
+_MAX_LINE_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What has arrived so far of one answer."""
+
+    text: list[str] = field(default_factory=list)
+    reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class OpenAIEngine:
+    """A model behind ``{url}/chat/completions``; `url` normally ends in ``/v1``. See `appliance.engines.base.Engine` for the contract.
+
+    Timeouts in seconds: `connect_timeout` to reach the server, `token_timeout` between two pieces of an answer (and before the first),
+    `total_timeout` for one answer. `base_hash` is unknown. May be used from one event loop at a time. Raises EngineError for a bad `url`.
+    """
+
+    serves_adapters = False
+    base_hash = ""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        model: str,
+        api_key: str | None,
+        languages: Iterable[str],
+        context_window: int = 8192,
+        connect_timeout: float = 5.0,
+        token_timeout: float = 60.0,
+        total_timeout: float = 600.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise EngineError(f"engine {name}: url is {url!r}, expected http://HOST:PORT/v1 or https://HOST/v1")
+        self.name, self.languages, self.context_window = name, frozenset(languages), context_window
+        self._url, self._model, self._key = url.rstrip("/"), model, api_key
+        self._connect, self._between, self._total = connect_timeout, token_timeout, total_timeout
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """See the contract. A busy server (429, 503) is EngineBusy with its Retry-After; a prompt it finds too long is PromptTooLong."""
+        import httpx
+
+        if adapter is not None:
+            raise EngineError(f"engine {self.name} serves no adapters, {adapter!r} was asked for")
+        if not messages:
+            raise EngineError("there are no messages to answer; send at least one user message")
+        deadline = asyncio.get_running_loop().time() + self._total
+        request = self._http().build_request("POST", f"{self._url}/chat/completions", json=self._body(messages, sampling))
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._http().send(request, stream=True)
+            try:
+                await self._check(response, messages)
+                stream = _Stream()
+                async for data in _events(response, deadline):
+                    text = _absorb(json.loads(data), stream)
+                    if text:
+                        stream.text.append(text)
+                        yield Delta(text)
+            finally:
+                await response.aclose()
+        except TimeoutError as error:
+            raise EngineError(f"{self._url} did not complete the answer within {self._total:g} s") from error
+        except httpx.ConnectTimeout as error:
+            raise EngineError(f"{self._url} did not accept the connection within {self._connect:g} s; is the server running?") from error
+        except httpx.TimeoutException as error:
+            raise EngineError(f"{self._url} sent nothing for {self._between:g} s") from error
+        except httpx.ConnectError as error:
+            raise EngineError(f"{self._url} cannot be reached ({error}); is the server running?") from error
+        except httpx.HTTPError as error:
+            raise EngineError(f"the connection to {self._url} broke during the answer ({type(error).__name__}: {error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise EngineError(f"{self._url} sent something that is not a stream of chat completions: {error}") from error
+        if stream.reason is None:
+            raise EngineError(f"{self._url} ended the answer without a finish_reason")
+        yield Delta("", stream.reason, stream.usage or Usage(_estimate(messages), _tokens("".join(stream.text))))
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """An estimate, the server's tokenizer being unknown: a Chinese character is one token, four other characters are one."""
+        return _estimate(messages)
+
+    async def adapters(self) -> list[str]:
+        return []
+
+    async def load(self, adapter: AdapterRef) -> None:
+        raise EngineError(f"engine {self.name} serves no adapters; use a local engine for {adapter.name}")
+
+    async def unload(self, name: str) -> None:
+        """Nothing is ever loaded."""
+
+    async def health(self) -> Health:
+        """Asks the server for its models."""
+        import httpx
+
+        if self._closed:
+            return Health(False, "the engine is closed")
+        try:
+            response = await self._http().get(f"{self._url}/models", timeout=self._connect)
+        except httpx.HTTPError as error:
+            return Health(False, f"{self._url} cannot be reached ({type(error).__name__}); is the server running?")
+        if response.status_code in (401, 403):
+            return Health(False, f"{self._url} refuses the API key ({response.status_code})")
+        # Some servers have no list of models; that they answer is enough.
+        return Health(response.status_code < 500, "" if response.status_code < 500 else f"{self._url} answers {response.status_code}")
+
+    async def close(self) -> None:
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.aclose()
+
+    def _http(self) -> httpx.AsyncClient:
+        import httpx
+
+        if self._closed:
+            raise EngineError("the engine is closed")
+        loop = asyncio.get_running_loop()
+        # Pooled connections belong to the loop that opened them.
+        if self._client is None or self._loop is not loop:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            timeout = httpx.Timeout(self._between, connect=self._connect)
+            self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout), loop
+        return self._client
+
+    def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": list(messages),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        return body
+
+    async def _check(self, response: httpx.Response, messages: Sequence[Message]) -> None:
+        """Raise unless the response is a stream of events."""
+        status, kind = response.status_code, response.headers.get("content-type", "")
+        if status == 200 and kind.startswith("text/event-stream"):
+            return
+        said = _message_of((await response.aread())[:100_000])
+        if status in (429, 503):
+            wait = _retry_after(response.headers.get("retry-after"))
+            raise EngineBusy(f"{self._url} is busy ({status}{said and ': ' + said}); try again in {wait:g} s", retry_after=wait)
+        if status in (401, 403):
+            raise EngineError(f"{self._url} refuses the API key ({status}{said and ': ' + said}); check api_key_env of engine {self.name}")
+        if status == 404:
+            raise EngineError(f"{self._url} has no chat completions or no model {self._model!r} (404{said and ': ' + said})")
+        if status in (400, 413) and ("context_length" in said or "maximum context" in said):
+            raise PromptTooLong(_estimate(messages), self.context_window)
+        if status != 200:
+            raise EngineError(f"{self._url} answers {status}{said and ': ' + said}")
+        raise EngineError(f"{self._url} answers {kind or 'something without a type'}, expected text/event-stream; is this the right url?")
+
+
+async def _events(response: httpx.Response, deadline: float) -> AsyncIterator[str]:
+    """The data of each server-sent event until ``[DONE]``. Splits bytes at newlines only: JSON may hold other line separators as text."""
+    pieces = response.aiter_bytes()
+    rest = b""
+    while True:
+        async with asyncio.timeout_at(deadline):
+            piece = await anext(pieces, None)
+        if piece is None:
+            raise ValueError("it ended without [DONE]" + (f", in the middle of {rest[:80]!r}" if rest.strip() else ""))
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
+        for line in lines:
+            name, _, value = line.rstrip(b"\r").partition(b":")
+            if name != b"data":
+                continue
+            data = value.decode("utf-8").strip()
+            if data == "[DONE]":
+                return
+            yield data
+
+
+def _absorb(chunk: dict[str, Any], stream: _Stream) -> str:
+    """Take one chunk in; returns its text. Raises EngineError if the server reports a failure inside the stream."""
+    if "error" in chunk:
+        error = chunk["error"]
+        raise EngineError(f"the server failed during the answer: {error.get('message', error) if isinstance(error, dict) else error}")
+    if usage := chunk.get("usage"):
+        stream.usage = Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+    if not chunk["choices"]:
+        return ""
+    choice = chunk["choices"][0]
+    reason = choice.get("finish_reason")
+    if reason == "content_filter":
+        raise EngineError("the server's content filter stopped the answer")
+    if reason is not None:
+        stream.reason = "length" if reason == "length" else "stop"
+    return str((choice.get("delta") or {}).get("content") or "")
+
+
+def _message_of(body: bytes) -> str:
+    """What an error page says, in at most 300 characters; '' for HTML, which says nothing to a reader."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        error = json.loads(text)
+    except ValueError:
+        return "" if text.startswith("<") else text[:300]
+    error = error.get("error", error) if isinstance(error, dict) else error
+    said = f"{error.get('message', '')} {error.get('code') or ''}".strip() if isinstance(error, dict) else str(error)
+    return said[:300]
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds from a Retry-After header, which holds seconds or a date (RFC 9110); 1 if there is none."""
+    if not header:
+        return 1.0
+    if header.strip().isdigit():
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return 1.0
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _estimate(messages: Sequence[Message]) -> int:
+    # Four tokens around each message are what common chat templates add.
+    return sum(_tokens(message["content"]) + 4 for message in messages)
+
+
+def _tokens(text: str) -> int:
+    wide = sum(1 for char in text if ord(char) >= 0x2E80)
+    return wide + -(-(len(text) - wide) // 4)

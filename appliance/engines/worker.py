@@ -1,0 +1,290 @@
+"""The thread that owns the model: continuous batching of requests, adapters loaded between steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, FinishReason, Sampling, Usage
+from appliance.engines.text_stream import TextStream
+
+if TYPE_CHECKING:
+    import torch
+
+    from appliance.engines.generation import Generation
+
+# Between two steps of the running answers at most this many prompt tokens are read, so that they never stall for long.
+_PROMPT_PIECE = 256
+
+Sink = Callable[[Delta | EngineError], None]
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One request: its prompt tokens, how to sample, and where its text goes. `room` is the most tokens it may generate."""
+
+    prompt: list[int]
+    sampling: Sampling
+    adapter: str | None
+    room: int
+    sink: Sink
+    cancelled: bool = False
+    done: int = 0
+    produced: int = 0
+    token: int = 0
+    text: TextStream | None = None
+    chooser: torch.Generator | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """Runs until `close`. Every loop reads a piece of prompts, then adds one token to every running answer.
+
+    Rows 0..n-1 of the cache are the running answers, row n the prompt being read. Requests join as soon as their prompt is read and
+    leave as soon as they end or are cancelled. An error ends the requests it hit; the thread lives on.
+    """
+
+    def __init__(
+        self, make: Callable[[], Generation], decode: Callable[[Sequence[int]], str], ends: frozenset[int], batch: int, queue: int
+    ) -> None:
+        self._make, self._decode, self._ends, self._batch, self._queue = make, decode, ends, batch, queue
+        self._changed = threading.Condition()
+        self._waiting: deque[Row] = deque()
+        self._jobs: deque[tuple[Callable[[Generation], None], Future[None]]] = deque()
+        self._running: list[Row] = []
+        self._reading: Row | None = None
+        self._adapters: dict[str, str] = {}
+        self._leaving: list[str] = []
+        self._loads = 0
+        self._closing = False
+        self._seconds = 1.0
+        self.ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="local-engine", daemon=True)
+        self._thread.start()
+
+    # --- called from other threads
+
+    def submit(self, row: Row) -> None:
+        """Queue a request; `row.adapter` is a public name and becomes the inner one. Raises EngineBusy or EngineError."""
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise EngineError("the engine is closed")
+            if row.adapter is not None:
+                if row.adapter not in self._adapters:
+                    raise EngineError(f"no adapter {row.adapter!r} is loaded (loaded: {', '.join(sorted(self._adapters)) or 'none'})")
+                row.adapter = self._adapters[row.adapter]
+            if len(self._waiting) >= self._queue:
+                wait = max(1.0, self._seconds * len(self._waiting) / self._batch)
+                raise EngineBusy(f"{len(self._waiting)} requests are waiting already; try again in {wait:.0f} s", retry_after=wait)
+            self._waiting.append(row)
+            self._changed.notify()
+
+    def cancel(self, row: Row) -> None:
+        """The request leaves before the next step."""
+        with self._changed:
+            row.cancelled = True
+            self._changed.notify()
+
+    def load(self, adapter: AdapterRef) -> Future[None]:
+        return self._schedule(lambda model: self._load(model, adapter))
+
+    def unload(self, name: str) -> Future[None]:
+        return self._schedule(lambda _: self._unload(name))
+
+    def adapters(self) -> list[str]:
+        with self._changed:
+            return sorted(self._adapters)
+
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def close(self) -> None:
+        """End the thread; requests in flight get an EngineError. Waits for the running step."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _schedule(self, job: Callable[[Generation], None]) -> Future[None]:
+        future: Future[None] = Future()
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise EngineError("the engine is closed")
+            self._jobs.append((job, future))
+            self._changed.notify()
+        return future
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            model = self._make()
+        except Exception as error:  # noqa: BLE001 - whatever stops the model from loading is told to whoever waits for it
+            self.ready.set_exception(EngineError(f"the model cannot be loaded: {error}"))
+            return
+        self._ends |= model.end_tokens
+        self.ready.set_result(None)
+        while self._wait_for_work(model):
+            self._run_jobs(model)
+            self._drop_cancelled(model)
+            self._read_prompts(model)
+            self._extend_answers(model)
+            self._retire_adapters(model)
+        self._fail_everything(EngineError("the engine was closed"))
+
+    def _wait_for_work(self, model: Generation) -> bool:
+        with self._changed:
+            while not (self._closing or self._jobs or self._waiting or self._running or self._reading):
+                model.release()
+                self._changed.wait()
+            return not self._closing
+
+    def _run_jobs(self, model: Generation) -> None:
+        while True:
+            with self._changed:
+                if not self._jobs:
+                    return
+                job, future = self._jobs.popleft()
+            try:
+                job(model)
+            except Exception as error:  # noqa: BLE001 - handed to the caller; the thread must outlive it
+                future.set_exception(error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}"))
+            else:
+                future.set_result(None)
+
+    def _load(self, model: Generation, adapter: AdapterRef) -> None:
+        if adapter.name in self._adapters:
+            return
+        # peft makes the name part of module names, where a dot is not allowed; a number is safe for any public name.
+        self._loads += 1
+        inner = f"adapter{self._loads}"
+        model.load_adapter(inner, adapter.path)
+        with self._changed:
+            self._adapters[adapter.name] = inner
+
+    def _unload(self, name: str) -> None:
+        with self._changed:
+            if name in self._adapters:
+                self._leaving.append(self._adapters.pop(name))
+
+    def _retire_adapters(self, model: Generation) -> None:
+        """Unloaded adapters go once no accepted request needs them."""
+        with self._changed:
+            needed = {row.adapter for row in (*self._waiting, *self._running, *([self._reading] if self._reading else []))}
+            idle = [inner for inner in self._leaving if inner not in needed]
+            self._leaving = [inner for inner in self._leaving if inner in needed]
+        for inner in idle:
+            model.delete_adapter(inner)
+
+    def _drop_cancelled(self, model: Generation) -> None:
+        with self._changed:
+            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+        for row in [row for row in self._running if row.cancelled]:
+            self._leave(model, row)
+        if self._reading is not None and self._reading.cancelled:
+            self._stop_reading(model)
+
+    def _stop_reading(self, model: Generation) -> None:
+        model.clear(len(self._running))
+        self._reading = None
+
+    def _read_prompts(self, model: Generation) -> None:
+        """Read waiting prompts, in order, up to the budget of one step."""
+        budget = _PROMPT_PIECE
+        while budget > 0:
+            if self._reading is None and len(self._running) < self._batch:
+                with self._changed:
+                    self._reading = self._waiting.popleft() if self._waiting else None
+            if self._reading is None:
+                return
+            budget -= self._read_piece(model, self._reading, budget)
+
+    def _read_piece(self, model: Generation, row: Row, most: int) -> int:
+        """Read up to `most` tokens of a prompt; behind its last one the answer begins. Returns how many were read."""
+        piece = row.prompt[row.done : row.done + most]
+        try:
+            logits = model.prefill(len(self._running), piece, row.adapter)
+            row.done += len(piece)
+            if row.done < len(row.prompt):
+                return len(piece)
+            self._reading = None
+            self._running.append(row)
+            self._start(row)
+            self._take(model, row, logits)
+        except Exception as error:  # noqa: BLE001 - the request learns of it; the thread must outlive it
+            row.sink(_failure(error))
+            if self._reading is row:
+                self._stop_reading(model)
+            else:
+                self._leave(model, row)
+        return len(piece)
+
+    def _start(self, row: Row) -> None:
+        from appliance.engines.choosing import generator_for
+
+        row.text = TextStream(self._decode, row.sampling.stop)
+        row.chooser = generator_for(row.sampling)
+
+    def _extend_answers(self, model: Generation) -> None:
+        rows = list(self._running)
+        if not rows:
+            return
+        try:
+            logits = model.decode([row.token for row in rows], [row.adapter for row in rows])
+            for row, line in zip(rows, logits, strict=True):
+                self._take(model, row, line)
+        except Exception as error:  # noqa: BLE001 - every request of the batch learns of it; the thread must outlive it
+            for row in self._running:
+                row.sink(_failure(error))
+            self._running.clear()
+            if self._reading is not None:
+                self._reading.sink(_failure(error))
+                self._reading = None
+            model.release()
+
+    def _take(self, model: Generation, row: Row, logits: torch.Tensor) -> None:
+        """Choose the row's next token, send its text, and end the row when it is complete."""
+        from appliance.engines.choosing import choose
+
+        assert row.text is not None
+        row.token = choose(logits, row.sampling, row.chooser)
+        row.produced += 1
+        ended = row.token in self._ends
+        text = "" if ended else row.text.push(row.token)
+        reason: FinishReason | None = "stop" if ended or row.text.stopped else "length" if row.produced >= row.room else None
+        if reason is None:
+            if text:
+                row.sink(Delta(text))
+            return
+        row.sink(Delta(text + row.text.finish(), reason, Usage(len(row.prompt), row.produced)))
+        self._seconds += 0.2 * (time.monotonic() - row.started - self._seconds)
+        self._leave(model, row)
+
+    def _leave(self, model: Generation, row: Row) -> None:
+        """Take a row out; the last running one fills its place, and a prompt being read moves up behind them."""
+        at, last = self._running.index(row), len(self._running) - 1
+        if at != last:
+            model.move(last, at)
+            self._running[at] = self._running[last]
+        self._running.pop()
+        model.clear(last)
+        if self._reading is not None:
+            model.move(last + 1, last)
+
+    def _fail_everything(self, error: EngineError) -> None:
+        with self._changed:
+            rows = [*self._running, *self._waiting, *([self._reading] if self._reading else [])]
+            jobs = [future for _, future in self._jobs]
+        for row in rows:
+            row.sink(error)
+        for future in jobs:
+            future.set_exception(error)
+
+
+def _failure(error: Exception) -> EngineError:
+    return error if isinstance(error, EngineError) else EngineError(f"generation failed: {type(error).__name__}: {error}")

@@ -1,0 +1,108 @@
+"""Text to vectors: the protocol, and the implementation on a sentence-transformers model folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.types import RetrievalError
+
+Vectors = NDArray[np.float32]
+
+# Text beyond this cannot reach the model's window; cutting it first keeps a huge question cheap.
+_MAX_CHARS = 20_000
+# What a chunk is embedded with besides its own text, so that it stays inside the window.
+_MAX_CONTEXT_CHARS = 300
+
+
+class Embedder(Protocol):
+    """Text to L2-normalised float32 vectors. `hash` identifies weights, prompts and pooling: equal hash, equal vectors."""
+
+    @property
+    def hash(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, without special tokens and prompts."""
+        ...
+
+    def encode_queries(self, texts: list[str]) -> Vectors:
+        """Vectors [n, dim] of questions; text beyond the model's window is cut."""
+        ...
+
+    def encode_passages(self, texts: list[str]) -> Vectors:
+        """Vectors [n, dim] of retrieval texts; text beyond the model's window is cut."""
+        ...
+
+
+class SentenceTransformerEmbedder:
+    """A local sentence-transformers folder on the CPU or what accelerator there is; loads on first use; thread-safe.
+
+    The prompts named "query" and "passage" (or "document") of the folder's configuration are put before the texts.
+    """
+
+    def __init__(self, path: Path, hash: str, batch_size: int = 32) -> None:
+        self.path = path
+        self.hash = hash
+        self._batch_size = batch_size
+        self._model: Any = None
+        # The fast tokenizers refuse to be used by two threads at once.
+        self._lock = threading.RLock()
+
+    @property
+    def dim(self) -> int:
+        return int(self._load().get_embedding_dimension())
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        if not texts:
+            return []
+        with self._lock:
+            encoded = self._load().tokenizer(texts, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def encode_queries(self, texts: list[str]) -> Vectors:
+        return self._encode(texts, ("query",))
+
+    def encode_passages(self, texts: list[str]) -> Vectors:
+        return self._encode(texts, ("passage", "document"))
+
+    def _encode(self, texts: list[str], prompts: tuple[str, ...]) -> Vectors:
+        with self._lock:
+            model = self._load()
+            prompt = next((name for name in prompts if name in model.prompts), None)
+            # The library itself sorts by length before it makes batches.
+            vectors = model.encode(
+                [text[:_MAX_CHARS] for text in texts],
+                prompt_name=prompt,
+                batch_size=self._batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+        return np.ascontiguousarray(vectors, dtype=np.float32).reshape(len(texts), -1 if texts else self.dim)
+
+    def _load(self) -> Any:
+        with self._lock:
+            if self._model is None:
+                from sentence_transformers import SentenceTransformer
+
+                if not (self.path / "modules.json").is_file():
+                    raise RetrievalError(
+                        f"{self.path}: no sentence-transformers model here (modules.json is missing); check the embedding model setting"
+                    )
+                self._model = SentenceTransformer(str(self.path), local_files_only=True)
+            return self._model
+
+
+def retrieval_text(title: str, heading: Sequence[str], text: str) -> str:
+    """What a chunk is found by: title and headings that are not in it already, then the chunk itself. Never quoted."""
+    start = text[: 2 * _MAX_CONTEXT_CHARS]
+    context = " / ".join(dict.fromkeys(part for part in (title, *heading) if part and part not in start))
+    return f"{context[:_MAX_CONTEXT_CHARS]}\n{text}" if context else text
