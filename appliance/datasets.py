@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ class Datasets:
             raise ApplianceError(
                 f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`"
             )
-        return read.pairs
+        # The domain a data set was registered for is the domain of its rows, whatever they call themselves.
+        return [replace(pair, domain=info.domain) for pair in read.pairs] if info.domain else read.pairs
 
     def _save(self, info: DatasetInfo) -> None:
         values = {

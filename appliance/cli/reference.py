@@ -16,7 +16,10 @@ def reference() -> str:
 
 
 def _pages(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    context = click.Context(command, info_name=path.split()[-1], parent=parent, terminal_width=110, max_content_width=110)
+    names = ["-h", "--help"]
+    context = click.Context(
+        command, info_name=path.split()[-1], parent=parent, terminal_width=110, max_content_width=110, help_option_names=names
+    )
     yield path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
