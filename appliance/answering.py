@@ -85,8 +85,9 @@ class Answering:
         return [name for name in self.knowledge.workspace.domains() if allowed is None or name in allowed]
 
     def arms(self, domain: str) -> list[str]:
-        """The arms that can be named in a request."""
-        return list(ARMS)
+        """The arms that can be named in a request: those of adapters only where one is live."""
+        tuned = self.registry.live(domain) is not None
+        return [arm for arm in ARMS if tuned or arm not in ("finetuned", "hybrid")]
 
     async def warm(self) -> None:
         """Load index, embedding model and every engine in use, so that the first question does not wait.
@@ -283,7 +284,7 @@ class Answering:
         sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
         adapter = turn.adapter.name if arm in ("finetuned", "hybrid") and turn.adapter is not None else None
         if adapter is not None and turn.adapter is not None:
-            await engine.load(turn.adapter.ref)
+            await self._load(engine, turn.adapter)
         messages, passages = await self._messages(turn, engine, sampling)
         parts: list[str] = []
         usage, finish = Usage(0, 0), "stop"
@@ -300,6 +301,14 @@ class Answering:
         if passages and not prompts.says_nothing_found(text):
             cited, unsupported = await asyncio.to_thread(align, text, passages, self.config.answering.support)
         yield _Draft(text, cited, unsupported, usage, finish, engine.name, adapter)
+
+    @staticmethod
+    async def _load(engine: Engine, version: AdapterVersion) -> None:
+        """Load the version; older ones of its domain leave once the requests that use them are done."""
+        await engine.load(version.ref)
+        for name in await engine.adapters():
+            if name.startswith(f"{version.domain}@") and name != version.name:
+                await engine.unload(name)
 
     async def _messages(self, turn: _Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
         """The prompt within the window: the oldest turns go first, then the weakest passages."""

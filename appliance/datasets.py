@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
-from finetune.dataset import dataset_version, read_pairs
+from finetune.dataset import dataset_version, read_pairs, write_pairs
 from finetune.reading import Excluded
 from finetune.types import DatasetError, Pair
 
@@ -173,23 +172,7 @@ def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
 def _write(path: Path, pairs: list[Pair]) -> None:
     """Write the pairs beside the final name, then move them there: a killed run leaves no half file under it."""
     beside = path.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as out:
-        for pair in pairs:
-            out.write(json.dumps(_row_of(pair), ensure_ascii=False) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    write_pairs(pairs, beside)
+    with beside.open("rb") as written:
+        os.fsync(written.fileno())
     beside.replace(path)
-
-
-def _row_of(pair: Pair) -> dict[str, Any]:
-    return {
-        "id": pair.id,
-        "question": pair.question,
-        "answer": pair.answer,
-        "doc_ids": list(pair.doc_ids),
-        "lang": pair.lang,
-        "domain": pair.domain,
-        "split": pair.split,
-        "answerable": pair.answerable,
-        "history": [{"role": turn.role, "content": turn.content} for turn in pair.history],
-    }
