@@ -2,7 +2,7 @@
 
 Support of an answer sentence by a passage sentence is the share of its words (numbers count twice) that the passage
 sentence contains, in [0, 1]; a number that the passage sentence lacks makes it 0, because a wrong dose in the right
-words is the error that matters most.
+words is the error that matters most. The threshold was chosen on a labelled set: ``benchmarks/citation_support.py``.
 """
 
 from __future__ import annotations

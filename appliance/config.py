@@ -73,13 +73,16 @@ class RetrievalConfig(Section):
 
 
 class AnsweringConfig(Section):
-    """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation."""
+    """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation.
+
+    Its default was chosen by ``benchmarks/citation_support.py``.
+    """
 
     max_tokens: int = Field(default=128, ge=1, le=32_768)
     max_question_chars: int = Field(default=8_000, ge=100)
     max_history_messages: int = Field(default=20, ge=0)
     passage_tokens: int = Field(default=500, ge=64)
-    support: float = Field(default=0.6, ge=0, le=1)
+    support: float = Field(default=0.7, ge=0, le=1)
 
 
 class RouterConfig(Section):
@@ -237,7 +240,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # max_tokens = 128
 # max_question_chars = 8000
 # passage_tokens = 500                  # budget for passages in a prompt
-# support = 0.6                         # share of a sentence a passage must support to be cited
+# support = 0.7                         # share of a sentence a passage must support to be cited
 
 [router.thresholds]
 # Names and defaults: appliance router show

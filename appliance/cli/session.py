@@ -85,6 +85,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._last = 0.0
         self._what = ""
+        self._done = -1.0
         self._bar: Any = None
         self._task: Any = None
 
@@ -99,9 +100,9 @@ class Progress:
             self._draw(what, done, total, facts)
             return
         now = time.monotonic()
-        if what == self._what and done != total and now - self._last < 2:
+        if what == self._what and (done == self._done or (done != total and now - self._last < 2)):
             return
-        self._what, self._last = what, now
+        self._what, self._done, self._last = what, done, now
         say(json.dumps({"event": "progress", "what": what, "done": done, "total": total, **facts}, ensure_ascii=False, default=str))
 
     def _draw(self, what: str, done: float, total: float | None, facts: Mapping[str, object]) -> None:

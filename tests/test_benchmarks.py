@@ -1,0 +1,80 @@
+"""The benchmarks run and write the form that is promised."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def _run(name: str, out: Path, *arguments: object) -> Any:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--json", str(out), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "claims" in done.stdout
+    return json.loads(out.read_text("utf-8"))
+
+
+def _check_form(found: Any) -> None:
+    assert set(found) == {"machine", "settings", "rows", "claims"}
+    assert {"date", "commit", "sources", "cpu", "cores", "memory_gib", "python"} <= set(found["machine"])
+    assert found["settings"]["quick"] is True and found["rows"]
+    for claim in found["claims"]:
+        assert set(claim) == {"name", "value", "unit", "target", "holds"}
+        sign, bound = claim["target"].split()
+        assert claim["holds"] is (claim["value"] <= float(bound) if sign == "<=" else claim["value"] >= float(bound))
+
+
+def test_citation_support(tmp_path: Path) -> None:
+    found = _run("citation_support", tmp_path / "results" / "support.json")
+    _check_form(found)
+    rates = [row for row in found["rows"] if "precision" in row]
+    assert {(row["set"], row["lang"]) for row in rates} == {(s, lang) for s in ("train+dev", "test") for lang in ("all", "en", "zh")}
+    assert {row["threshold"] for row in rates} >= {0.3, 0.6, 0.9}
+    assert all(0 <= row[name] <= 1 and row["cases"] > 0 for row in rates for name in ("precision", "recall", "accuracy"))
+    cited = {row["kind"]: row["cited"] for row in found["rows"] if row.get("method") == "support" and "kind" in row}
+    assert cited["number changed"] == 0 < cited["gold"]
+
+
+@pytest.mark.slow
+def test_refusal_threshold(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    found = _run("refusal_threshold", tmp_path / "refusal.json", "--cache", cache)
+    _check_form(found)
+    supports = [row for row in found["rows"] if "median_support" in row]
+    assert {row["kind"] for row in supports} == {"right", "wrong", "withheld", "unanswerable"}
+    rates = [row for row in found["rows"] if "threshold" in row and row["lang"] == "zh"]
+    assert rates and all(row["refused_withheld"] is not None for row in rates)
+    # The kept index is used again, and gives the same figures.
+    assert _run("refusal_threshold", tmp_path / "again.json", "--cache", cache)["rows"] == found["rows"]
+
+
+@pytest.fixture
+def support(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("citation_support")
+
+
+def test_false_answers_differ_in_one_number(support: ModuleType) -> None:
+    present = frozenset({"40", "41", "18:00", "72", "3"})
+    assert support.changed("40 mg at 18:00.", present) == "42 mg at 18:00."
+    assert support.changed("每日40毫克。", present) == "每日42毫克。"
+    assert support.exchanged("每日40毫克。", present) == "每日41毫克。"
+    assert support.exchanged("At 18:00, 3 tablets.", present) == "At 18:00, 40 tablets."
+    assert support.changed("三年。", present) is None
+    assert support.exchanged("3 days", frozenset({"3"})) is None
+
+
+def test_an_equal_score_prefers_the_stricter_threshold(support: ModuleType) -> None:
+    cases = [support.Case("train+dev", "en", kind, (score, 0.0)) for kind, score in (("gold", 0.8), ("other answer", 0.4))]
+    assert support.best_threshold(cases, 0) == 0.8
+    assert support.measure(cases, 0, 0.8) == {"precision": 1.0, "recall": 1.0, "accuracy": 1.0}
+    assert support.measure(cases, 0, 0.9) == {"precision": 1.0, "recall": 0.0, "accuracy": 0.5}
