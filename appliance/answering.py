@@ -101,9 +101,10 @@ class Answering:
 
     async def _warm(self) -> None:
         await asyncio.to_thread(self.knowledge.search, "warm up", Scope(), 1)
-        for domain in self.knowledge.workspace.domains():
-            engine = await self.engines.of(domain)
-            await engine.count_tokens([Message(role="user", content="warm up")])
+        for name in dict.fromkeys(self.config.engine_of(domain)[0] for domain in self.knowledge.workspace.domains()):
+            engine = await self.engines.named(name)
+            async for _ in engine.chat([Message(role="user", content="warm up")], None, Sampling(max_tokens=1)):
+                pass
 
     async def health(self) -> dict[str, Any]:
         """State of index, database and engines: {"index": {...}, "database": {...}, "engines": {name: {...}}}."""

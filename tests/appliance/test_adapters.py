@@ -1,0 +1,142 @@
+"""The registry: evidence that goes stale, aliases that move and come back, files that must be what was registered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_engine import ScriptedEngine
+from helpers import answering_with
+
+from appliance.adapters import AdapterVersion, Link, Registry
+from appliance.availability import ArmUnavailable
+from appliance.errors import ApplianceError, UsageError
+from appliance.knowledge import Knowledge
+from appliance.store.database import utcnow
+from appliance.types import Answer, Caller, Request
+from finetune.version import adapter_hash
+from retrieval.types import DocumentKey, Evidence, Scope
+
+
+def make(knowledge: Knowledge, number: int = 1, labels: frozenset[str] = frozenset()) -> AdapterVersion:
+    """A registered version; its files only need to hash, the engine of these tests reads none."""
+    folder = knowledge.workspace.folder("adapters") / f"medical@{number:08d}"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"r": 4, "peft_type": "LORA"}', "utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(bytes([number]) * 64)
+    version = AdapterVersion(
+        name=folder.name,
+        domain="medical",
+        base="path:/base",
+        base_hash="base",
+        method="lora",
+        path=folder,
+        sha256=adapter_hash(folder),
+        dataset="pairs",
+        dataset_version="1",
+        parent=None,
+        labels=labels,
+        config={},
+        metrics={"train_examples": 3, "eval_loss": 1.0},
+        created_at=utcnow(),
+    )
+    visiting, parking = (knowledge.documents.current(DocumentKey("medical", name)) for name in ("visiting.md", "parking.md"))
+    assert visiting is not None and parking is not None
+    links = [
+        Link("q1", "declared", "medical", "visiting.md", visiting.sha256),
+        Link("q2", "inferred", "medical", "parking.md", parking.sha256, 0.8),
+        Link("q3", "unlinked"),
+    ]
+    Registry(knowledge.workspace).register(version, links)
+    return version
+
+
+def ask(knowledge: Knowledge, engine: ScriptedEngine, arm: str, caller: Caller | None = None) -> Answer:
+    return asyncio.run(answering_with(knowledge, engine).ask(Request("When may visitors come?", domain="medical", arm=arm), caller))  # type: ignore[arg-type]
+
+
+def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    version = make(knowledge)
+    nothing = Evidence("", (), None)
+    fresh = registry.facts(version, nothing, None)
+    assert (fresh.stale_share, fresh.unlinked, fresh.stale_here) == (0.0, 1, ())
+    file = knowledge.workspace.root.parent / "documents" / "visiting.md"
+    file.write_text(file.read_text("utf-8").replace("20:00", "18:00"), "utf-8")
+    knowledge.ingest([file.parent], domain="medical")
+    found = knowledge.search("When may visitors come?", Scope(frozenset({"medical"})))
+    facts = registry.facts(version, found, 0.97)
+    assert facts.stale_share == 0.5 and facts.stale_here == ("visiting.md",)
+    knowledge.remove([DocumentKey("medical", "parking.md")])
+    assert registry.facts(version, nothing, None).stale_share == 1.0
+
+
+def test_a_stale_adapter_is_not_trusted_and_the_reason_is_given(knowledge: Knowledge) -> None:
+    Registry(knowledge.workspace).promote(make(knowledge).name)
+    engine = ScriptedEngine("Visitors may come from 14:00 to 18:00 every day.")
+    before = ask(knowledge, engine, "auto")
+    assert "finetuned" in before.decision.predicted
+    file = knowledge.workspace.root.parent / "documents" / "visiting.md"
+    file.write_text(file.read_text("utf-8").replace("20:00", "18:00"), "utf-8")
+    knowledge.ingest([file.parent], domain="medical")
+    after = ask(knowledge, engine, "auto")
+    assert after.arm not in ("finetuned", "base")
+    assert "visiting.md" in after.decision.unavailable["finetuned"]
+
+
+def test_the_alias_moves_and_comes_back(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    one, two = make(knowledge, 1), make(knowledge, 2)
+    assert registry.live("medical") is None
+    registry.promote(one.name)
+    registry.promote(two.name)
+    assert registry.live("medical") == registry.get(two.name)
+    assert registry.rollback("medical") == registry.get(one.name)
+    with pytest.raises(UsageError, match="legal has no promoted adapter"):
+        registry.rollback("legal")
+
+
+def test_altered_or_missing_files_are_not_promoted(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    one, two = make(knowledge, 1), make(knowledge, 2)
+    (one.path / "adapter_model.safetensors").write_bytes(b"altered")
+    with pytest.raises(ApplianceError, match="were altered after training"):
+        registry.promote(one.name)
+    for file in two.path.iterdir():
+        file.unlink()
+    two.path.rmdir()
+    with pytest.raises(ApplianceError, match="are missing"):
+        registry.promote(two.name)
+    assert registry.live("medical") is None
+
+
+def test_the_engine_gets_the_live_version_and_lets_the_old_one_go(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    one, two = make(knowledge, 1), make(knowledge, 2)
+    engine = ScriptedEngine("From 14:00 to 20:00.")
+    registry.promote(one.name)
+    assert ask(knowledge, engine, "finetuned").adapter == one.name
+    registry.promote(two.name)
+    assert ask(knowledge, engine, "hybrid").adapter == two.name
+    assert [asked[1] for asked in engine.asked] == [one.name, two.name]
+
+
+def test_labels_of_the_training_documents_guard_the_adapter(knowledge: Knowledge) -> None:
+    Registry(knowledge.workspace).promote(make(knowledge, labels=frozenset({"management"})).name)
+    engine = ScriptedEngine("From 14:00 to 20:00.")
+    for arm in ("finetuned", "hybrid"):
+        with pytest.raises(ArmUnavailable, match="may not see"):
+            ask(knowledge, engine, arm)
+    manager = Caller(Scope(None, frozenset({"management"})))
+    assert ask(knowledge, engine, "finetuned", manager).arm == "finetuned"
+
+
+def test_an_adapter_of_another_base_or_without_support_is_unavailable(knowledge: Knowledge, tmp_path: Path) -> None:
+    Registry(knowledge.workspace).promote(make(knowledge).name)
+    with pytest.raises(ArmUnavailable, match="was trained for another base model"):
+        ask(knowledge, ScriptedEngine("x", base_hash="other"), "finetuned")
+    engine = ScriptedEngine("x")
+    engine.serves_adapters = False
+    with pytest.raises(ArmUnavailable, match="serves no adapters"):
+        ask(knowledge, engine, "finetuned")
