@@ -244,6 +244,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 
 [router.thresholds]
 # Names and defaults: appliance router show
+# reading = 0.7                         # how well the model answers from passages; 1.0 for about 7B parameters and more
 
 [server]
 # host = "127.0.0.1"

@@ -114,8 +114,10 @@ def learned_reasoning(view: View) -> Verdict | None:
 
 
 def supported(view: View) -> Verdict | None:
-    """Enough evidence to generate from it: with a fresh adapter's help, or by it alone if the evidence is partial."""
-    arms: list[Arm] = ["rag"]
+    """Enough evidence to answer from it: in the documents' words, generated, with a fresh adapter's help, or by it alone if partial."""
+    if not {"rag", "hybrid", "finetuned"} & set(view.predicted):
+        return None
+    arms: list[Arm] = ["rag", "quote"]
     if view.fresh_adapter:
         arms.append("hybrid")
         if view.support < view.settings.strong and view.nearest >= view.settings.related_question:
@@ -124,6 +126,8 @@ def supported(view: View) -> Verdict | None:
     if choice is None:
         return None
     arm, reasons = choice
+    if arm == "quote":
+        reasons.append(view.say("own_words"))
     if arm == "hybrid" and view.fresh_adapter:
         reasons.append(view.say("adapter_helps", version=view.fresh_adapter.version))
     if arm == "finetuned":

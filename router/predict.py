@@ -61,14 +61,14 @@ def predict(arms: Iterable[Arm], situation: Situation, features: Mapping[str, fl
 
     With s = support, n = nearness of the adapter's training questions and f = the fresh share of its evidence (0 when it
     is stale for exactly these passages): quote s, halved for reasons and comparisons and for passages in another
-    language; rag 0.1 + 0.75 s; finetuned (0.1 + 0.6 n) f; hybrid that of rag + 0.15 n f (less 0.1 when f is 0); base 0.1; verified its
-    similarity; refuse 1 - max(s, n f).
+    language; rag r (0.2 + 0.8 s) with r = `reading`; finetuned (0.1 + 0.6 n) f; hybrid that of rag + 0.15 n f (less 0.1
+    when f is 0); base 0.1; verified its similarity; refuse 1 - max(s, n f).
     """
     found = support(features, settings)
     near = between(features.get("a_nearest", settings.related_question), settings.dense_floor, 1.0) if situation.adapter else 0.0
     fresh = 0.0 if features.get("a_stale_here") else 1.0 - features.get("a_stale_share", 0.0)
     halved = bool(features["q_reason"] or features["q_compare"] or features.get("e_foreign"))
-    rag = 0.1 + 0.75 * found
+    rag = settings.reading * (0.2 + 0.8 * found)
     quality: dict[Arm, float] = {
         "base": 0.1,
         "quote": found * (0.5 if halved else 1.0),

@@ -59,6 +59,10 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "The question asks for reasons, advice or a comparison, which the adapter was trained to give.",
             "问题要求解释、建议或比较，适配器为此训练过。",
         ),
+        "own_words": (
+            "The documents' own words are expected to answer better than this model would.",
+            "预计文档原文比该模型的回答更可靠。",
+        ),
         "adapter_helps": (
             "A fresh adapter {version} is there, so the passages are put into its words.",
             "有可用的最新适配器 {version}，由它根据段落作答。",

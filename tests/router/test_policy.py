@@ -9,7 +9,8 @@ from router.policy import RULES, RulePolicy
 from router.settings import PolicySettings
 from router.types import ARMS, CITING, Constraints, Costs
 
-POLICY = RulePolicy()
+# A model that reads passages well; the embedded one has a test of its own.
+POLICY = RulePolicy(PolicySettings(reading=1.0))
 OPEN = "Tell me about opening an account"
 WHY = "Why should we keep the account open?"
 
@@ -18,6 +19,14 @@ def test_exact_verified_answer_is_served(situation):
     decision = POLICY.decide(situation(verified=1.0))
     assert (decision.arm, decision.rule) == ("verified", "verified_match")
     assert POLICY.decide(situation(verified=0.95)).arm != "verified"
+
+
+@pytest.mark.parametrize(("lang", "words"), [("en", "own words"), ("zh", "原文")])
+def test_a_model_that_reads_badly_leaves_supported_questions_to_quotes(situation, lang, words):
+    decision = RulePolicy().decide(situation(OPEN if lang == "en" else "介绍一下开户", lang))
+    assert (decision.arm, decision.rule) == ("quote", "supported")
+    assert any(words in reason for reason in decision.reasons)
+    assert RulePolicy().decide(situation(WHY)).arm == "rag"
 
 
 def test_nothing_found_is_refused_and_base_never_guesses(situation):
@@ -101,7 +110,7 @@ def test_reasoning_uses_the_adapter(situation, adapter):
     assert POLICY.decide(situation(WHY, adapter=adapter(nearest_question=0.9))).arm == "hybrid"
     weak = {"dense": 0.88, "coverage": 0.3}
     known = adapter(nearest_question=0.99)
-    assert POLICY.decide(situation(WHY, **weak, adapter=known, prior="finetuning")).arm == "finetuned"
+    assert RulePolicy().decide(situation(WHY, **weak, adapter=known, prior="finetuning")).arm == "finetuned"
     assert POLICY.decide(situation("为什么要保留账户？", "zh", 0.92, 0.3, adapter=known)).rule == "learned_reasoning"
 
 
@@ -181,7 +190,7 @@ def test_a_huge_question(situation):
 
 
 def test_settings_are_checked_and_named_in_the_version():
-    assert RulePolicy(PolicySettings(weak=0.2)).version != POLICY.version == RulePolicy().version
+    assert RulePolicy(PolicySettings(weak=0.2)).version != POLICY.version == RulePolicy(PolicySettings(reading=1.0)).version
     with pytest.raises(ValueError, match=r"weak: 1\.5"):
         PolicySettings(weak=1.5)
     with pytest.raises(ValueError, match=r"weak .* must be below strong"):
