@@ -13,6 +13,17 @@ from appliance.store.schema import chunk, document, document_version, generation
 from retrieval.store import GenerationInfo, LiveDocument, Lock, Member, Place
 from retrieval.types import Chunk, Document, DocumentInfo, DocumentKey
 
+# The columns of `document_info`, besides the labels: those of the live document or of an older generation.
+FACTS = (
+    document_version.c.domain,
+    document_version.c.doc_id,
+    document_version.c.uri,
+    document_version.c.title,
+    document_version.c.lang,
+    document_version.c.sha256,
+    document_version.c.meta,
+    document_version.c.updated_at,
+)
 # Parameters of one statement; SQLite allows 32,766, PostgreSQL 65,535.
 _BATCH = 5_000
 
@@ -59,7 +70,7 @@ class SqlDocumentStore:
         query = (
             sa.select(
                 chunk,
-                *_FACTS,
+                *FACTS,
                 generation_document.c.labels,
                 # substr counts characters from 1, on SQLite and PostgreSQL alike; the whole text never leaves the database.
                 sa.func.substr(version.c.text, chunk.c.start + 1, chunk.c.end - chunk.c.start).label("span"),
@@ -73,7 +84,7 @@ class SqlDocumentStore:
         with self._database.read() as connection:
             for start in range(0, len(wanted), _BATCH):
                 for row in connection.execute(query.where(chunk.c.id.in_(wanted[start : start + _BATCH]))):
-                    info = _info(row)
+                    info = document_info(row)
                     found[row.id] = Chunk(row.chunk_id, info.key, row.start, row.end, tuple(row.heading), row.page, row.span), info
         return found
 
@@ -97,31 +108,20 @@ class SqlDocumentStore:
     def document(self, key: DocumentKey) -> Document | None:
         version = document_version
         query = (
-            sa.select(*_FACTS, document.c.labels, version.c.text)
+            sa.select(*FACTS, document.c.labels, version.c.text)
             .select_from(document.join(version, version.c.id == document.c.version_id))
             .where(document.c.domain == key.domain, document.c.doc_id == key.id, not_deleted())
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else Document(_info(row), row.text)
+        return None if row is None else Document(document_info(row), row.text)
 
     def writer(self, lock: Lock) -> SqlWriter:
         return SqlWriter(self._database, lock)
 
 
-_FACTS = (
-    document_version.c.domain,
-    document_version.c.doc_id,
-    document_version.c.uri,
-    document_version.c.title,
-    document_version.c.lang,
-    document_version.c.sha256,
-    document_version.c.meta,
-    document_version.c.updated_at,
-)
-
-
-def _info(row: Any) -> DocumentInfo:
+def document_info(row: Any) -> DocumentInfo:
+    """The facts of a document from a row with `FACTS` and labels."""
     return DocumentInfo(
         domain=row.domain,
         id=row.doc_id,

@@ -7,20 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.store.database import Database
+from appliance.store.document_writer import not_deleted
+from appliance.store.documents import FACTS, document_info
 from appliance.store.schema import chunk, document, document_version, generation
 from retrieval.types import Chunk, DocumentInfo, DocumentKey, Passage
 
-_FACTS = (
-    document.c.domain,
-    document.c.doc_id,
-    document.c.labels,
-    document_version.c.uri,
-    document_version.c.title,
-    document_version.c.lang,
-    document_version.c.sha256,
-    document_version.c.meta,
-    document_version.c.updated_at,
-)
 _LIVE = document.join(document_version, document.c.version_id == document_version.c.id)
 
 
@@ -32,17 +23,17 @@ class DocumentReader:
 
     def documents(self, domain: str | None = None) -> list[DocumentInfo]:
         """Every live document, by domain and id."""
-        query = sa.select(*_FACTS).select_from(_LIVE).order_by(document.c.domain, document.c.doc_id)
+        query = sa.select(*FACTS, document.c.labels).select_from(_LIVE).where(not_deleted()).order_by(document.c.domain, document.c.doc_id)
         if domain is not None:
             query = query.where(document.c.domain == domain)
         with self._database.read() as connection:
-            return [_info(row) for row in connection.execute(query)]
+            return [document_info(row) for row in connection.execute(query)]
 
     def current(self, key: DocumentKey) -> DocumentInfo | None:
         """The facts of a live document."""
         with self._database.read() as connection:
-            row = connection.execute(sa.select(*_FACTS).select_from(_LIVE).where(_is(key))).one_or_none()
-        return _info(row) if row is not None else None
+            row = connection.execute(sa.select(*FACTS, document.c.labels).select_from(_LIVE).where(_is(key))).one_or_none()
+        return document_info(row) if row is not None else None
 
     def is_current(self, key: DocumentKey, sha256: str) -> bool:
         """Whether the document is live with exactly this content."""
@@ -96,18 +87,4 @@ class DocumentReader:
 
 
 def _is(key: DocumentKey) -> sa.ColumnElement[bool]:
-    return sa.and_(document.c.domain == key.domain, document.c.doc_id == key.id)
-
-
-def _info(row: Any) -> DocumentInfo:
-    return DocumentInfo(
-        domain=row.domain,
-        id=row.doc_id,
-        uri=row.uri,
-        title=row.title,
-        lang=row.lang,
-        labels=frozenset(row.labels),
-        sha256=row.sha256,
-        updated_at=row.updated_at,
-        meta=row.meta,
-    )
+    return sa.and_(document.c.domain == key.domain, document.c.doc_id == key.id, not_deleted())
