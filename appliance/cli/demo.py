@@ -27,7 +27,7 @@ def demo(folder: Path, as_json: bool) -> None:
     with Progress() as progress:
         data = asyncio.run(_run(folder, as_json, progress))
     emit(data, as_json, lambda: _summary(data))
-    say(f"\nOpen it with: appliance --workspace {folder} serve")
+    say(f"\nOpen it with: appliance serve --workspace {folder}")
 
 
 async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any]:

@@ -37,6 +37,29 @@ COMMANDS = {
 }
 
 
+def _name_workspace(ctx: click.Context, _: click.Parameter, folder: Path | None) -> None:
+    session = ctx.find_object(Session)
+    if folder is not None and session is not None:
+        session.given = folder
+
+
+def take_workspace(command: click.Command) -> None:
+    """Let `--workspace` stand behind the command as well as before it."""
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            take_workspace(child)
+    elif not any(parameter.name == "workspace" for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--workspace", "-w"],
+                type=click.Path(path_type=Path),
+                expose_value=False,
+                callback=_name_workspace,
+                help="The workspace folder.",
+            )
+        )
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when it is used, so that --help is instant."""
 
@@ -48,6 +71,7 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"appliance.cli.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, name)
+        take_workspace(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -19,7 +19,7 @@ def init(folder: Path, as_json: bool) -> None:
     with Workspace.create(folder) as workspace:
         root = workspace.root
     emit({"workspace": str(root)}, as_json, lambda: click.echo(str(root)))
-    say(f"next: appliance --workspace {root} ingest PATH --domain NAME")
+    say(f"next: appliance ingest PATH --domain NAME --workspace {root}")
 
 
 @click.group()

@@ -190,3 +190,13 @@ def test_keys_datasets_and_doctor(appliance, handbook: Path, tmp_path: Path) -> 
     doctor = appliance("doctor", "--json")
     assert doctor.code == 0, doctor.out
     assert {"python", "memory", "disk", "cpu", "gpu", "database", "index"} <= {finding["check"] for finding in doctor.json}
+
+
+def test_the_workspace_may_be_named_behind_the_command(handbook: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path / "other")
+    assert run(["init", root]) == 0
+    assert run(["ingest", str(handbook), "--domain", "medical", "--workspace", root]) == 0
+    capsys.readouterr()
+    assert run(["document", "list", "--json", "-w", root]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert run(["document", "list", "--workspace", str(tmp_path / "nowhere")]) == 2
