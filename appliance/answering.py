@@ -51,7 +51,7 @@ class _Turn:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """What an arm produced, before it becomes an `Answer`."""
+    """What an arm produced, before it becomes an `Answer`; `arm` where another one had to step in."""
 
     text: str
     citations: Sequence[Citation] = ()
@@ -60,6 +60,7 @@ class _Draft:
     finish_reason: str = "stop"
     engine: str | None = None
     adapter: str | None = None
+    arm: Arm | None = None
 
 
 class Answering:
@@ -147,7 +148,7 @@ class Answering:
                     turn.clock.mark("first_token")
                 if not held:
                     yield Text(piece)
-        arm = turn.decision.arm
+        arm = draft.arm or turn.decision.arm
         if held and (draft.unsupported or not draft.citations):
             arm, draft = await self._fall_back(turn, draft)
         if held:
@@ -277,7 +278,7 @@ class Answering:
             text, cited = quote(turn.query, turn.evidence.passages, self.knowledge.similarity)
             if text:
                 return _Draft(text, cited)
-        return _Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""))
+        return _Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""), arm="refuse")
 
     async def _generate(self, turn: _Turn) -> AsyncGenerator[str | _Draft]:
         arm, request = turn.decision.arm, turn.request
