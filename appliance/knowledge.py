@@ -13,6 +13,7 @@ from appliance.store.documents import SqlDocumentStore
 from appliance.store.reading import DocumentReader
 from appliance.types import Caller
 from appliance.workspace import Workspace
+from retrieval.folder import FolderVectors
 from retrieval.types import DocumentKey, Evidence, Scope
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Knowledge:
         self.models = models
         self.store = SqlDocumentStore(workspace.db)
         self.documents = DocumentReader(workspace.db)
-        self.folder = workspace.folder("index")
+        self.vectors = FolderVectors(workspace.folder("index"))
         self._embedder: QuestionCache | None = None
         self._index: Index | None = None
         self._lock = threading.Lock()
@@ -100,7 +101,7 @@ class Knowledge:
         live = self.store.live_generation()
         with self._lock:
             if self._index is None or self._index.generation != live:
-                self._index = Index.open(self.store, self.folder, embedder, live)
+                self._index = Index.open(self.store, self.vectors, embedder, live)
             return self._index
 
     def search(self, query: str, scope: Scope, k: int | None = None) -> Evidence:
@@ -111,7 +112,7 @@ class Knowledge:
         """Every difference between the live generation's files and what was written; see `retrieval.index.verify`."""
         from retrieval.index import verify
 
-        return verify(self.store, self.folder)
+        return verify(self.store, self.vectors)
 
     def passage(self, domain: str, doc_id: str, start: int, end: int, caller: Caller) -> dict[str, Any] | None:
         """A span of a live document with the text around it, None if it is gone or the caller may not see it."""
@@ -165,7 +166,7 @@ class Knowledge:
             return ingest(
                 paths,
                 store=self.store,
-                folder=self.folder,
+                vectors=self.vectors,
                 embedder=self.embedder,
                 lock=lock,
                 domain=domain,
@@ -182,7 +183,7 @@ class Knowledge:
         from retrieval.maintain import remove
 
         with self.workspace.db.lock("index") as lock:
-            return remove(keys, store=self.store, folder=self.folder, lock=lock)
+            return remove(keys, store=self.store, vectors=self.vectors, lock=lock)
 
     def rebuild(self, progress: Progress | None = None) -> dict[str, Any]:
         """Chunk and embed every live document anew from its stored text, beside the live generation."""
@@ -190,7 +191,7 @@ class Knowledge:
 
         with self.workspace.db.lock("index") as lock:
             return rebuild(
-                store=self.store, folder=self.folder, embedder=self.embedder, lock=lock, settings=self._settings(), progress=progress
+                store=self.store, vectors=self.vectors, embedder=self.embedder, lock=lock, settings=self._settings(), progress=progress
             )
 
     def rollback(self, generation: int) -> None:
@@ -198,7 +199,7 @@ class Knowledge:
         from retrieval.maintain import rollback
 
         with self.workspace.db.lock("index") as lock:
-            rollback(generation, store=self.store, folder=self.folder, lock=lock)
+            rollback(generation, store=self.store, vectors=self.vectors, lock=lock)
 
     def _settings(self) -> IngestSettings:
         from retrieval.staging import IngestSettings

@@ -104,7 +104,8 @@ def cases(service: Service, chosen: Sequence[Pair]) -> list[Case]:
             continue
         add("right" if evidence.passages[0].document.key in gold else "wrong", evidence)
         if gold not in without:
-            without[gold] = Index.open(Without(service.workspace, gold), knowledge.folder, knowledge.embedder, knowledge.index().generation)
+            store = Without(service.workspace, gold)
+            without[gold] = Index.open(store, knowledge.vectors, knowledge.embedder, knowledge.index().generation)
         add("withheld", without[gold].search(query, scope, retrieval.k, retrieval.candidates))
     return made
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from retrieval.embed import Embedder
-from retrieval.generation import manifests_folder, read_manifest, segments_folder, write_manifest
-from retrieval.staging import Step
 from retrieval.store import DocumentStore, GenerationInfo, LiveDocument, Writer
 from retrieval.types import DocumentKey, RetrievalError
+from retrieval.vectors import Step, VectorStore
 
 
 def commit(
     store: DocumentStore,
     writer: Writer,
-    folder: Path,
+    vectors: VectorStore,
     embedding_hash: str,
     hashes: Mapping[str, str],
     put: Sequence[LiveDocument],
@@ -30,10 +27,10 @@ def commit(
     parent = store.live_generation()
     parent_info = store.generation(parent) if parent is not None else None
     # The parent's manifest vouches for the segments that stay; a rebuild has none that stay.
-    known = {**(read_manifest(folder, parent_info) if parent_info is not None and not fresh else {}), **hashes}
+    known = {**(vectors.read_manifest(parent_info) if parent_info is not None and not fresh else {}), **hashes}
 
     def manifest(generation: int, chunks: Mapping[str, int]) -> tuple[str, str]:
-        written = write_manifest(folder, generation, embedding_hash, chunks, known, step)
+        written = vectors.write_manifest(generation, embedding_hash, chunks, known, step)
         step("before-commit")
         return written
 
@@ -43,17 +40,9 @@ def commit(
     return info
 
 
-def collect(writer: Writer, folder: Path) -> None:
+def collect(writer: Writer, vectors: VectorStore) -> None:
     """Delete what no generation needs: staged leftovers, and segments whose last document was deleted."""
-    segments, manifests = writer.collect()
-    for place, kept in ((segments_folder(folder), segments), (manifests_folder(folder), manifests)):
-        if not place.is_dir():
-            continue
-        for entry in place.iterdir():
-            if entry.name not in kept and entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name not in kept:
-                entry.unlink()
+    vectors.keep(*writer.collect())
 
 
 def check_model(store: DocumentStore, embedder: Embedder) -> None:
@@ -67,13 +56,13 @@ def check_model(store: DocumentStore, embedder: Embedder) -> None:
 
 
 @contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
+def full_disk(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RetrievalError(
-            f"the disk is full ({error.filename or folder}): nothing was changed, the previous generation is live; "
+            f"the disk is full ({error.filename or location}): nothing was changed, the previous generation is live; "
             "free some space and run the same command again, it goes on where it was"
         ) from error

@@ -1,16 +1,9 @@
-"""Generations: a manifest names the segments of one state of the index and their hashes; opened, they are one searchable whole.
-
-Which rows of the segments are alive is in the database (a row without a document of the generation is a tombstone), so that
-a manifest never changes when a document is deleted for good.
-"""
+"""The opened segments of one generation as one searchable whole, with exact vector search."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,56 +11,11 @@ from numpy.typing import NDArray
 
 from retrieval.embed import Vectors
 from retrieval.lexical import Lexical, Mask, Ordinals, View
-from retrieval.segments import REMEDY, Segment, describe, open_segment, sync
-from retrieval.store import GenerationInfo
-from retrieval.types import IndexCorrupt
+from retrieval.segments import Segment
+from retrieval.types import Scope
 
-_FORMAT = 1
 # How many chunks the mean of all counts for in the mean of one language.
 _LEAN = 10
-
-
-def segments_folder(folder: Path) -> Path:
-    return folder / "segments"
-
-
-def manifests_folder(folder: Path) -> Path:
-    return folder / "manifests"
-
-
-def write_manifest(
-    folder: Path, generation: int, embedding_hash: str, chunks: Mapping[str, int], known: Mapping[str, str], step: Callable[[str], None]
-) -> tuple[str, str]:
-    """Write the manifest of a generation durably; its file name and sha256.
-
-    `chunks` are the live chunks by segment, `known` the hashes of segment.json that need not be read again.
-    """
-    hashes = {id: known.get(id) or describe(segments_folder(folder), id)[1] for id in chunks}
-    segments = [{"id": id, "sha256": hashes[id], "chunks": count} for id, count in sorted(chunks.items())]
-    content = {"format": _FORMAT, "generation": generation, "embedding": embedding_hash, "segments": segments}
-    data = json.dumps(content, indent=1).encode("utf-8")
-    name = f"{generation}.json"
-    place = manifests_folder(folder) / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{name}.tmp")
-    temporary.write_bytes(data)
-    sync(temporary)
-    temporary.replace(place)
-    sync(place.parent)
-    step("manifest-written")
-    return name, hashlib.sha256(data).hexdigest()
-
-
-def read_manifest(folder: Path, info: GenerationInfo) -> dict[str, str]:
-    """The segments of a generation: id to hash of segment.json. Raises IndexCorrupt if the manifest is not the committed one."""
-    path = manifests_folder(folder) / info.manifest
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise IndexCorrupt(f"{path}: missing; {REMEDY}") from error
-    if hashlib.sha256(data).hexdigest() != info.manifest_sha256:
-        raise IndexCorrupt(f"{path}: the content has changed since it was written (sha256 differs); {REMEDY}")
-    return {entry["id"]: entry["sha256"] for entry in json.loads(data)["segments"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +55,7 @@ class Generation:
                 self._vectors = faiss.IndexFlatIP(segment.vectors.shape[1])
             self._vectors.add(segment.vectors)
 
-    @staticmethod
-    def open(folder: Path, manifest: Mapping[str, str], wanted: Iterable[str], opened: Mapping[str, Segment]) -> Generation:
-        """Check and open the `wanted` segments; those in `opened` are taken as they are.
-
-        Raises IndexCorrupt naming the bad file. A segment that is not in the manifest was written later for the same documents.
-        """
-        return Generation([opened.get(id) or open_segment(segments_folder(folder), id, manifest.get(id)) for id in sorted(wanted)])
-
-    def visible(self, mask: Mask, languages: NDArray[np.int64]) -> Visible:
+    def visible(self, scope: Scope, mask: Mask, languages: NDArray[np.int64]) -> Visible:
         """Prepare the searches over the chunks in `mask` [size]; `languages` [size] numbers the language of each."""
         view = self.lexical.view(mask)
         sums = {int(number): self._sum(mask & (languages == number)) for number in np.unique(languages[mask])}

@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import text as texts
 from retrieval.embed import Embedder
-from retrieval.generation import Generation, Visible, read_manifest
 from retrieval.lexical import MAX_QUERY_TERMS, Mask, Ordinals
-from retrieval.segments import Segment
 from retrieval.store import DocumentStore, Member, Place
 from retrieval.types import Evidence, IndexCorrupt, Passage, RetrievalError, Scope
+from retrieval.vectors import Searchable, VectorStore
 
 # Reciprocal rank fusion, score = sum of 1 / (60 + rank) with ranks from 1: Cormack, Clarke and Buettcher, SIGIR 2009.
 RRF_K = 60
@@ -38,14 +37,14 @@ class Index:
     def __init__(
         self,
         store: DocumentStore,
-        folder: Path,
+        vectors: VectorStore,
         embedder: Embedder,
         generation: int | None,
-        opened: Generation,
+        opened: Searchable,
         members: Sequence[Member],
         places: Sequence[Place],
     ) -> None:
-        self._store, self._folder, self._embedder = store, folder, embedder
+        self._store, self._vectors, self._embedder = store, vectors, embedder
         self.generation = generation
         self._opened = opened
         self._members = members
@@ -58,25 +57,24 @@ class Index:
             self._rows[place], self._owners[place] = chunk, position[version]
         names = {name: number for number, name in enumerate(sorted({member.lang for member in members}))}
         self._languages = np.array([names[member.lang] for member in members] + [-1], dtype=np.int64)[self._owners]
-        self._scopes: dict[Scope, Visible] = {}
+        self._scopes: dict[Scope, Any] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, store: DocumentStore, folder: Path, embedder: Embedder, generation: int | None = None) -> Index:
+    def open(cls, store: DocumentStore, vectors: VectorStore, embedder: Embedder, generation: int | None = None) -> Index:
         """Open a generation (None: the live one; if there is none yet, an empty index).
 
         Raises IndexCorrupt if a file of it is missing, truncated or altered, and RetrievalError if there is no such generation or it
         was made with another embedding model.
         """
-        return _open(cls, store, folder, embedder, generation, {})
+        return _open(cls, store, vectors, embedder, generation, None)
 
     def refresh(self) -> Index:
         """This index if it is still the live one, else the live one, sharing what is open already."""
         live = self._store.live_generation()
         if live == self.generation:
             return self
-        opened = {segment.id: segment for segment in self._opened.segments}
-        return _open(type(self), self._store, self._folder, self._embedder, live, opened)
+        return _open(type(self), self._store, self._vectors, self._embedder, live, self._opened)
 
     def __len__(self) -> int:
         """The number of chunks."""
@@ -110,7 +108,7 @@ class Index:
         }
         return Evidence(query, passages, self.generation, signals)
 
-    def _rarity(self, word: str, visible: Visible) -> float:
+    def _rarity(self, word: str, visible: Any) -> float:
         # A Chinese word is indexed as its characters and bigrams; the rarest of them tells how rare it is.
         return max(self._opened.lexical.idf([word] if word.isascii() else texts.index_terms(word) or [word], visible.view))
 
@@ -137,12 +135,12 @@ class Index:
                 passages.append(Passage(*found, fused[place], dense_rank, lexical_rank, dense_score, lexical_score))
         return tuple(passages[:k])
 
-    def _visible(self, scope: Scope) -> Visible:
+    def _visible(self, scope: Scope) -> Any:
         with self._lock:
             known = self._scopes.get(scope)
         if known is not None:
             return known
-        made = self._opened.visible(self._mask(scope), self._languages)
+        made = self._opened.visible(scope, self._mask(scope), self._languages)
         with self._lock:
             while len(self._scopes) >= _KEPT_SCOPES:
                 self._scopes.pop(next(iter(self._scopes)))
@@ -159,11 +157,8 @@ class Index:
         return mask
 
 
-def verify(store: DocumentStore, folder: Path, generation: int | None = None) -> list[str]:
+def verify(store: DocumentStore, vectors: VectorStore, generation: int | None = None) -> list[str]:
     """What is wrong with a generation (None: the live one), one sentence for each bad file; empty if all is well."""
-    from retrieval.generation import segments_folder
-    from retrieval.segments import open_segment
-
     wanted = store.live_generation() if generation is None else generation
     if wanted is None:
         return []
@@ -172,28 +167,25 @@ def verify(store: DocumentStore, folder: Path, generation: int | None = None) ->
     if info is None:
         return [f"there is no generation {wanted}"]
     try:
-        manifest = read_manifest(folder, info)
+        manifest = vectors.read_manifest(info)
     except IndexCorrupt as error:
         problems.append(str(error))
         manifest = {}
     _, places = store.members(wanted)
-    for id in sorted({place.segment for place in places}):
-        try:
-            segment = open_segment(segments_folder(folder), id, manifest.get(id))
-        except IndexCorrupt as error:
-            problems.append(str(error))
-            continue
-        if any(place.ordinal >= len(segment.vectors) for place in places if place.segment == id):
-            problems.append(f"{segments_folder(folder) / id}: the database names rows beyond its {len(segment.vectors)}")
-    return problems
+    needed: dict[str, int] = {}
+    for place in places:
+        needed[place.segment] = max(needed.get(place.segment, 0), place.ordinal + 1)
+    sizes, damaged = vectors.sizes(manifest, needed)
+    beyond = [f"segment {id}: the database names row {needed[id] - 1}, it has {size}" for id, size in sizes.items() if size < needed[id]]
+    return problems + damaged + beyond
 
 
 def _open(
-    cls: type[Index], store: DocumentStore, folder: Path, embedder: Embedder, generation: int | None, opened: dict[str, Segment]
+    cls: type[Index], store: DocumentStore, vectors: VectorStore, embedder: Embedder, generation: int | None, opened: Searchable | None
 ) -> Index:
     wanted = store.live_generation() if generation is None else generation
     if wanted is None:
-        return cls(store, folder, embedder, None, Generation([]), [], [])
+        return cls(store, vectors, embedder, None, vectors.open({}, ()), [], [])
     info = store.generation(wanted)
     if info is None:
         raise RetrievalError(f"there is no generation {wanted}; the live one is {store.live_generation()}")
@@ -204,7 +196,8 @@ def _open(
         )
     members, places = store.members(wanted)
     segments = {place.segment for place in places}
-    return cls(store, folder, embedder, wanted, Generation.open(folder, read_manifest(folder, info), segments, opened), members, places)
+    found = vectors.open(vectors.read_manifest(info), segments, opened)
+    return cls(store, vectors, embedder, wanted, found, members, places)
 
 
 def _ranking(places: Ordinals, scores: NDArray[np.float32]) -> dict[int, tuple[int, float]]:

@@ -19,9 +19,10 @@ from retrieval.embed import Embedder
 from retrieval.parsers import Parsed, ParseError
 from retrieval.scan import Skipped, Source, scan
 from retrieval.segments import hash_file
-from retrieval.staging import IngestSettings, Progress, Recipe, Staging, Step, language, no_step, same_recipe, stored_meta, text_hash
+from retrieval.staging import IngestSettings, Progress, Recipe, Staging, language, same_recipe, stored_meta, text_hash
 from retrieval.store import DocumentStore, GenerationInfo, LiveDocument, Lock
 from retrieval.types import DocumentKey, RetrievalError
+from retrieval.vectors import Step, VectorStore, no_step
 
 # A file changed within this time may change again without its size and time showing it, so its time is not trusted.
 _SETTLED_NS = 2_000_000_000
@@ -74,7 +75,7 @@ def ingest(
     paths: Sequence[Path],
     *,
     store: DocumentStore,
-    folder: Path,
+    vectors: VectorStore,
     embedder: Embedder,
     lock: Lock,
     domain: str | None = None,
@@ -88,7 +89,7 @@ def ingest(
 ) -> IngestReport:
     """Make the documents of files, folders and JSONL corpora live, in one new generation; none if nothing changed.
 
-    `folder` is the workspace's `index` folder, `lock` the held writer's lock. Documents go to `domain`, which is created if it is
+    `vectors` holds the segments, `lock` the held writer's lock. Documents go to `domain`, which is created if it is
     new; without it to the row's own domain, else to the only known one. `labels` are those of every document of this call.
     `prune` removes documents last seen under the same roots (and domain) that are gone. One broken file or row is reported and the
     others go on; what cannot be right as a whole (a missing path, an empty folder, no domain, another embedding model, a full
@@ -101,7 +102,7 @@ def ingest(
     check_model(store, embedder)
     run = _Run(
         live=live,
-        staging=Staging(folder, embedder, store.writer(lock), settings, step),
+        staging=Staging(vectors, embedder, store.writer(lock), settings, step),
         recipe=Recipe.of(settings.chunk, embedder.hash),
         domain=domain,
         default=domain or (next(iter(known_domains)) if len(known_domains) == 1 else None),
@@ -112,7 +113,7 @@ def ingest(
         progress=progress or (lambda what, done, total, **facts: None),
         total=sum(_documents_in(source) for source in sources),
     )
-    with full_disk(folder):
+    with full_disk(vectors.location):
         if domain is not None:
             run.know(domain)
         elif run.default is None and not all(parsers.is_corpus(source.path) for source in sources):
@@ -286,11 +287,11 @@ def _finish(run: _Run, store: DocumentStore, prune: bool, roots: set[str], step:
     if put or gone:
         why = f"ingest: {report.added} added, {report.updated} updated, {report.removed} removed"
         info: GenerationInfo | None = commit(
-            store, staging.writer, staging.folder, staging.embedder.hash, staging.hashes, list(put.values()), gone, why, step
+            store, staging.writer, staging.vectors, staging.embedder.hash, staging.hashes, list(put.values()), gone, why, step
         )
     else:
         info = store.generation(current) if current is not None else None
-    collect(staging.writer, staging.folder)
+    collect(staging.writer, staging.vectors)
     step("collected")
     report.generation = info.id if info else None
     report.chunks = info.chunks if info else 0

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from retrieval.commit import collect, commit, full_disk
 from retrieval.embed import Embedder
 from retrieval.parsers import Parsed
-from retrieval.staging import IngestSettings, Progress, Recipe, Staging, Step, no_step
+from retrieval.staging import IngestSettings, Progress, Recipe, Staging
 from retrieval.store import DocumentStore, Lock
 from retrieval.types import DocumentKey, IndexCorrupt, RetrievalError
+from retrieval.vectors import Step, VectorStore, no_step
 
 
 def remove(
-    keys: Sequence[DocumentKey], *, store: DocumentStore, folder: Path, lock: Lock, embedder: Embedder | None = None, step: Step = no_step
+    keys: Sequence[DocumentKey],
+    *,
+    store: DocumentStore,
+    vectors: VectorStore,
+    lock: Lock,
+    embedder: Embedder | None = None,
+    step: Step = no_step,
 ) -> dict[str, Any]:
     """Delete live documents for good: from every generation, with their text. {"removed", "generation"}.
 
@@ -32,16 +38,16 @@ def remove(
     if info is None or not wanted:
         return {"removed": 0, "generation": generation}
     writer = store.writer(lock)
-    with full_disk(folder):
-        made = commit(store, writer, folder, info.embedding_hash, {}, [], wanted, f"remove {len(wanted)} documents", step)
-        collect(writer, folder)
+    with full_disk(vectors.location):
+        made = commit(store, writer, vectors, info.embedding_hash, {}, [], wanted, f"remove {len(wanted)} documents", step)
+        collect(writer, vectors)
     return {"removed": len(wanted), "generation": made.id}
 
 
 def rebuild(
     *,
     store: DocumentStore,
-    folder: Path,
+    vectors: VectorStore,
     embedder: Embedder,
     lock: Lock,
     settings: IngestSettings | None = None,
@@ -58,8 +64,8 @@ def rebuild(
         return {"generation": store.live_generation(), "documents": 0, "chunks": 0}
     recipe = Recipe.of(settings.chunk, embedder.hash)
     writer = store.writer(lock)
-    staging = Staging(folder, embedder, writer, settings, step)
-    with full_disk(folder):
+    staging = Staging(vectors, embedder, writer, settings, step)
+    with full_disk(vectors.location):
         for done, document in enumerate(live):
             stored = store.document(document.key)
             if stored is None:
@@ -73,18 +79,18 @@ def rebuild(
             if progress is not None:
                 progress("rebuild", done + 1, len(live))
         staging.flush()
-        made = commit(store, writer, folder, embedder.hash, staging.hashes, list(staging.done.values()), [], "rebuild", step, fresh=True)
-        collect(writer, folder)
+        made = commit(store, writer, vectors, embedder.hash, staging.hashes, list(staging.done.values()), [], "rebuild", step, fresh=True)
+        collect(writer, vectors)
     return {"generation": made.id, "documents": made.documents, "chunks": made.chunks}
 
 
-def rollback(generation: int, *, store: DocumentStore, folder: Path, lock: Lock) -> None:
+def rollback(generation: int, *, store: DocumentStore, vectors: VectorStore, lock: Lock) -> None:
     """Make an older generation live again, after checking its files. Documents deleted since stay deleted.
 
     Raises RetrievalError if there is no such generation, IndexCorrupt if its files are damaged.
     """
     from retrieval.index import verify
 
-    if problems := verify(store, folder, generation):
+    if problems := verify(store, vectors, generation):
         raise IndexCorrupt("; ".join(problems))
     store.writer(lock).rollback(generation)

@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,18 @@ import numpy as np
 from retrieval import lexical
 from retrieval.chunk import ChunkSettings, Span, chunk
 from retrieval.embed import Embedder, Vectors, retrieval_text
-from retrieval.generation import segments_folder
 from retrieval.parsers import Parsed
-from retrieval.segments import describe, write_segment
 from retrieval.store import KnownVersion, LiveDocument, NewChunk, NewVersion, Writer
 from retrieval.text import detect_lang
 from retrieval.types import DocumentKey, IndexCorrupt, RetrievalError
+from retrieval.vectors import Step, VectorStore, no_step
 
 # Raise it when parsing, chunking, terms or retrieval text change: documents are then indexed anew at the next ingest.
 _PIPELINE = 1
 
-Step = Callable[[str], None]
 OnDone = Callable[[int], None]
 Progress = Callable[..., None]
 """Called as ``progress(what, done, total, **facts)``."""
-
-
-def no_step(name: str) -> None:
-    """The default of the `step` hook, which tests use to interrupt at a named place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +85,7 @@ class Staging:
     `done` maps the keys of staged documents to what their live rows will be; `hashes` the new segments to their segment.json.
     """
 
-    folder: Path
+    vectors: VectorStore
     embedder: Embedder
     writer: Writer
     settings: IngestSettings
@@ -140,8 +133,7 @@ class Staging:
         if segment is not None:
             vectors = self._encode(texts)
             self.step("embedded")
-            write_segment(segments_folder(self.folder), segment, vectors, lexical.build(texts), self.embedder.hash, self.step)
-            self.hashes[segment] = describe(segments_folder(self.folder), segment)[1]
+            self.hashes[segment] = self.vectors.write_segment(segment, vectors, lexical.build(texts), self.embedder.hash, self.step)
         ids = self.writer.stage(segment, self.embedder.hash, len(texts), list(_versions(batch)))
         self.step("staged")
         for item, id in zip(batch, ids, strict=True):
@@ -166,7 +158,7 @@ class Staging:
         for id in version.segments:
             if id not in self._sound:
                 try:
-                    self.hashes[id] = describe(segments_folder(self.folder), id)[1]
+                    self.hashes[id] = self.vectors.segment_hash(id)
                     self._sound[id] = True
                 except IndexCorrupt:
                     self._sound[id] = False

@@ -11,6 +11,7 @@ import numpy as np
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.documents import SqlDocumentStore
+from retrieval.folder import FolderVectors
 from retrieval.index import Index
 from retrieval.ingest import IngestReport, ingest
 from retrieval.staging import IngestSettings
@@ -54,6 +55,7 @@ class Knowledge:
     def __init__(self, root: Path, embedder: HashingEmbedder | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.folder = root / "index"
+        self.vectors = FolderVectors(self.folder)
         self.db = Database(f"sqlite:///{root / 'appliance.db'}")
         schema.metadata.create_all(self.db.engine)
         self.store = SqlDocumentStore(self.db)
@@ -66,7 +68,7 @@ class Knowledge:
             return ingest(
                 paths,
                 store=self.store,
-                folder=self.folder,
+                vectors=self.vectors,
                 embedder=options.pop("embedder", self.embedder),
                 lock=lock,
                 domain=domain,
@@ -76,7 +78,7 @@ class Knowledge:
             )
 
     def index(self, generation: int | None = None) -> Index:
-        return Index.open(self.store, self.folder, self.embedder, generation)
+        return Index.open(self.store, self.vectors, self.embedder, generation)
 
     def search(self, query: str, scope: Scope | None = None, k: int = 5) -> Evidence:
         return self.index().search(query, scope or Scope(), k)

@@ -45,7 +45,7 @@ def test_damage_is_noticed_and_named(knowledge: Knowledge, docs: Path, name: str
     with pytest.raises(IndexCorrupt, match="rebuild") as raised:
         knowledge.index()
     assert str(path) in str(raised.value)
-    assert any(str(path) in problem for problem in verify(knowledge.store, knowledge.folder))
+    assert any(str(path) in problem for problem in verify(knowledge.store, knowledge.vectors))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -55,7 +55,7 @@ def test_rebuild_repairs(knowledge: Knowledge, docs: Path, name: str) -> None:
     _flip(_victim(knowledge, name))
     with knowledge.db.lock("index") as lock:
         done = rebuild(
-            store=knowledge.store, folder=knowledge.folder, embedder=knowledge.embedder, lock=lock, settings=IngestSettings(40, 80)
+            store=knowledge.store, vectors=knowledge.vectors, embedder=knowledge.embedder, lock=lock, settings=IngestSettings(40, 80)
         )
     assert done == {"generation": 2, "documents": 4, "chunks": len(knowledge.index())}
     after = knowledge.search("违约金", k=20)
@@ -73,8 +73,8 @@ def test_the_previous_generation_serves(knowledge: Knowledge, docs: Path) -> Non
         knowledge.index()
     with knowledge.db.lock("index") as lock:
         with pytest.raises(IndexCorrupt):
-            rollback(2, store=knowledge.store, folder=knowledge.folder, lock=lock)
-        rollback(1, store=knowledge.store, folder=knowledge.folder, lock=lock)
+            rollback(2, store=knowledge.store, vectors=knowledge.vectors, lock=lock)
+        rollback(1, store=knowledge.store, vectors=knowledge.vectors, lock=lock)
     assert knowledge.index().search("visitors", Scope()).passages
 
 

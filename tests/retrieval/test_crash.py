@@ -47,7 +47,7 @@ def _texts(knowledge: Knowledge) -> dict[DocumentKey, str]:
 
 def _is_whole(knowledge: Knowledge) -> None:
     """Every live document is searchable and quotes its text; nothing else is found."""
-    assert verify(knowledge.store, knowledge.folder) == []
+    assert verify(knowledge.store, knowledge.vectors) == []
     texts = _texts(knowledge)
     found = knowledge.search("the of 的 visitors dose patient rule 元 甲方 乙方", k=100).passages
     assert {passage.document.key for passage in found} == set(texts)

@@ -214,12 +214,12 @@ def test_removed_documents_come_back_from_nowhere(knowledge: Knowledge, docs: Pa
     pinned = knowledge.index()
     key = DocumentKey("medical", "gentamicin.md")
     with knowledge.db.lock("index") as lock:
-        done = remove([key], store=knowledge.store, folder=knowledge.folder, lock=lock)
+        done = remove([key], store=knowledge.store, vectors=knowledge.vectors, lock=lock)
     assert done == {"removed": 1, "generation": 3}
     for index in (pinned, *(knowledge.index(generation) for generation in (1, 2, 3))):
         assert all(passage.document.key != key for passage in index.search("adult dose of gentamicin", Scope(), 50).passages)
     with knowledge.db.lock("index") as lock:
-        rollback(1, store=knowledge.store, folder=knowledge.folder, lock=lock)
+        rollback(1, store=knowledge.store, vectors=knowledge.vectors, lock=lock)
     assert knowledge.store.live_generation() == 1
     assert knowledge.store.document(key) is None
     with knowledge.db.read() as connection:
@@ -235,7 +235,7 @@ def test_removing_an_unknown_document_removes_nothing(knowledge: Knowledge, docs
     knowledge.ingest(docs)
     keys = [DocumentKey("medical", "visits.txt"), DocumentKey("medical", "nothing.md")]
     with knowledge.db.lock("index") as lock, pytest.raises(RetrievalError, match=r"medical/nothing\.md"):
-        remove(keys, store=knowledge.store, folder=knowledge.folder, lock=lock)
+        remove(keys, store=knowledge.store, vectors=knowledge.vectors, lock=lock)
     assert knowledge.store.live_generation() == 1
 
 
@@ -245,7 +245,7 @@ def test_rollback_and_the_next_ingest(knowledge: Knowledge, docs: Path) -> None:
     write(docs / "added.md", "# Added\n\nA new rule about parking.\n")
     knowledge.ingest(docs)
     with knowledge.db.lock("index") as lock:
-        rollback(1, store=knowledge.store, folder=knowledge.folder, lock=lock)
+        rollback(1, store=knowledge.store, vectors=knowledge.vectors, lock=lock)
     assert "14:00" in knowledge.search("visitors").passages[0].chunk.text
     assert knowledge.ids("parking rule", k=50).count("added.md") == 0
     embedded = knowledge.embedder.passages
@@ -265,7 +265,7 @@ def test_a_new_embedding_model_is_noticed_and_rebuilt_beside_the_live_index(know
         knowledge.index()
     with knowledge.db.lock("index") as lock:
         done = rebuild(
-            store=knowledge.store, folder=knowledge.folder, embedder=knowledge.embedder, lock=lock, settings=IngestSettings(40, 80)
+            store=knowledge.store, vectors=knowledge.vectors, embedder=knowledge.embedder, lock=lock, settings=IngestSettings(40, 80)
         )
     assert done["documents"] == 4 and done["generation"] == 2
     assert knowledge.ids("adult dose of gentamicin")[0] == "gentamicin.md"

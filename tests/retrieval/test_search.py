@@ -117,6 +117,6 @@ def test_threads(knowledge: Knowledge, docs: Path) -> None:
 def test_wrong_arguments(knowledge: Knowledge, docs: Path) -> None:
     knowledge.ingest(docs)
     with pytest.raises(RetrievalError, match="generation 99"):
-        Index.open(knowledge.store, knowledge.folder, knowledge.embedder, 99)
+        Index.open(knowledge.store, knowledge.vectors, knowledge.embedder, 99)
     with pytest.raises(ValueError, match="k="):
         knowledge.index().search("x", Scope(), k=0)
