@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from retrieval import parsers
+from retrieval.parsers import Skipped
 from retrieval.types import RetrievalError
 
 
@@ -21,13 +21,8 @@ class Source:
     path: Path
 
 
-class Skipped(NamedTuple):
-    path: str
-    reason: str
-
-
-def scan(paths: Sequence[Path]) -> tuple[list[Source], list[Skipped]]:
-    """The files to read, by root and name, and those left out with the reason.
+def scan(paths: Sequence[Path], archives: bool = False) -> tuple[list[Source], list[Skipped]]:
+    """The files to read, by root and name, and those left out with the reason. Archives are among the files only with `archives`.
 
     Raises RetrievalError for a missing or unreadable path, a single file of an unsupported format, and a folder without one
     supported file, so that nothing is changed by a mistake in a path.
@@ -43,19 +38,19 @@ def scan(paths: Sequence[Path]) -> tuple[list[Source], list[Skipped]]:
         if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
             raise RetrievalError(f"{path}: cannot be read; check its permissions")
         if root.is_dir():
-            found = sorted(_walk(root, skipped), key=lambda source: source.name)
+            found = sorted(_walk(root, skipped, archives), key=lambda source: source.name)
             if not found:
                 suffixes = " ".join(sorted(parsers.SUFFIXES))
                 raise RetrievalError(f"{path}: nothing in this folder can be ingested; supported are {suffixes}")
             sources.extend(found)
-        elif parsers.supported(root):
-            sources.append(Source(str(root), path.name, root))
+        elif (reason := _unsupported(root, archives)) is not None:
+            raise RetrievalError(f"{path}: {reason}; supported are {' '.join(sorted(parsers.SUFFIXES))}")
         else:
-            raise RetrievalError(f"{path}: the format is not supported; supported are {' '.join(sorted(parsers.SUFFIXES))}")
+            sources.append(Source(str(root), path.name, root))
     return sources, skipped
 
 
-def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Source]:
+def _walk(root: Path, skipped: list[Skipped], archives: bool) -> Iterator[Source]:
     def refuse(error: OSError) -> None:
         raise RetrievalError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
@@ -71,13 +66,13 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Source]:
                 continue
             path = here / name
             relative = path.relative_to(root).as_posix()
-            if (reason := _refusal(path, root)) is not None:
-                skipped.append(Skipped(relative, reason))
+            if (reason := _refusal(path, root, archives)) is not None:
+                skipped.append(Skipped(relative.encode("utf-8", "backslashreplace").decode(), reason))
             else:
                 yield Source(str(root), relative, path)
 
 
-def _refusal(path: Path, root: Path) -> str | None:
+def _refusal(path: Path, root: Path, archives: bool) -> str | None:
     if path.is_symlink():
         target = path.resolve()
         if not target.is_relative_to(root):
@@ -86,6 +81,21 @@ def _refusal(path: Path, root: Path) -> str | None:
             return "a link to nothing"
     if not path.is_file():
         return "not a regular file"
-    if not parsers.supported(path):
-        return f"the format {path.suffix or '(no suffix)'} is not supported"
-    return None
+    if not _is_text(path.relative_to(root)):
+        return "its name is not UTF-8; rename it"
+    return _unsupported(path, archives)
+
+
+def _unsupported(path: Path, archives: bool) -> str | None:
+    if parsers.is_archive(path):
+        return None if archives else "an archive is read only with --archives"
+    return None if parsers.supported(path) else f"the format {path.suffix or '(no suffix)'} is not supported"
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the name can be stored: names that are not UTF-8 come with lone surrogates."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import unicodedata
 _ORDINAL = "[0-9０-９〇零一二三四五六七八九十百千两]+"
 _MARKDOWN = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 _ZH_DIVISION = re.compile(rf"[ \t\u3000]*第{_ORDINAL}([编篇章节])(?![0-9])")
+_ZH_CLOSING = re.compile(r"[ \t\u3000]*附[ \t\u3000]*则[ \t\u3000]*$")
 _ZH_CLAUSE = re.compile(rf"[ \t\u3000]*第{_ORDINAL}条(?:之[一二三四五六七八九十]+)?(?=[\s\u3000：:，]|$|[^的规第和或、至款项])")
 _EN_DIVISION = re.compile(r"[ \t]*(?:PART|Part|CHAPTER|Chapter|TITLE|Title)[ \t]+(?:[IVXLC]+|\d+)\b(?![ \t]*[a-z,;])")
 _EN_CLAUSE = re.compile(
@@ -20,7 +21,8 @@ _ITEM = re.compile(
     r"|[（(][0-9a-zA-Z一二三四五六七八九十]{1,4}[)）]|[一二三四五六七八九十]{1,3}、)"
 )
 _BULLET = re.compile(r"[ \t\u3000]*(?:[-*+•·▪◦‣●○■□][ \t]+|#{1,6}[ \t]+|>[ \t]?)+")
-_TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$|[ \t]*(?:[-=_*][ \t]*){3,}$")
+# Of a stripped line. White space is matched in one place only: two together try every way to share a long run of it.
+_TABLE_RULE = re.compile(r"\|?[ \t]*:?-{2,}:?(?:[ \t]*\|[ \t]*:?-{2,}:?)*(?:[ \t]*\|)?$|(?:[-=_*][ \t]*){3,}$")
 _RECORD = re.compile(r"[^:;：；\n]{1,80}: [^\n]*?; [^:;\n]{1,80}: ")
 _KEY = re.compile(r"[ \t\u3000]*\*{0,2}[^\s:：。.!?！？][^:：。!?！？\n]{0,40}(?::\*{0,2}[ \t]|：)")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
@@ -39,8 +41,9 @@ def width(line: str) -> int:
 def heading(line: str, alone: bool = False) -> tuple[int, str] | None:
     """Level and title if `line` is a heading, else None.
 
-    Levels are only compared: Markdown 1-6; divisions (编, 章, 节, Part) 10-12; clauses (第…条, Article, Section, §) 13;
-    numbered lines 14 and deeper, and only where `alone` says that blank lines (or the edges) surround the line.
+    Levels are only compared: Markdown 1-6; divisions (编, 章, 附则, 节, Part) 10-12; clauses (第…条, Article, Section, §) 13, deeper where
+    their number has parts (Section 2.1); numbered lines 14 and deeper, and only where `alone` says that blank lines (or the edges)
+    surround the line.
     A clause whose text follows on the same line gives its label alone as the title.
     """
     if found := _MARKDOWN.match(line):
@@ -49,15 +52,18 @@ def heading(line: str, alone: bool = False) -> tuple[int, str] | None:
     short = line.strip()
     if not short:
         return None
-    is_title = width(short) <= 80 and not short.endswith(_TERMINAL)
+    is_title = len(short) <= 80 and width(short) <= 80 and not short.endswith(_TERMINAL)
     if found := _ZH_DIVISION.match(line):
         return (_DIVISION_LEVEL[found.group(1)], short) if is_title else None
+    if _ZH_CLOSING.match(line):
+        return _DIVISION_LEVEL["章"], short
     if found := _ZH_CLAUSE.match(line):
         return _CLAUSE_LEVEL, short if is_title else found.group().strip()
     if _EN_DIVISION.match(line):
         return (11, short) if is_title else None
     if found := _EN_CLAUSE.match(line):
-        return _CLAUSE_LEVEL, short if is_title else found.group().strip()
+        # Section 2.1 is part of Article II.
+        return _CLAUSE_LEVEL + found.group().count("."), short if is_title else found.group().strip()
     if is_title and alone:
         if found := _NUMBERED.match(line):
             return _NUMBER_LEVEL + 1 + found.group(1).count("."), short
@@ -78,7 +84,7 @@ def is_row(line: str) -> bool:
 
 def is_rule(line: str) -> bool:
     """Whether the line only draws: `|---|---|`, `----`, `====`."""
-    return _TABLE_RULE.match(line) is not None
+    return _TABLE_RULE.match(line.strip()) is not None
 
 
 def is_item(line: str) -> bool:

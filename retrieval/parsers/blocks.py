@@ -1,6 +1,8 @@
-"""How parsers of structured formats write what they found: Markdown-like blocks."""
+"""How parsers of structured formats write what they found: Markdown-like blocks, and records of tables."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def join_blocks(blocks: list[tuple[str, str]]) -> str:
@@ -21,3 +23,24 @@ def row_line(cells: list[str]) -> str:
 
 def rule_line(columns: int) -> str:
     return "|" + "---|" * columns
+
+
+def header_of(cells: list[str]) -> list[str] | None:
+    """Column names if the cells can be a header, None if the row is data: each named cell once, none a number.
+
+    An empty cell becomes "column N".
+    """
+    if any(_is_number(cell) for cell in cells):
+        return None
+    named = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
+    return named if len(set(named)) == len(named) else None
+
+
+def record_line(header: Sequence[str], cells: Sequence[str]) -> str:
+    """One row as "header: value; header: value", so that it can be found and quoted without its table."""
+    named = [*header, *(f"column {number}" for number in range(len(header) + 1, len(cells) + 1))]
+    return "; ".join(f"{name}: {cell}" for name, cell in zip(named, cells, strict=False) if cell)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").replace("%", "").lstrip("+-").isdigit()

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrieval.parsers import Parsed, ParseError, clean
+from retrieval.parsers import Options, Parsed, clean
 from retrieval.parsers.blocks import join_blocks, row_line, rule_line
+from retrieval.parsers.office import check
 from retrieval.parsers.plain import title_of
 
 _HEADING = re.compile(r"(?:heading|标题)\s*(\d)$", re.IGNORECASE)
-_LIMIT = 1 << 30
 
 
-def parse(path: Path, name: str) -> Iterator[Parsed]:
+def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
     import docx
 
-    if not zipfile.is_zipfile(path):
-        raise ParseError(f"{name}: this is no DOCX file (no zip archive inside); save it from the word processor as .docx")
-    with zipfile.ZipFile(path) as archive:
-        if sum(item.file_size for item in archive.infolist()) > _LIMIT:
-            raise ParseError(f"{name}: unpacks to more than {_LIMIT >> 20} MB; split the document")
+    check(path, name, "DOCX")
     document = docx.Document(str(path))
     blocks: list[tuple[str, str]] = []
     number = 0

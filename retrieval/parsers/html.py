@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrieval.parsers import Parsed, ParseError, clean
+from retrieval.parsers import XML_NO_MEMORY, Options, Parsed, ParseError, clean
 from retrieval.parsers.blocks import join_blocks, row_line, rule_line
 from retrieval.parsers.plain import decode, title_of
 
+_HEADING = re.compile(r"h[1-6]")
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE)
 
 
@@ -32,7 +33,7 @@ _LITTLE = 0.3
 Block = tuple[str, str]
 
 
-def parse(path: Path, name: str) -> Iterator[Parsed]:
+def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
     import lxml.html  # type: ignore[import-untyped]
 
     source = _decode(path.read_bytes(), name)
@@ -40,9 +41,16 @@ def parse(path: Path, name: str) -> Iterator[Parsed]:
         yield Parsed(title=title_of("", name), text="", uri=name)
         return
     try:
-        tree = lxml.html.document_fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", source))
+        # Without `huge_tree` a paragraph of more than 10 million characters is dropped without a word.
+        parser = lxml.html.HTMLParser(huge_tree=True)
+        tree = lxml.html.document_fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", source), parser=parser)
     except lxml.etree.ParserError as error:
         raise ParseError(f"{name}: no HTML inside ({error}); save the page again") from error
+    # What cannot be held is left out of the tree without an exception.
+    for fatal in parser.error_log.filter_from_fatals():
+        if fatal.type == XML_NO_MEMORY:
+            raise MemoryError
+        raise ParseError(f"{name}: line {fatal.line}: the page cannot be read to its end ({fatal.message}); save it again from a browser")
     mains = tree.xpath("//main | //*[@role='main']") or tree.xpath("//article")
     body = tree.find("body")
     blocks = _render(mains[0]) if len(mains) == 1 else _main_blocks(_render(tree if body is None else body), source)
@@ -89,6 +97,8 @@ def _squeeze(text: str) -> str:
 
 
 def _render(root: Any) -> list[Block]:
+    import lxml.etree  # type: ignore[import-untyped]
+
     blocks: list[Block] = []
     inline: list[str] = []
 
@@ -99,40 +109,46 @@ def _render(root: Any) -> list[Block]:
         if text:
             blocks.append((kind, prefix + (text.replace("\n", " ") if kind == "heading" else text)))
 
-    def walk(element: Any, kind: str, prefix: str) -> None:
+    # Not by recursion: pages that forget to close their tags are nested thousands deep.
+    kinds: list[Block] = [("paragraph", "")]
+    walker = lxml.etree.iterwalk(root, events=("start", "end", "comment", "pi"))
+    for event, element in walker:
         tag = element.tag if isinstance(element.tag, str) else ""
-        if not tag or tag in _DROPPED:
-            return
-        if tag == "br":
-            inline.append("\n")
-            return
-        is_block = tag in _BLOCKS
-        if is_block:
-            flush(kind, prefix)
-        if tag == "table":
-            blocks.extend(_table(element))
-            return
-        if tag == "pre":
-            content = element.text_content().strip("\n")
-            if content.strip():
-                blocks.append(("paragraph", content))
-            return
-        if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit():
-            inline.append(" ".join(element.text_content().split()))
-            flush("heading", "#" * int(tag[1]) + " ")
-            return
-        if tag == "li":
-            kind, prefix = "item", _marker(element)
-        inline.append(_spaces(element.text))
-        for child in element:
-            walk(child, kind, prefix)
-            inline.append(_spaces(child.tail))
-        if is_block:
-            flush(kind, prefix)
-
-    walk(root, "paragraph", "")
+        if event == "start":
+            if tag in _BLOCKS:
+                flush(*kinds[-1])
+            kinds.append(("item", _marker(element)) if tag == "li" else kinds[-1])
+            if (own := _own(element, tag)) is None:
+                inline.append(_spaces(element.text))
+                continue
+            walker.skip_subtree()
+            blocks.extend(own)
+        else:
+            if event == "end":
+                if tag in _BLOCKS:
+                    flush(*kinds[-1])
+                kinds.pop()
+            if tag == "br":
+                inline.append("\n")
+            if element is not root:
+                inline.append(_spaces(element.tail))
     flush()
     return blocks
+
+
+def _own(element: Any, tag: str) -> list[Block] | None:
+    """The blocks of an element that is read as a whole, None if what is inside it is read one by one."""
+    if tag in _DROPPED:
+        return []
+    if tag == "table":
+        return list(_table(element))
+    if tag == "pre":
+        content = element.text_content().strip("\n")
+        return [("paragraph", content)] if content.strip() else []
+    if _HEADING.fullmatch(tag):
+        title = " ".join(element.text_content().split())
+        return [("heading", "#" * int(tag[1]) + " " + title)] if title else []
+    return None
 
 
 def _marker(item: Any) -> str:

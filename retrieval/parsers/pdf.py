@@ -1,131 +1,143 @@
-"""PDF: the text layer page by page; wrapped lines are joined again, and aligned columns become `| a | b |` rows."""
+"""PDF: the text layer page by page, tables from their ruling lines; scanned pages are named, or read by OCR where that is asked for."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrieval import structure
-from retrieval.parsers import Parsed, ParseError, clean
-from retrieval.parsers.blocks import row_line
+from retrieval.parsers import Options, Parsed, ParseError, clean
+from retrieval.parsers.layout import Line, Table, Word, glue, heading_sizes, page_lines, page_text
 from retrieval.parsers.plain import title_of
 
-_GAP = re.compile(r" {2,}")
-_PIECE = re.compile(r"\S+(?: \S+)*")
-# Columns may differ by this many positions from line to line.
-_ALIGNED = 2
-# A line this close to the widest line of its page was broken by the page's margin.
-_FULL = 0.8
+# Pages with more ruling lines than this are drawings; looking for tables in them takes minutes.
+_MAX_EDGES = 4000
+# A page that is mostly a picture with less text than this is a scan with a stamp on it.
+_STAMP = 40
+_EMPTY_TITLES = ("untitled", "(anonymous)", "(unspecified)")
 
 
-def parse(path: Path, name: str) -> Iterator[Parsed]:
-    import pypdf
-    from pypdf.errors import PyPdfError
+def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
+    import pdfplumber
+    from pdfminer.pdfdocument import PDFPasswordIncorrect
+    from pdfminer.pdfexceptions import PDFException
+    from pdfplumber.utils.exceptions import PdfminerException
 
-    # pypdf reports every oddity of a damaged file through its logger; what matters comes as an exception or an empty page.
-    logging.getLogger("pypdf").setLevel(logging.ERROR)
+    # pdfminer reports every oddity of a damaged file through its logger; what matters comes as an exception or an empty page.
+    logging.getLogger("pdfminer").setLevel(logging.ERROR)
+    pages: list[list[Line]] = []
+    scanned: list[int] = []
     try:
-        reader = pypdf.PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ParseError(f"{name}: the PDF is encrypted; remove the password and ingest it again")
-        texts = [_page_text(page) for page in reader.pages]
-        metadata = reader.metadata
-    except PyPdfError as error:
-        raise ParseError(f"{name}: the PDF is damaged ({error}); open it in a viewer, print it to a new PDF, and ingest that") from error
-    empty = [number for number, text in enumerate(texts, 1) if not text]
-    if len(empty) == len(texts):
-        raise ParseError(f"{name}: no page has a text layer (scanned pages?); run OCR on it and ingest the result")
+        with pdfplumber.open(path) as document:
+            for page in document.pages:
+                lines, is_scan = _read(page)
+                if is_scan and options.ocr:
+                    from retrieval.parsers.ocr import page_lines as recognise
+
+                    lines, is_scan = recognise(page, name, options), False
+                pages.append(lines)
+                if is_scan:
+                    scanned.append(page.page_number)
+                page.close()
+                options.alive()
+            title = clean(str(document.metadata.get("Title") or "")).strip()
+    except (PdfminerException, PDFException) as error:
+        if isinstance(error, PDFPasswordIncorrect) or any(isinstance(cause, PDFPasswordIncorrect) for cause in error.args):
+            raise ParseError(f"{name}: the PDF is encrypted; remove the password and ingest it again") from error
+        reason = str(error).strip() or type(error).__name__
+        raise ParseError(f"{name}: the PDF is damaged ({reason}); open it in a viewer, print it to a new PDF, and ingest that") from error
+    if not pages:
+        raise ParseError(f"{name}: the PDF has no pages, or is damaged; open it in a viewer, print it to a new PDF, and ingest that")
+    if not any(pages):
+        what = "every page is a scan without a text layer" if scanned else "there is no text on any page"
+        raise ParseError(f"{name}: {what}; {_OCR_HINT}")
+    yield _document(pages, title if title.lower() not in _EMPTY_TITLES else "", scanned, name)
+
+
+_OCR_HINT = 'install the OCR extra (pip install "appliance[ocr]", and Tesseract) and set [ingest] ocr = true, or ingest a version with text'
+
+
+def _document(pages: list[list[Line]], title: str, scanned: list[int], name: str) -> Parsed:
+    sizes = heading_sizes([line for lines in pages for line in lines])
     parts: list[str] = []
-    pages: list[tuple[int, int, int]] = []
+    spans: list[tuple[int, int, int]] = []
     position = 0
-    for number, text in enumerate(texts, 1):
-        if text:
+    for number, lines in enumerate(pages, 1):
+        if text := page_text(lines, sizes):
             parts.append(text + "\n\n")
-            pages.append((position, position + len(text), number))
+            spans.append((position, position + len(text), number))
             position += len(text) + 2
     whole = "".join(parts)
-    title = clean(str((metadata.title if metadata else None) or "")).strip()
-    yield Parsed(
-        title=title if title and title.lower() not in ("untitled", "(anonymous)", "(unspecified)") else title_of(whole, name),
-        text=whole,
-        uri=name,
-        pages=tuple(pages),
-        warnings=(f"{name}: no text layer on page {', '.join(map(str, empty))}",) if empty else (),
-    )
+    noun = "page" if len(scanned) == 1 else "pages"
+    warning = f"{name}: {noun} {', '.join(map(str, scanned))}: scanned, without a text layer, and left out; {_OCR_HINT}"
+    return Parsed(title=title or title_of(whole, name), text=whole, uri=name, pages=tuple(spans), warnings=(warning,) if scanned else ())
 
 
-def _page_text(page: Any) -> str:
-    lines = clean(page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False)).split("\n")
-    if _is_two_column(lines):
-        lines = [_GAP.sub(" ", line) for line in clean(page.extract_text()).split("\n")]
-    return _paragraphs(_logical_lines([line.rstrip() for line in lines if line.strip()]))
+def _read(page: Any) -> tuple[list[Line], bool]:
+    """The lines of a page, and whether it is a scan."""
+    from pdfplumber.utils.text import extract_words
+
+    found = extract_words(_once(page.chars), x_tolerance_ratio=0.25)
+    words = [
+        Word(text, float(w["x0"]), float(w["x1"]), float(w["top"]), float(w["bottom"]), max(float(w["bottom"] - w["top"]), 1.0))
+        for w in found
+        if (text := clean(w["text"]).strip())
+    ]
+    letters = sum(len(word.text) for word in words)
+    pictures = sum(image["width"] * image["height"] for image in page.images)
+    if page.images and (not words or (letters < _STAMP and pictures > 0.5 * page.width * page.height)):
+        return [], True
+    return page_lines(words, _tables(page)), False
 
 
-def _is_two_column(lines: list[str]) -> bool:
-    """Whether most lines hold two long pieces side by side: columns of prose, which layout order would interleave."""
-    filled = [line.strip() for line in lines if line.strip()]
-    split = [pieces for line in filled if len(pieces := _GAP.split(line)) == 2 and min(map(structure.width, pieces)) >= 25]
-    return len(split) > 0.5 * len(filled)
-
-
-def _logical_lines(lines: list[str]) -> list[str]:
-    """Joins wrapped prose, and turns aligned pieces into table rows, with wrapped cells joined to the row above."""
-    full = _FULL * max((structure.width(line.strip()) for line in lines if not _GAP.search(line.strip())), default=0)
-    out: list[str] = []
-    row: dict[int, str] = {}  # the open table row: column position -> cell
-    wrapped = False
-    for line in lines:
-        pieces = {found.start(): found.group() for found in _PIECE.finditer(line)}
-        if row and _wraps_row(pieces, list(row)):
-            for position, piece in pieces.items():
-                column = min(row, key=lambda known: abs(known - position))
-                row[column] = _glue(row[column], piece)
+def _once(chars: list[Any]) -> list[Any]:
+    """The letters without those printed again within a point, which is how some programs make text bold."""
+    seen: set[tuple[str, int, int]] = set()
+    out: list[Any] = []
+    for char in chars:
+        # In half points.
+        x, y = round(2 * char["x0"]), round(2 * char["top"])
+        if any((char["text"], x + dx, y + dy) in seen for dx in (-1, 0, 1) for dy in (-1, 0, 1)):
             continue
-        if row:
-            out.append(row_line(list(row.values())))
-            row = {}
-        if len(pieces) > 1:
-            row, wrapped = pieces, False
-            continue
-        prose = line.strip()
-        if wrapped and not structure.starts_block(prose):
-            out[-1] = _glue(out[-1], prose)
-        else:
-            out.append(prose)
-        wrapped = structure.width(prose) >= full and structure.heading(prose, alone=True) is None
-    if row:
-        out.append(row_line(list(row.values())))
+        seen.add((char["text"], x, y))
+        out.append(char)
     return out
 
 
-def _wraps_row(pieces: dict[int, str], columns: list[int]) -> bool:
-    """Whether a line holds only second lines of cells of the row above, judged by the columns its pieces begin at."""
-    if len(pieces) >= len(columns) or not all(any(abs(start - column) <= _ALIGNED for column in columns) for start in pieces):
-        return False
-    first, text = next(iter(pieces.items()))
-    if abs(first - columns[0]) > _ALIGNED:
-        return True
-    return len(pieces) == 1 and text[0].islower() and structure.width(text) < columns[1] - columns[0]
+def _tables(page: Any) -> list[Table]:
+    if not 4 <= len(page.edges) <= _MAX_EDGES:
+        return []
+    tables: list[Table] = []
+    for found in page.find_tables():
+        grid = [[_cell_text(cell or "") for cell in row] for row in found.extract()]
+        if len(grid) < 2 or len(grid[0]) < 2 or sum(bool(cell) for row in grid for cell in row) < 3:
+            continue
+        left, top, right, bottom = found.bbox
+        tables.append(Table(left, right, top, bottom, _fill_merged(found, grid)))
+    return tables
 
 
-def _glue(left: str, right: str) -> str:
-    # "pre-" + "printed" keeps its hyphen; Chinese lines join without a space.
-    return left + ("" if left[-1] == "-" or structure.width(left[-1]) == 2 or structure.width(right[0]) == 2 else " ") + right
+def _fill_merged(table: Any, grid: list[list[str]]) -> list[list[str]]:
+    """Repeats the text of a cell that spans several rows in each of them, so that a row says all of itself."""
+    for number, row in enumerate(table.rows):
+        for column, cell in enumerate(row.cells):
+            if cell is None and number and (above := _spanning(table, number, column)) is not None and above < number:
+                grid[number][column] = grid[above][column]
+    return grid
 
 
-def _paragraphs(lines: list[str]) -> str:
-    """The lines as text, with blank lines around headings and behind tables."""
-    levels = [found[0] if (found := structure.heading(line, alone=True)) else None for line in lines]
-    out: list[str] = []
-    for index, line in enumerate(lines):
-        # Several numbered lines of one level in a row are a list, not headings.
-        title = levels[index] is not None and levels[index] not in levels[max(0, index - 1) : index] + levels[index + 1 : index + 2]
-        if out and out[-1] and (title or (structure.is_row(lines[index - 1]) and not structure.is_row(line))):
-            out.append("")
-        out.append(line)
-        if title:
-            out.append("")
-    return "\n".join(out).strip()
+def _spanning(table: Any, number: int, column: int) -> int | None:
+    """The row above whose cell in this column reaches down into row `number`."""
+    middle = (table.rows[number].bbox[1] + table.rows[number].bbox[3]) / 2
+    for above in range(number - 1, -1, -1):
+        if (cell := table.rows[above].cells[column]) is not None:
+            return above if cell[3] > middle else None
+    return None
+
+
+def _cell_text(cell: str) -> str:
+    text = ""
+    for line in clean(cell).split("\n"):
+        text = glue(text, line.strip())
+    return text

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from retrieval import structure
-from retrieval.parsers import Parsed, ParseError, clean
+from retrieval.parsers import Options, Parsed, ParseError, clean
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -18,11 +18,14 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE = 1 << 16
+_LIMIT = 512 << 20
 _USUAL = re.compile("[\\t\\n\\r -~\u00a0-\u024f\u2010-\u2044\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]")
 _TITLE_WIDTH = 100
 
 
-def parse(path: Path, name: str) -> Iterator[Parsed]:
+def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
+    if (size := path.stat().st_size) > _LIMIT:
+        raise ParseError(f"{name}: {size >> 20} MB, at most {_LIMIT >> 20} MB are read as one document; split it")
     text = clean(decode(path.read_bytes(), name))
     yield Parsed(title=title_of(text, name), text=text, uri=name)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
 
 import pytest
 from retrieval_support import write
 
-from retrieval.parsers import Parsed, ParseError, parse, supported
+from retrieval.parsers import Parsed, ParseError, Skipped, is_corpus, parse, supported
 
 SAMPLE = Path(__file__).parent.parent.parent / "appliance" / "sample"
 
@@ -35,12 +36,20 @@ def test_markdown_is_the_file_as_it_is(tmp_path: Path) -> None:
         lambda text: text.encode("utf-16-le"),
         lambda text: text.encode("utf-16-be"),
         lambda text: text.encode("utf-32"),
+        lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
         lambda text: text.encode("gb18030"),
+        lambda text: text.encode("gbk"),
     ],
 )
 def test_encodings(tmp_path: Path, encode: object) -> None:
     text = "差旅费报销制度（2026年版）\n\n普通员工乘坐高铁二等座，单程超过5小时的可以乘坐飞机。\n"
     (tmp_path / "a.txt").write_bytes(encode(text))  # type: ignore[operator]
+    assert one(tmp_path / "a.txt").text == text
+
+
+def test_big5(tmp_path: Path) -> None:
+    text = "員工出差報銷規定\n\n普通員工乘坐高鐵二等座，單程超過五小時的可以乘坐飛機。住宿費每晚不得超過新臺幣三千元。\n" * 3
+    (tmp_path / "a.txt").write_bytes(text.encode("big5"))
     assert one(tmp_path / "a.txt").text == text
 
 
@@ -114,6 +123,31 @@ def test_html_without_main_keeps_headings_and_tables_of_the_content(tmp_path: Pa
     assert "# Visiting rules" in text and "## Times" in text and "| Ward 2 | 15:00 |" in text and "Paragraph 7" in text
 
 
+def test_a_chinese_page_in_gb2312_keeps_its_content_only(tmp_path: Path) -> None:
+    menu = "".join(f"<li><a href='/{n}'>栏目{n}</a></li>" for n in range(12))
+    news = "".join(f"<p>第{n}段：医院自二〇二六年三月起调整门诊时间，周末开放普通门诊，请患者提前一天预约挂号。</p>" for n in range(6))
+    table = "<table><tr><th>科室</th><th>时间</th></tr><tr><td>内科</td><td>8:00—12:00</td></tr></table>"
+    page = (
+        '<html><head><meta http-equiv="Content-Type" content="text/html; charset=gb2312"><title>关于调整门诊时间的通知</title></head><body>'
+        f"<div id='nav'><ul>{menu}</ul></div><div class='article'><h1>关于调整门诊时间的通知</h1>{news}{table}</div>"
+        "<div class='footer'>版权所有 镕城医院 备案号12345</div></body></html>"
+    )
+    # 镕 is not in GB 2312 but in its successors, which such pages use all the same.
+    (tmp_path / "notice.html").write_bytes(page.encode("gb18030"))
+    parsed = one(tmp_path / "notice.html")
+    assert parsed.title == "关于调整门诊时间的通知"
+    assert parsed.text.startswith("# 关于调整门诊时间的通知\n\n第0段") and "| 内科 | 8:00—12:00 |" in parsed.text
+    assert "栏目3" not in parsed.text and "备案号" not in parsed.text
+
+
+def test_html_nothing_is_lost_in_silence(tmp_path: Path) -> None:
+    # Longer than the 10 million characters that libxml2 takes by default.
+    assert len(one(write(tmp_path / "long.html", "<p>" + "词 " * (6 << 20))).text) == (12 << 20)
+    assert one(write(tmp_path / "deep.html", "<font>" * 1500 + "x<!-- c -->y<?pi?>z")).text == "xyz\n"
+    with pytest.raises(ParseError, match=r"deeper\.html: line 1: the page cannot be read to its end"):
+        one(write(tmp_path / "deeper.html", "<div>" * 5000 + "text"))
+
+
 def test_html_encodings_and_scraps(tmp_path: Path) -> None:
     (tmp_path / "gb.html").write_bytes("<meta charset=gb2312><title>收费标准</title><p>床位费每日50元。</p>".encode("gb18030"))
     assert one(tmp_path / "gb.html").title == "收费标准"
@@ -143,50 +177,12 @@ def test_docx(tmp_path: Path) -> None:
     assert parsed.title == "Policy 政策"
 
 
-@pytest.mark.parametrize("suffix", [".docx", ".pdf"])
+@pytest.mark.parametrize("suffix", [".docx", ".pptx", ".xlsx", ".pdf"])
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"PK\x03\x04broken", b"%PDF-1.7\nbroken"])
 def test_broken_binary_formats(tmp_path: Path, suffix: str, data: bytes) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
     with pytest.raises(ParseError, match=rf"a\{suffix}: .*(;|:) .+"):
-        one(path)
-
-
-def _pdf(path: Path, pages: list[list[str]], password: str | None = None) -> Path:
-    from reportlab.lib import pdfencrypt
-    from reportlab.pdfgen.canvas import Canvas
-
-    canvas = Canvas(str(path), encrypt=pdfencrypt.StandardEncryption(password) if password else None)
-    canvas.setTitle("untitled")
-    for lines in pages:
-        for number, line in enumerate(lines):
-            canvas.drawString(72, 760 - 16 * number, line)
-        canvas.showPage()
-    canvas.save()
-    return path
-
-
-def test_pdf_pages_and_wrapped_lines(tmp_path: Path) -> None:
-    first = ["1. Consent", "The prescriber explains the benefits and the risks of transfusion and", "records consent in the notes."]
-    parsed = one(_pdf(tmp_path / "a.pdf", [first, [], ["Second page has text."]]))
-    assert parsed.title == "1. Consent"
-    assert "risks of transfusion and records consent in the notes." in parsed.text
-    assert [parsed.text[start:end].split("\n")[-1] for start, end, _ in parsed.pages][1] == "Second page has text."
-    assert [page for _, _, page in parsed.pages] == [1, 3]
-    assert parsed.warnings == ("a.pdf: no text layer on page 2",)
-
-
-def test_pdf_without_text_or_with_a_password(tmp_path: Path) -> None:
-    with pytest.raises(ParseError, match="OCR"):
-        one(_pdf(tmp_path / "scan.pdf", [[], []]))
-    with pytest.raises(ParseError, match="encrypted"):
-        one(_pdf(tmp_path / "locked.pdf", [["secret"]], password="x"))
-
-
-def test_a_truncated_pdf(tmp_path: Path) -> None:
-    path = _pdf(tmp_path / "a.pdf", [["Some text."]])
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ParseError, match=r"a\.pdf"):
         one(path)
 
 
@@ -200,6 +196,53 @@ def test_jsonl_fields(tmp_path: Path) -> None:
     assert (first.id, first.title, first.text, first.uri) == ("7", "A title", "a\ufffdb\ufffd", "c.jsonl#7")
     assert (first.lang, first.meta) == ("zh", {"extra": [1]})
     assert (second.id, second.uri, second.domain, second.text) == ("8", "s", "legal", "")
+
+
+@pytest.mark.parametrize(("question", "answer"), [("question", "answer"), ("问题", "答案"), ("Question", "回答")])
+def test_jsonl_pairs_are_documents(tmp_path: Path, question: str, answer: str) -> None:
+    rows = [
+        {"id": 1, question: "What is the fee?", answer: "It is 20 euros.", "lang": "en", "domain": "finance", "doc_ids": ["a"]},
+        {question: "床位费是多少？", answer: "每床每日50元。"},
+        {question: "床位费是多少？", answer: "每床每日50元。"},
+        {question: "?", answer: " "},
+        {question: "没有答案"},
+    ]
+    path = write(tmp_path / "qa.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    first, second, again, empty, lacking = parse(path, "qa.jsonl")
+    assert isinstance(first, Parsed) and isinstance(second, Parsed)
+    assert (first.id, first.title, first.text) == ("1", "What is the fee?", "What is the fee?\n\nIt is 20 euros.\n")
+    assert (first.domain, first.lang, first.meta) == ("finance", "en", {"doc_ids": ["a"]})
+    assert (second.title, second.text) == ("床位费是多少？", "床位费是多少？\n\n每床每日50元。\n")
+    assert second.id is not None and second.id.startswith("qa-") and second.uri == f"qa.jsonl#{second.id}"
+    assert "on line 2 already" in str(again) and "empty" in str(empty) and "a question and an answer" in str(lacking)
+    # The id depends on nothing but the pair.
+    (alone,) = parse(write(tmp_path / "other.jsonl", json.dumps(rows[1])), "other.jsonl")
+    assert isinstance(alone, Parsed) and alone.id == second.id
+
+
+def test_a_row_with_a_text_is_no_pair(tmp_path: Path) -> None:
+    row = {"id": "1", "text": "The text.", "question": "q?", "answer": "a"}
+    assert one(write(tmp_path / "c.jsonl", json.dumps(row))).text == "The text."
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_tables_of_pairs_are_documents(tmp_path: Path, suffix: str) -> None:
+    mark = "," if suffix == ".csv" else "\t"
+    lines = [
+        ("id", "问题", "答案"),
+        ("7", "门诊诊查费是多少？", '"每次20元。\n急诊另计。"'),
+        ("", "What now?", "Wait."),
+        ("9", "无答案", ""),
+    ]
+    path = write(tmp_path / f"qa{suffix}", "".join(mark.join(line) + "\n" for line in lines))
+    assert is_corpus(path)
+    first, second, third = parse(path, path.name)
+    assert isinstance(first, Parsed) and isinstance(second, Parsed)
+    assert (first.id, first.text) == ("7", "门诊诊查费是多少？\n\n每次20元。\n急诊另计。\n")
+    assert second.id is not None and second.id.startswith("qa-")
+    assert isinstance(third, ParseError) and "line 5" in str(third)
+    assert not is_corpus(write(tmp_path / "fees.csv", "item,fee\nbed,50\n"))
+    assert not is_corpus(write(tmp_path / "empty.csv", ""))
 
 
 def test_a_file_that_is_no_corpus(tmp_path: Path) -> None:
@@ -220,3 +263,15 @@ def test_sample_documents(path: Path) -> None:
     assert parsed.title and len(parsed.text) > 300 and not parsed.warnings
     if path.suffix in (".md", ".txt"):
         assert parsed.text == path.read_text("utf-8")
+
+
+def test_pairs_held_out_for_evaluation_are_not_indexed(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(number), "question": f"第{number}问？", "answer": "答", "split": split}
+        for number, split in enumerate(("train", "dev", "test"))
+    ]
+    file = tmp_path / "qa.jsonl"
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    found = list(parse(file, "qa.jsonl"))
+    assert [item.id for item in found if isinstance(item, Parsed)] == ["0"]
+    assert [item for item in found if isinstance(item, Skipped)] == [found[-1]] and "2 pairs" in found[-1].reason
