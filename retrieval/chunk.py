@@ -9,6 +9,8 @@ from retrieval import structure
 from retrieval.text import iter_sentences
 
 Count = Callable[[list[str]], list[int]]
+# No tokenizer in use makes one token of more characters than these on average: a longer piece is too long, uncounted.
+_MAX_TOKEN_CHARS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,16 @@ class ChunkSettings:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A chunk of one document before it has an id: ``text[start:end]``, its headings from the outermost in, its page."""
+    """A chunk of one document before it has an id: ``text[start:end]``, its headings from the outermost in, its page.
+
+    `tokens` is the sum of the counts of its sentences: what the whole has, give or take a few.
+    """
 
     start: int
     end: int
     heading: tuple[str, ...]
     page: int | None
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +68,12 @@ class _Section:
 def chunk(text: str, count: Count, settings: ChunkSettings, pages: Sequence[tuple[int, int, int]] = ()) -> Iterator[Span]:
     """The chunks of `text`, in order, lazily.
 
-    `count` gives the tokens of each of a list of strings, without special tokens. Every non-blank character is in a chunk; no
-    chunk cuts a sentence unless the sentence is longer than a chunk. The page is the one the chunk begins on.
+    `count` gives the tokens of each of a list of strings, without special tokens; it is given at most 256 strings at a time, none longer
+    than any chunk can be. Every non-blank character is in a chunk; no chunk cuts a sentence unless the sentence is longer than a chunk.
+    The page is the one the chunk begins on.
     """
     page_at = 0
-    for start, end, heading in _spans(text, count, settings):
+    for start, end, heading, tokens in _spans(text, count, settings):
         start, end = _trim(text, start, end)
         if start == end:
             continue
@@ -74,15 +81,15 @@ def chunk(text: str, count: Count, settings: ChunkSettings, pages: Sequence[tupl
             page_at += 1
         while page_at > 0 and pages[page_at][0] > start:
             page_at -= 1
-        yield Span(start, end, heading, pages[page_at][2] if pages else None)
+        yield Span(start, end, heading, pages[page_at][2] if pages else None, tokens)
 
 
-def _spans(text: str, count: Count, settings: ChunkSettings) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    """Sections as they are, small ones together, large ones split."""
+def _spans(text: str, count: Count, settings: ChunkSettings) -> Iterator[tuple[int, int, tuple[str, ...], int]]:
+    """Sections as they are, small ones together, large ones split: start, end, heading, tokens."""
     held: _Section | None = None
     held_tokens = 0
     for section in _sections(text):
-        tokens = _rough_count(text[section.start : section.end], count, settings)
+        tokens = _count_all(text, [(section.start, section.end)], count, settings)[0]
         if held is not None and _may_join(held, held_tokens, section, tokens, settings):
             heading = section.heading if not held.has_body else _common(held.heading, section.heading)
             held, held_tokens = _Section(held.start, section.end, heading, held.has_body or section.has_body), held_tokens + tokens
@@ -110,14 +117,19 @@ def _common(left: tuple[str, ...], right: tuple[str, ...]) -> tuple[str, ...]:
     return left[:same]
 
 
-def _rough_count(piece: str, count: Count, settings: ChunkSettings) -> int:
-    # No tokenizer in use makes one token of more than some 20 characters on average: a longer piece is too long, uncounted.
-    return settings.maximum + 1 if len(piece) > 20 * settings.maximum else count([piece])[0]
+def _count_all(text: str, spans: Sequence[tuple[int, int]], count: Count, settings: ChunkSettings) -> list[int]:
+    """The tokens of each span, where they are few enough for a chunk."""
+    longest = _MAX_TOKEN_CHARS * settings.maximum
+    short = [text[start:end] for start, end in spans if end - start <= longest]
+    counts = iter(count(short) if short else ())
+    return [next(counts) if end - start <= longest else settings.maximum + 1 for start, end in spans]
 
 
-def _emit(text: str, section: _Section, tokens: int, count: Count, settings: ChunkSettings) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+def _emit(
+    text: str, section: _Section, tokens: int, count: Count, settings: ChunkSettings
+) -> Iterator[tuple[int, int, tuple[str, ...], int]]:
     if tokens <= settings.maximum:
-        yield section.start, section.end, section.heading
+        yield section.start, section.end, section.heading, tokens
         return
     units: list[_Unit] = []
     size = 0
@@ -126,15 +138,17 @@ def _emit(text: str, section: _Section, tokens: int, count: Count, settings: Chu
         # Past three quarters of the target, a new paragraph, item or row begins the next chunk.
         good_place = unit.opens_block and size >= 0.75 * settings.target
         keeps_heading = size + unit.tokens <= settings.maximum and _only_heading(text, units)
-        if units and (full or good_place) and not keeps_heading:
-            yield units[0].start, units[-1].end, section.heading
+        # White space has no tokens, but must not make a chunk without an end.
+        too_long = bool(units) and unit.end - units[0].start > _MAX_TOKEN_CHARS * settings.maximum
+        if units and (too_long or ((full or good_place) and not keeps_heading)):
+            yield units[0].start, units[-1].end, section.heading, size
             last = units[-1]
             units = [last] if last.may_repeat and last.tokens <= settings.overlap and last.tokens + unit.tokens <= settings.target else []
             size = sum(kept.tokens for kept in units)
         units.append(unit)
         size += unit.tokens
     if units:
-        yield units[0].start, units[-1].end, section.heading
+        yield units[0].start, units[-1].end, section.heading, size
 
 
 def _only_heading(text: str, units: list[_Unit]) -> bool:
@@ -165,9 +179,10 @@ def _with_marker(text: str, begin: int, start: int) -> int:
 
 
 def _counted(text: str, spans: list[tuple[int, int]], count: Count, settings: ChunkSettings) -> Iterator[_Unit]:
-    for (start, end), tokens in zip(spans, count([text[start:end] for start, end in spans]), strict=True):
+    for (start, end), tokens in zip(spans, _count_all(text, spans, count, settings), strict=True):
         at_line_start = start == 0 or text[start - 1] == "\n"
-        line = text[start : text.find("\n", start, end) if "\n" in text[start:end] else end]
+        newline = text.find("\n", start, end)
+        line = text[start : end if newline < 0 else newline]
         opens = at_line_start and (structure.starts_block(line) or text[max(0, start - 2) : start] == "\n\n")
         if tokens <= settings.maximum:
             yield _Unit(start, end, tokens, opens, may_repeat=not structure.is_row(line) and structure.heading(line) is None)

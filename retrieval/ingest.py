@@ -6,27 +6,34 @@ old generation or the new one, and the next run takes up what was staged.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from retrieval import parsers
+from retrieval import duplicates, parsers
 from retrieval.commit import check_model, collect, commit, full_disk
+from retrieval.duplicates import Copy, Near
 from retrieval.embed import Embedder
-from retrieval.parsers import Parsed, ParseError
-from retrieval.scan import Skipped, Source, scan
+from retrieval.isolation import Parsers
+from retrieval.live import Live
+from retrieval.parsers import Parsed, ParseError, Skipped
+from retrieval.scan import Source, scan
 from retrieval.segments import hash_file
-from retrieval.staging import IngestSettings, Progress, Recipe, Staging, language, same_recipe, stored_meta, text_hash
+from retrieval.staging import IngestSettings, Progress, Recipe, Staging, add_again, language, show, stored_meta, text_hash
 from retrieval.store import DocumentStore, GenerationInfo, LiveDocument, Lock
 from retrieval.types import DocumentKey, RetrievalError
 from retrieval.vectors import Step, VectorStore, no_step
 
 # A file changed within this time may change again without its size and time showing it, so its time is not trusted.
 _SETTLED_NS = 2_000_000_000
+# Characters; and twice as many bytes, as an index entry of PostgreSQL holds no more than 2,700.
 _MAX_ID = 1000
+# Near duplicates that are compared in the report.
+_SHOWN = 5
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -40,7 +47,10 @@ class Failure:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What an ingest did. `chunks` is the size of the live generation afterwards, `embedded` how many of them were embedded now."""
+    """What an ingest did. `chunks` is the size of the live generation afterwards, `embedded` how many of them were embedded now.
+
+    Of the documents that came, `duplicates` have exactly the text of another one and `near_duplicates` nearly that (`near` are the first).
+    """
 
     added: int = 0
     updated: int = 0
@@ -49,6 +59,9 @@ class IngestReport:
     failed: list[Failure] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    duplicates: list[Copy] = field(default_factory=list)
+    near_duplicates: int = 0
+    near: list[Near] = field(default_factory=list)
     chunks: int = 0
     embedded: int = 0
     generation: int | None = None
@@ -64,6 +77,8 @@ class IngestReport:
             "failed": [{"path": failure.path, "error": failure.error} for failure in self.failed],
             "skipped": [{"path": skipped.path, "reason": skipped.reason} for skipped in self.skipped],
             "warnings": self.warnings,
+            "duplicates": [copy.to_json() for copy in self.duplicates],
+            "near_duplicates": {"count": self.near_duplicates, "first": [near.to_json() for near in self.near]},
             "chunks": self.chunks,
             "embedded": self.embedded,
             "generation": self.generation,
@@ -97,13 +112,15 @@ def ingest(
     """
     began = time.monotonic()
     settings = settings or IngestSettings()
-    sources, skipped = scan(paths)
-    live = {document.key: document for document in store.live_documents()}
+    sources, skipped = scan(paths, archives=settings.archives)
     check_model(store, embedder)
+    writer = store.writer(lock)
+    readers = Parsers(settings.limits, settings.options, waiting=writer.beat)
     run = _Run(
-        live=live,
-        staging=Staging(vectors, embedder, store.writer(lock), settings, step),
-        recipe=Recipe.of(settings.chunk, embedder.hash),
+        live=Live(store),
+        parsers=readers,
+        staging=Staging(vectors, embedder, writer, settings, step),
+        recipe=Recipe.of(settings, embedder.hash),
         domain=domain,
         default=domain or (next(iter(known_domains)) if len(known_domains) == 1 else None),
         domains=set(known_domains),
@@ -111,15 +128,17 @@ def ingest(
         labels=labels,
         report=IngestReport(skipped=skipped),
         progress=progress or (lambda what, done, total, **facts: None),
-        total=sum(_documents_in(source) for source in sources),
     )
-    with full_disk(vectors.location):
+    with readers, full_disk(vectors.location):
         if domain is not None:
             run.know(domain)
         elif run.default is None and not all(parsers.is_corpus(source.path) for source in sources):
             raise RetrievalError(_no_domain(run.domains))
-        for source in sources:
-            run.read(source)
+        run.live.look_up([DocumentKey(run.default or "", source.name) for source in sources if not parsers.is_corpus(source.path)])
+        work = [run.work_of(source) for source in sources]
+        run.documents, run.bytes = sum(one.documents for one in work), sum(one.bytes for one in work)
+        for source, one in zip(sources, work, strict=True):
+            run.read(source, one)
         run.staging.flush()
         run.show()
         _finish(run, store, prune, {source.root for source in sources}, step)
@@ -127,11 +146,26 @@ def ingest(
     return run.report
 
 
+class _Work(NamedTuple):
+    """How much there is to read in a file; of a corpus, every line counts as a document."""
+
+    documents: int
+    bytes: int
+
+
+_NOTHING = _Work(1, 0)
+
+
 @dataclass(slots=True)
 class _Run:
-    """The state of one ingest."""
+    """The state of one ingest.
 
-    live: Mapping[DocumentKey, LiveDocument]
+    `documents` and `bytes` are what all files together have, `handled` and `read_bytes` what is read of them; of the `present` file, `rows`
+    documents are.
+    """
+
+    live: Live
+    parsers: Parsers
     staging: Staging
     recipe: Recipe
     domain: str | None
@@ -141,8 +175,12 @@ class _Run:
     labels: frozenset[str]
     report: IngestReport
     progress: Progress
-    total: int
+    documents: int = 0
+    bytes: int = 0
     handled: int = 0
+    read_bytes: int = 0
+    present: _Work = _NOTHING
+    rows: int = 0
     seen: set[DocumentKey] = field(default_factory=set)
     # Documents whose content is stored already but whose labels or root are new, and those whose file only looks different.
     relabelled: dict[DocumentKey, LiveDocument] = field(default_factory=dict)
@@ -153,10 +191,20 @@ class _Run:
     def __post_init__(self) -> None:
         self.staging.on_done = self.show
 
-    def show(self, encoded: int = 0) -> None:
-        waiting, chunks = self.staging.waiting_documents, self.staging.waiting_chunks
-        finished = self.handled - waiting + (waiting * encoded // chunks if chunks else 0)
-        self.progress("ingest", finished, max(self.total, finished), chunks=self.staging.chunks + encoded)
+    def show(self) -> None:
+        read = self.read_bytes + self.present.bytes * min(1.0, (self.rows + self.staging.cut) / self.present.documents)
+        share = read / self.bytes if self.bytes else 1.0
+        show(self.progress, "ingest", self.staging, share, documents=self.handled, documents_total=self.documents)
+
+    def work_of(self, source: Source) -> _Work:
+        """What reading a file will be: nothing if it looks as it did when it was read last."""
+        try:
+            if parsers.is_corpus(source.path) and not parsers.is_archive(source.path):
+                return _work_in(source.path)
+            facts = source.path.stat()
+        except OSError:
+            return _NOTHING  # Reading it will say what is wrong.
+        return _Work(1, 0 if self._looks_unchanged(source, facts) else facts.st_size)
 
     def know(self, name: str) -> str:
         """Create the domain if it is new. Raises what `create_domain` raises for a name that cannot be one."""
@@ -165,25 +213,38 @@ class _Run:
             self.domains.add(name)
         return name
 
-    def read(self, source: Source) -> None:
-        """Stage the documents of one file; what cannot be read goes to the report."""
+    def read(self, source: Source, work: _Work) -> None:
+        """Stage the documents of one file, and show how far that is."""
         self.staging.writer.beat()
+        self.present = work
+        self._stage(source)
+        self.handled += not self.rows
+        self.read_bytes += work.bytes
+        self.present, self.rows = _NOTHING, 0
+        self.show()
+
+    def _stage(self, source: Source) -> None:
+        """Stage the documents of one file; what cannot be read goes to the report."""
         corpus = parsers.is_corpus(source.path)
-        self.handled += not corpus
+        if corpus:
+            self.live.look_under(source.root)
         try:
             state = None if corpus else self._file_state(source)
             if state is not None and self._is_unchanged(source, state):
                 return
-            for parsed in parsers.parse(source.path, source.name):
-                self.handled += corpus
+            for parsed in self.parsers.parse(source.path, source.name):
                 if isinstance(parsed, ParseError):
                     self._fail(source, parsed)
+                elif isinstance(parsed, Skipped):
+                    self.report.skipped.append(parsed)
                 else:
                     self._take(source, parsed, state or {})
+                if corpus:
+                    self.rows += 1
+                    self.handled += 1
+                    self.show()
         except (ParseError, FileNotFoundError, PermissionError) as error:
             self._fail(source, error)
-        finally:
-            self.show()
 
     def _fail(self, source: Source, error: Exception) -> None:
         self.report.failed.append(Failure(source.name, str(error)))
@@ -195,21 +256,22 @@ class _Run:
     def _file_state(self, source: Source) -> dict[str, Any]:
         facts = source.path.stat()
         settled = time.time_ns() - facts.st_mtime_ns > _SETTLED_NS
-        known = self.live.get(DocumentKey(self.default or "", source.name))
-        same = (
-            known is not None
-            and known.root == source.root
-            and known.file_mtime_ns == str(facts.st_mtime_ns)
-            and known.file_size == facts.st_size
-        )
-        sha256 = known.file_sha256 if known is not None and same else hash_file(source.path)
+        known = self._looks_unchanged(source, facts)
+        sha256 = known.file_sha256 if known is not None else hash_file(source.path)
         return {"file_size": facts.st_size, "file_mtime_ns": str(facts.st_mtime_ns) if settled else None, "file_sha256": sha256}
+
+    def _looks_unchanged(self, source: Source, facts: os.stat_result) -> LiveDocument | None:
+        """The live document of a file, if it is from this file as it was when it was read: same place, size and time."""
+        known = self.live.get(DocumentKey(self.default or "", source.name))
+        if known is None or (known.root, known.file_size) != (source.root, facts.st_size) or known.file_mtime_ns != str(facts.st_mtime_ns):
+            return None
+        return known
 
     def _is_unchanged(self, source: Source, state: Mapping[str, Any]) -> bool:
         """Whether the file is as it was when its live version was made; then its document is dealt with here, unparsed."""
         key = DocumentKey(self.default or "", source.name)
         known = self.live.get(key)
-        if known is None or known.file_sha256 != state["file_sha256"] or not self.recipe.made(known.recipe):
+        if known is None or known.file_sha256 != state["file_sha256"] or not self.recipe.made(known.recipe, key.domain):
             return False
         self._settle(known, replace(known, labels=self.labels, root=source.root, **state))
         return True
@@ -223,17 +285,18 @@ class _Run:
             return
         self.report.warnings.extend(parsed.warnings)
         lang = language(parsed)
-        recipe = self.recipe.full(parsed.title, parsed.uri, lang, stored_meta(parsed))
-        new = LiveDocument(key, 0, text_hash(parsed.text), recipe, self.labels, source.root, **state)
+        recipe = self.recipe.full(key.domain, parsed.title, parsed.uri, lang, stored_meta(parsed))
+        # A file with warnings is read again each time: they are said again, and what is installed since (OCR) is used.
+        facts = {} if parsed.warnings else state
+        new = LiveDocument(key, 0, text_hash(parsed.text), recipe, self.labels, source.root, **facts)
         known = self.live.get(key)
-        if known is not None and known.sha256 == new.sha256 and same_recipe(known.recipe, recipe):
-            self._settle(known, replace(new, version_id=known.version_id, recipe=known.recipe))
+        if known is not None and (known.sha256, known.recipe) == (new.sha256, recipe):
+            self._settle(known, replace(new, version_id=known.version_id))
             return
         self.staging.step("parsed")
         self._forget(key)
         self.staging.add(new, parsed, lang)
         self.seen.add(key)
-        self.show()
 
     def _settle(self, known: LiveDocument, new: LiveDocument) -> None:
         self._forget(new.key)
@@ -252,8 +315,11 @@ class _Run:
     def _key(self, source: Source, parsed: Parsed) -> DocumentKey:
         id = parsed.id if parsed.id is not None else source.name
         where = source.name if parsed.id is None else f"{source.name}: document {id[:80]!r}"
-        if len(id) > _MAX_ID:
-            raise ParseError(f"{where}: the id has {len(id)} characters, at most {_MAX_ID} are possible; give it a shorter one")
+        if len(id) > _MAX_ID or len(id.encode("utf-8")) > 2 * _MAX_ID:
+            raise ParseError(
+                f"{where}: the id has {len(id)} characters in {len(id.encode('utf-8'))} bytes, at most {_MAX_ID} characters and "
+                f"{2 * _MAX_ID} bytes are possible; give it a shorter one"
+            )
         name = self.domain or parsed.domain or self.default
         if name is None:
             raise RetrievalError(f"{where}: {_no_domain(self.domains)}")
@@ -265,21 +331,22 @@ class _Run:
 def _finish(run: _Run, store: DocumentStore, prune: bool, roots: set[str], step: Step) -> None:
     """Commit what the run found, and fill in the report."""
     report, staging = run.report, run.staging
-    put = {**staging.done, **run.relabelled}
     gone: list[DocumentKey] = []
     if prune:
         gone = [
             document.key
-            for document in run.live.values()
-            if document.root in roots
-            and document.key not in run.seen
+            for root in roots
+            for document in run.live.under(root)
+            if document.key not in run.seen
             and (run.domain is None or document.key.domain == run.domain)
-            and not (document.root in run.doubtful and document.file_sha256 is None)
+            and not (root in run.doubtful and document.file_sha256 is None)
         ]
-    report.added = sum(key not in run.live for key in put)
+    add_again(staging, staging.writer.strays([*staging.done.values(), *run.relabelled.values()], gone))
+    put = {**run.relabelled, **staging.done}
+    report.added = len(put) - len(run.live.among(put))
     report.updated = len(put) - report.added
     failed = {DocumentKey(run.default or "", failure.path) for failure in report.failed}
-    report.unchanged = len((run.seen & run.live.keys()) - put.keys() - failed)
+    report.unchanged = len(run.live.among(run.seen) - put.keys() - failed)
     report.removed = len(gone)
     report.embedded = staging.chunks
     staging.writer.touch(run.touched.values())
@@ -291,18 +358,26 @@ def _finish(run: _Run, store: DocumentStore, prune: bool, roots: set[str], step:
         )
     else:
         info = store.generation(current) if current is not None else None
-    collect(staging.writer, staging.vectors)
-    step("collected")
+    collect(staging.writer, staging.vectors, step)
     report.generation = info.id if info else None
     report.chunks = info.chunks if info else 0
+    _look_for_copies(report, store, staging.done)
 
 
-def _documents_in(source: Source) -> int:
-    """Files count one, corpora their lines."""
-    if not parsers.is_corpus(source.path):
-        return 1
-    with source.path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+def _look_for_copies(report: IngestReport, store: DocumentStore, new: Collection[DocumentKey]) -> None:
+    """Report which of the new documents have the text of another one, or nearly."""
+    report.duplicates = duplicates.copies(store.copies(new), new)
+    pairs = [(first, second) for first, second, *signed in store.alike(new) if duplicates.estimate(*signed) >= duplicates.THRESHOLD]
+    report.near_duplicates = len({second for _, second in pairs})
+    found = (duplicates.compare(first, second, store.document) for first, second in pairs[:_SHOWN])
+    report.near = [near for near in found if near is not None]
+
+
+def _work_in(path: Path) -> _Work:
+    """What there is in a corpus."""
+    with path.open("rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        return _Work(max(1, lines), file.tell())
 
 
 def _no_domain(known: Collection[str]) -> str:

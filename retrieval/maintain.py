@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from retrieval.commit import collect, commit, full_disk
 from retrieval.embed import Embedder
-from retrieval.parsers import Parsed
-from retrieval.staging import IngestSettings, Progress, Recipe, Staging
-from retrieval.store import DocumentStore, Lock
+from retrieval.staging import IngestSettings, Progress, Recipe, Staging, add_again, add_stored, show
+from retrieval.store import DocumentStore, KnownContent, LiveDocument, Lock
 from retrieval.types import DocumentKey, IndexCorrupt, RetrievalError
 from retrieval.vectors import Step, VectorStore, no_step
 
@@ -21,26 +19,38 @@ def remove(
     store: DocumentStore,
     vectors: VectorStore,
     lock: Lock,
-    embedder: Embedder | None = None,
+    embedder: Callable[[], Embedder] | None = None,
+    settings: IngestSettings | None = None,
     step: Step = no_step,
 ) -> dict[str, Any]:
     """Delete live documents for good: from every generation, with their text. {"removed", "generation"}.
 
-    The ledger keeps id and hash, so that no older generation or restored copy brings them back. Raises RetrievalError naming the
+    The ledger keeps id and hash, so that no older generation or restored copy brings them back. A text that another document has too
+    stays under that one; `embedder` is called only if it was found by the title of the removed one. Raises RetrievalError naming the
     unknown ones, and then removes nothing.
     """
     generation = store.live_generation()
     info = store.generation(generation) if generation is not None else None
-    live = {document.key for document in store.live_documents()}
     wanted = list(dict.fromkeys(keys))
+    live = {document.key for document in store.live(wanted)}
     if missing := [f"{key.domain}/{key.id}" for key in wanted if key not in live]:
         raise RetrievalError(f"no such document: {', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}; nothing was removed")
     if info is None or not wanted:
         return {"removed": 0, "generation": generation}
     writer = store.writer(lock)
+    put: list[LiveDocument] = []
+    hashes: dict[str, str] = {}
     with full_disk(vectors.location):
-        made = commit(store, writer, vectors, info.embedding_hash, {}, [], wanted, f"remove {len(wanted)} documents", step)
-        collect(writer, vectors)
+        if strays := writer.strays([], wanted):
+            if embedder is None:
+                raise RetrievalError(
+                    f"{strays[0].key.id} has the same text under another title: without an embedding model it cannot be indexed anew"
+                )
+            staging = Staging(vectors, embedder(), writer, settings or IngestSettings(), step)
+            add_again(staging, strays)
+            put, hashes = list(staging.done.values()), staging.hashes
+        made = commit(store, writer, vectors, info.embedding_hash, hashes, put, wanted, f"remove {len(wanted)} documents", step)
+        collect(writer, vectors, step)
     return {"removed": len(wanted), "generation": made.id}
 
 
@@ -62,29 +72,34 @@ def rebuild(
     live = list(store.live_documents())
     if not live:
         return {"generation": store.live_generation(), "documents": 0, "chunks": 0}
-    recipe = Recipe.of(settings.chunk, embedder.hash)
+    recipe = Recipe.of(settings, embedder.hash)
     writer = store.writer(lock)
-    staging = Staging(vectors, embedder, writer, settings, step)
+
+    def left_behind(content: KnownContent) -> bool:
+        """Whether an interrupted rebuild made it: what a generation holds may be what is damaged."""
+        return not content.held
+
+    handled = 0
+
+    def shown() -> None:
+        if progress is not None:
+            share = (handled + staging.cut) / len(live)
+            show(progress, "rebuild", staging, share, documents=handled, documents_total=len(live))
+
+    staging = Staging(vectors, embedder, writer, settings, step, on_done=shown, reuse=left_behind)
     with full_disk(vectors.location):
-        for done, document in enumerate(live):
-            stored = store.document(document.key)
-            if stored is None:
-                raise RetrievalError(f"{document.key.domain}/{document.key.id}: its text is gone from the database; restore a backup")
-            info = stored.info
-            meta = {key: value for key, value in info.meta.items() if key != "pages"}
-            pages = tuple((start, end, page) for start, end, page in info.meta.get("pages", ()))
-            parsed = Parsed(info.title, stored.text, info.uri, lang=info.lang, pages=pages, meta=meta)
-            full = recipe.full(info.title, info.uri, info.lang, dict(info.meta))
-            staging.add(replace(document, recipe=full), parsed, info.lang, reuse=False)
-            if progress is not None:
-                progress("rebuild", done + 1, len(live))
+        for document in live:
+            add_stored(staging, document, recipe)
+            handled += 1
+            shown()
         staging.flush()
+        shown()
         made = commit(store, writer, vectors, embedder.hash, staging.hashes, list(staging.done.values()), [], "rebuild", step, fresh=True)
-        collect(writer, vectors)
+        collect(writer, vectors, step)
     return {"generation": made.id, "documents": made.documents, "chunks": made.chunks}
 
 
-def rollback(generation: int, *, store: DocumentStore, vectors: VectorStore, lock: Lock) -> None:
+def rollback(generation: int, *, store: DocumentStore, vectors: VectorStore, lock: Lock, step: Step = no_step) -> None:
     """Make an older generation live again, after checking its files. Documents deleted since stay deleted.
 
     Raises RetrievalError if there is no such generation, IndexCorrupt if its files are damaged.
@@ -93,4 +108,6 @@ def rollback(generation: int, *, store: DocumentStore, vectors: VectorStore, loc
 
     if problems := verify(store, vectors, generation):
         raise IndexCorrupt("; ".join(problems))
+    step("ready")
     store.writer(lock).rollback(generation)
+    step("committed")

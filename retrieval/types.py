@@ -53,7 +53,8 @@ class Document:
 class Chunk:
     """A span of one document. ``text == Document.text[start:end]``, always.
 
-    `heading` is the path of headings above the span; `page` counts from 1 where the format has pages.
+    `heading` is the path of headings above the span; `page` counts from 1 where the format has pages. `lang` is the language of the
+    span itself, `flags` the kinds of instruction-like content in it (see `retrieval.injection`).
     """
 
     id: str
@@ -63,14 +64,17 @@ class Chunk:
     heading: tuple[str, ...]
     page: int | None
     text: str
+    lang: str = ""
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A chunk found for a question. Ranks count from 0; None means that retriever did not return it.
 
+    `document` is the first of `sources`, the visible documents with exactly this text: the one whose content was seen here first.
     `score` is the fused score (larger is better), `dense_score` the cosine in [-1, 1],
-    `lexical_score` the BM25 score (>= 0).
+    `lexical_score` the BM25 score (>= 0), `rerank_score` that of the cross-encoder, where there is one: then it decides the order.
     """
 
     chunk: Chunk
@@ -80,6 +84,8 @@ class Passage:
     lexical_rank: int | None
     dense_score: float | None = None
     lexical_score: float | None = None
+    sources: tuple[DocumentInfo, ...] = ()
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +93,20 @@ class Evidence:
     """What retrieval found for one question, and the numbers the router reads.
 
     `signals` (all floats): ``dense_top``, ``dense_gap`` (first minus second), ``lexical_top``, ``lexical_gap``,
-    ``overlap`` (share of the top k that both retrievers returned, in [0, 1]), ``term_coverage`` (share of the
+    ``lexical_share`` (the best BM25 score as a share of the largest the question could reach, in [0, 1]), ``dense_entropy`` and
+    ``lexical_entropy`` (how alike the ten best scores are, in [0, 1]), ``agreement`` (how alike the ten first of both retrievers are,
+    in [0, 1]), ``overlap`` (share of the top k that both retrievers returned, in [0, 1]), ``term_coverage`` (share of the
     question's content words, weighted by rarity, that occur in the best passage, in [0, 1]), ``coverage_all``
-    (the same over all returned passages), ``documents`` (number of different documents), ``newest_days`` and
-    ``oldest_days`` (age of the passages' documents), ``passages``.
+    (the same over all returned passages), ``documents`` (number of different documents), ``top_days`` (age of the best passage's
+    document), ``newest_days`` and ``oldest_days`` (of all passages' documents), ``passages``. `degraded`: an older generation stands in
+    for the damaged live one (see `retrieval.fallback`), so that passages may be missing.
     """
 
     query: str
     passages: tuple[Passage, ...]
     generation: int | None
     signals: Mapping[str, float] = field(default_factory=dict)
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

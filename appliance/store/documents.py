@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
+from appliance.store import similar
+from appliance.store.committing import batches, document_info, having, live_document, live_rows
 from appliance.store.database import Database
-from appliance.store.document_writer import SqlWriter, in_generation, not_deleted
-from appliance.store.schema import chunk, document, document_version, generation, generation_document
-from retrieval.store import GenerationInfo, LiveDocument, Lock, Member, Place
-from retrieval.types import Chunk, Document, DocumentInfo, DocumentKey
+from appliance.store.document_writer import SqlWriter, in_generation, is_current, labels_now, not_deleted
+from appliance.store.integers import integers
+from appliance.store.schema import chunk, content, document, document_version, generation, generation_document, segment
+from appliance.store.texts import Slice, read_slices, read_text
+from retrieval.store import GenerationInfo, Kind, LiveDocument, Lock, Members, Sources
+from retrieval.types import Chunk, Document, DocumentInfo, DocumentKey, Scope
 
 # The columns of `document_info`, besides the labels: those of the live document or of an older generation.
 FACTS = (
@@ -24,8 +32,6 @@ FACTS = (
     document_version.c.meta,
     document_version.c.updated_at,
 )
-# Parameters of one statement; SQLite allows 32,766, PostgreSQL 65,535.
-_BATCH = 5_000
 
 
 class SqlDocumentStore:
@@ -45,91 +51,111 @@ class SqlDocumentStore:
             return None
         return GenerationInfo(row.id, row.manifest, row.manifest_sha256, row.embedding_hash, row.documents, row.chunks, row.parent)
 
-    def members(self, generation_id: int) -> tuple[list[Member], list[Place]]:
+    def members(self, generation_id: int, current: bool = False) -> Members:
         held = generation_document
         versions = (
-            sa.select(held.c.version_id, document_version.c.domain, document_version.c.lang, held.c.labels)
+            # As text, since JSON would be decoded for every row.
+            sa.select(document_version.c.content_id, document_version.c.domain, content.c.lang, sa.cast(labels_now(), sa.Text))
+            .select_from(held)
             .join(document_version, document_version.c.id == held.c.version_id)
-            .where(in_generation(generation_id), not_deleted())
+            .join(content, content.c.id == document_version.c.content_id)
+            .where(in_generation(generation_id), not_deleted(), *([is_current()] if current else []))
         )
-        places = (
-            sa.select(chunk.c.segment_id, chunk.c.ordinal, chunk.c.id, chunk.c.version_id)
-            .join(held, held.c.version_id == chunk.c.version_id)
-            .join(document_version, document_version.c.id == held.c.version_id)
-            .where(in_generation(generation_id), not_deleted())
-            .order_by(chunk.c.segment_id, chunk.c.ordinal)
-        )
+        in_segment = chunk.c.segment_id == sa.bindparam("name")
+        places = sa.select(chunk.c.ordinal, chunk.c.id, chunk.c.content_id).where(in_segment)
+        audiences: defaultdict[int, set[tuple[str, str, str]]] = defaultdict(set)
+        names: list[str] = []
+        parts: list[NDArray[np.int64]] = []
         with self._database.read() as connection:
-            return (
-                [Member(version, domain, lang, frozenset(labels)) for version, domain, lang, labels in connection.execute(versions)],
-                [Place(*row) for row in connection.execute(places)],
-            )
+            for id, *audience in connection.execute(versions):
+                audiences[id].add((audience[0], audience[1], audience[2]))
+            if not audiences:
+                return Members.none()
+            # Contents in ascending order and the kind of each; one without is in other generations, or on the deletion ledger.
+            contents = np.sort(np.fromiter(audiences, dtype=np.int64, count=len(audiences)))
+            numbers: dict[frozenset[tuple[str, str, str]], int] = {}
+            kinds = np.array([numbers.setdefault(frozenset(audiences[id]), len(numbers)) for id in contents.tolist()], dtype=np.int64)
+            for name in connection.execute(sa.select(segment.c.id).order_by(segment.c.id)).scalars().all():
+                rows = integers(connection, places.params(name=name))
+                at = np.minimum(np.searchsorted(contents, rows[:, 2]), len(contents) - 1)
+                held_here = contents[at] == rows[:, 2]
+                if held_here.any():
+                    parts.append(np.column_stack((np.full(len(rows), len(names)), rows, kinds[at]))[held_here])
+                    names.append(name)
+        where, ordinal, row, text, kind = np.ascontiguousarray(np.concatenate(parts or [np.empty((0, 5), dtype=np.int64)]).T)
+        small = [column.astype(np.int32) for column in (where, ordinal, kind)]
+        return Members(tuple(names), tuple(_kind(group) for group in numbers), small[0], small[1], row, text, small[2])
 
-    def chunks(self, generation_id: int, rows: Collection[int]) -> dict[int, tuple[Chunk, DocumentInfo]]:
+    def chunks(
+        self, generation_id: int, rows: Collection[int], scope: Scope | None = None, current: bool = False
+    ) -> dict[int, tuple[Chunk, Sources]]:
         version = document_version
-        query = (
-            sa.select(
-                chunk,
-                *FACTS,
-                generation_document.c.labels,
-                # substr counts characters from 1, on SQLite and PostgreSQL alike; the whole text never leaves the database.
-                sa.func.substr(version.c.text, chunk.c.start + 1, chunk.c.end - chunk.c.start).label("span"),
-            )
-            .join(version, version.c.id == chunk.c.version_id)
+        having = (
+            sa.select(version.c.content_id, *FACTS, labels_now().label("labels"))
             .join(generation_document, generation_document.c.version_id == version.c.id)
-            .where(in_generation(generation_id), not_deleted())
+            .where(in_generation(generation_id), not_deleted(), *([is_current()] if current else []))
+            .order_by(version.c.updated_at, version.c.doc_id)
         )
-        found: dict[int, tuple[Chunk, DocumentInfo]] = {}
-        wanted = list(rows)
+        found: dict[int, tuple[Chunk, Sources]] = {}
         with self._database.read() as connection:
-            for start in range(0, len(wanted), _BATCH):
-                for row in connection.execute(query.where(chunk.c.id.in_(wanted[start : start + _BATCH]))):
-                    info = document_info(row)
-                    found[row.id] = Chunk(row.chunk_id, info.key, row.start, row.end, tuple(row.heading), row.page, row.span), info
+            for wanted in batches(rows):
+                chunks = connection.execute(sa.select(chunk).where(chunk.c.id.in_(wanted))).all()
+                sources: defaultdict[int, list[DocumentInfo]] = defaultdict(list)
+                for row in connection.execute(having.where(version.c.content_id.in_({row.content_id for row in chunks}))):
+                    info = document_info(row, row.labels)
+                    if scope is None or Kind(info.domain, info.lang, frozenset((info.labels,))).visible(scope):
+                        sources[row.content_id].append(info)
+                visible = [(row, Slice(row.content_id, row.start, row.end)) for row in chunks if row.content_id in sources]
+                texts = read_slices(connection, [span for _, span in visible])
+                found.update((row.id, _chunk(row, texts[span], sources[row.content_id])) for row, span in visible)
         return found
 
-    def live_documents(self) -> Iterator[LiveDocument]:
-        columns = (document_version.c.sha256, document_version.c.recipe)
-        query = sa.select(document, *columns).join(document_version, document_version.c.id == document.c.version_id)
+    def merged(self) -> dict[str, str]:
         with self._database.read() as connection:
-            for row in connection.execute(query):
-                yield LiveDocument(
-                    key=DocumentKey(row.domain, row.doc_id),
-                    version_id=row.version_id,
-                    sha256=row.sha256,
-                    recipe=row.recipe,
-                    labels=frozenset(row.labels),
-                    root=row.root,
-                    file_size=row.file_size,
-                    file_mtime_ns=row.file_mtime_ns,
-                    file_sha256=row.file_sha256,
-                )
+            return dict(connection.execute(sa.select(segment.c.id, segment.c.sha256).where(segment.c.sha256.is_not(None))).all())
+
+    def live_documents(self) -> Iterator[LiveDocument]:
+        with self._database.read() as connection:
+            for row in connection.execute(live_rows()):
+                yield live_document(row)
+
+    def live(self, keys: Collection[DocumentKey]) -> Sequence[LiveDocument]:
+        with self._database.read() as connection:
+            return [live_document(row) for same in having(keys, document) for row in connection.execute(live_rows().where(same))]
+
+    def live_under(self, root: str) -> Sequence[LiveDocument]:
+        with self._database.read() as connection:
+            return [live_document(row) for row in connection.execute(live_rows().where(document.c.root == root))]
+
+    def copies(self, keys: Collection[DocumentKey]) -> Sequence[Sequence[DocumentKey]]:
+        with self._database.read() as connection:
+            return similar.copies(connection, keys)
+
+    def alike(self, keys: Collection[DocumentKey]) -> Sequence[tuple[DocumentKey, DocumentKey, bytes, bytes]]:
+        with self._database.read() as connection:
+            return similar.alike(connection, keys)
 
     def document(self, key: DocumentKey) -> Document | None:
         version = document_version
         query = (
-            sa.select(*FACTS, document.c.labels, version.c.text)
+            sa.select(*FACTS, document.c.labels, version.c.content_id)
             .select_from(document.join(version, version.c.id == document.c.version_id))
             .where(document.c.domain == key.domain, document.c.doc_id == key.id, not_deleted())
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else Document(document_info(row), row.text)
+            return None if row is None else Document(document_info(row, row.labels), read_text(connection, row.content_id))
 
     def writer(self, lock: Lock) -> SqlWriter:
         return SqlWriter(self._database, lock)
 
 
-def document_info(row: Any) -> DocumentInfo:
-    """The facts of a document from a row with `FACTS` and labels."""
-    return DocumentInfo(
-        domain=row.domain,
-        id=row.doc_id,
-        uri=row.uri,
-        title=row.title,
-        lang=row.lang,
-        labels=frozenset(row.labels),
-        sha256=row.sha256,
-        updated_at=row.updated_at,
-        meta=row.meta,
-    )
+def _kind(audiences: Collection[tuple[str, str, str]]) -> Kind:
+    """The kind of a content from the domain, language and labels (as JSON) of each of its documents."""
+    domain, lang, _ = next(iter(audiences))
+    return Kind(domain, lang, frozenset(frozenset(json.loads(labels)) for _, _, labels in audiences))
+
+
+def _chunk(row: Any, text: str, sources: list[DocumentInfo]) -> tuple[Chunk, Sources]:
+    heading, flags = tuple(row.heading), tuple(row.flags)
+    return Chunk(row.chunk_id, sources[0].key, row.start, row.end, heading, row.page, text, row.lang, flags), tuple(sources)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     DateTime,
     Dialect,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -90,7 +92,44 @@ lock = Table(
 
 # --- documents and the index ------------------------------------------------------------------------------------
 
-# A content version of a document: immutable. Referenced by generations through its chunks; staged until its ingest commits.
+# A text as it was cut and embedded: immutable, shared by every document of one domain and label set that has exactly this text.
+content = Table(
+    "content",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("domain", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    # How chunks and vectors were made (see `retrieval.staging.Recipe`), and the label set it was made for: what may share it.
+    Column("recipe", String(64), nullable=False),
+    Column("labels", Text, nullable=False),
+    # The title its chunks are found by, and the main language: those of the document that brought it.
+    Column("title", Text, nullable=False),
+    Column("lang", String(8), nullable=False),
+    # The number of chunks; NULL until all of them are staged.
+    Column("chunks", Integer),
+    # MinHash of the text, for near duplicates (see `retrieval.duplicates`).
+    Column("signature", LargeBinary),
+    Index("ix_content_text", "domain", "sha256"),
+)
+
+# The text of a content in pieces of `appliance.store.texts.PIECE` characters, written and read by that module alone.
+content_text = Table(
+    "content_text",
+    metadata,
+    Column("content_id", Integer, ForeignKey("content.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("part", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+)
+
+# Under what keys a content meets those like it (see `retrieval.duplicates.bands`).
+content_band = Table(
+    "content_band",
+    metadata,
+    Column("band", BigInteger, primary_key=True, autoincrement=False),
+    Column("content_id", Integer, ForeignKey("content.id", ondelete="CASCADE"), primary_key=True, autoincrement=False, index=True),
+)
+
+# A document with one content: immutable. Referenced by generations; staged until its ingest commits.
 document_version = Table(
     "document_version",
     metadata,
@@ -99,13 +138,13 @@ document_version = Table(
     Column("doc_id", String(1000), nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("recipe", String(64), nullable=False),
+    Column("content_id", Integer, ForeignKey("content.id"), nullable=False, index=True),
     Column("uri", Text, nullable=False),
     Column("title", Text, nullable=False),
     Column("lang", String(8), nullable=False),
-    Column("text", Text, nullable=False),
     Column("meta", JSON, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
-    UniqueConstraint("domain", "doc_id", "sha256", "recipe", name="uq_document_version_content"),
+    UniqueConstraint("domain", "doc_id", "recipe", "content_id", name="uq_document_version_content"),
 )
 
 # The live documents: which version, which labels, and the root it was last seen under (for --prune).
@@ -114,11 +153,11 @@ document = Table(
     metadata,
     Column("domain", String(64), primary_key=True),
     Column("doc_id", String(1000), primary_key=True),
-    Column("version_id", Integer, ForeignKey("document_version.id"), nullable=False),
+    Column("version_id", Integer, ForeignKey("document_version.id"), nullable=False, index=True),
     Column("root", Text, nullable=False),
     Column("labels", JSON, nullable=False),
     # Size, mtime and raw hash of the file as last seen, so that an unchanged file is not parsed again.
-    Column("file_size", Integer),
+    Column("file_size", BigInteger),
     Column("file_mtime_ns", String(24)),
     Column("file_sha256", String(64)),
     Column("added_at", UtcDateTime, nullable=False),
@@ -130,6 +169,10 @@ segment = Table(
     Column("id", String(40), primary_key=True),
     Column("embedding_hash", String(64), nullable=False),
     Column("chunks", Integer, nullable=False),
+    # How many of them belong to live documents.
+    Column("live", Integer, nullable=False),
+    # What vouches for a segment that a compaction made: the manifests of older generations do not name it.
+    Column("sha256", String(64)),
     Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -139,14 +182,26 @@ chunk = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("chunk_id", String(40), nullable=False, index=True),
-    Column("version_id", Integer, ForeignKey("document_version.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("content_id", Integer, ForeignKey("content.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("segment_id", String(40), ForeignKey("segment.id"), nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("start", Integer, nullable=False),
     Column("end", Integer, nullable=False),
     Column("heading", JSON, nullable=False),
     Column("page", Integer),
+    Column("lang", String(8), nullable=False),
+    # Kinds of instruction-like content (see `retrieval.injection`).
+    Column("flags", JSON, nullable=False),
     UniqueConstraint("segment_id", "ordinal", name="uq_chunk_place"),
+)
+
+# The embedding models of segments and generations, by the hash of their files: what to load to search them.
+embedding = Table(
+    "embedding",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("reference", Text, nullable=False),
+    Column("used_at", UtcDateTime, nullable=False),
 )
 
 generation = Table(

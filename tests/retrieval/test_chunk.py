@@ -88,6 +88,7 @@ def test_headings_are_a_path() -> None:
         ("Article 2 – Term and break", "Article 2 – Term and break"),
         ("一、存款继承", "一、存款继承"),
         ("2.1 Duties of the supplier", "2.1 Duties of the supplier"),
+        ("附　则", "附　则"),
     ],
 )
 def test_clauses_are_headings(line: str, heading: str) -> None:
@@ -98,6 +99,46 @@ def test_clauses_are_headings(line: str, heading: str) -> None:
 def test_a_reference_to_a_clause_is_no_heading() -> None:
     for line in ("第三条的规定不适用于本合同。", "Section 4, as amended, applies to all parties here."):
         assert spans(f"{line}\n\nMore text.")[0].heading == ()
+
+
+def test_the_parts_of_a_contract_are_a_tree() -> None:
+    body = "The supplier delivers the goods in time and in the agreed quality. " * 2
+    text = f"ARTICLE II\n\nSection 2.1 Scope\n\n{body}\n\nSection 2.2 Care\n\n{body}\n\nARTICLE III\n\n{body}\n"
+    assert [span.heading for span in spans(text)] == [
+        ("ARTICLE II", "Section 2.1 Scope"),
+        ("ARTICLE II", "Section 2.2 Care"),
+        ("ARTICLE III",),
+    ]
+
+
+def test_the_parts_of_a_statute_are_a_tree() -> None:
+    body = "当事人应当遵循公平原则确定各方的权利和义务，不得损害他人的合法权益。" * 2
+    text = f"第一章 总则\n\n第一条　{body}\n\n第二章 订立\n\n第一节 一般规定\n\n第九条　{body}\n（一）标的；\n（二）数量。\n\n"
+    text += f"附则\n\n第十条　{body}\n"
+    assert [span.heading for span in spans(text, ChunkSettings(target=100, maximum=140, minimum=8, overlap=0))] == [
+        ("第一章 总则", "第一条"),
+        ("第二章 订立", "第一节 一般规定", "第九条"),
+        ("附则", "第十条"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\t" * 300_000 + "x",
+        "--" + " " * 300_000 + "x",
+        "| " * 150_000,
+        "- " * 150_000 + "x",
+        "1." * 150_000,
+        "a: " + "; " * 150_000,
+        "#" * 300_000,
+    ],
+    ids=lambda line: repr(line[:3]),
+)
+def test_a_line_that_matches_in_many_ways_takes_no_longer(line: str) -> None:
+    # With a pattern that tries every way to share a run of white space, this would not end.
+    for start, end in ((span.start, span.end) for span in spans(line)):
+        assert line[start:end].strip()
 
 
 def test_a_split_section_repeats_its_last_sentence_only() -> None:
@@ -121,6 +162,55 @@ def test_pages() -> None:
     found = spans(text, pages=pages)
     assert found[0].page == 1 and found[-1].page == 3
     assert all(span.page == (1 if span.start < len(first) else 3) for span in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "采购合同甲方在收货后个工作日内完成抽样检验" * 2000,
+        "甲方在收货后7个工作日内完成检验。" * 3000,
+        "a" * 40_000,
+        "Hello" + " " * 40_000 + "world.",
+        "the dose for adults is five milligrams per kilogram of weight and\n" * 600,
+        "| a | b " * 5000,
+        "# 标题 heading\n" * 3000,
+        "- a\n" * 10_000,
+    ],
+)
+def test_what_is_counted_at_one_time_is_bounded(text: str) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watched(texts: list[str]) -> list[int]:
+        seen.append((len(texts), max(map(len, texts))))
+        return count(texts)
+
+    made = list(chunk(text, watched, SMALL))
+    assert max(number for number, _ in seen) <= 256 and max(length for _, length in seen) <= 20 * SMALL.maximum
+    assert max(span.end - span.start for span in made) <= 20 * SMALL.maximum
+    assert max(span.tokens for span in made) <= SMALL.maximum
+    covered = 0
+    for span in made:
+        assert not text[covered : span.start].strip()
+        covered = span.end
+    assert not text[covered:].strip()
+
+
+def test_chunks_come_one_by_one() -> None:
+    counted = 0
+
+    def watched(texts: list[str]) -> list[int]:
+        nonlocal counted
+        counted += len(texts)
+        return count(texts)
+
+    first = next(chunk("The dose is 5 mg. 剂量为每日五毫克。\n\n" * 10_000, watched, SMALL))
+    assert first.start == 0 and 0 < first.tokens <= SMALL.maximum and counted <= 600
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tokens_of_a_chunk_are_about_those_of_its_text(seed: int) -> None:
+    text = _random_text(seed)
+    assert all(abs(span.tokens - count([text[span.start : span.end]])[0]) <= 5 for span in spans(text))
 
 
 def test_nothing_to_chunk() -> None:

@@ -11,7 +11,7 @@ from retrieval_support import Knowledge
 
 from appliance.errors import ApplianceError
 from appliance.models.store import ModelStore
-from retrieval.embed import SentenceTransformerEmbedder, retrieval_text
+from retrieval.embed import SentenceTransformerEmbedder, batches, retrieval_text
 from retrieval.staging import IngestSettings
 from retrieval.types import RetrievalError, Scope
 
@@ -23,6 +23,17 @@ def test_retrieval_text_names_what_the_chunk_does_not_say() -> None:
     assert retrieval_text("Guide", ("Part A", "Doses"), "## Doses\n\n5 mg") == "Guide / Part A\n## Doses\n\n5 mg"
     assert retrieval_text("", (), "5 mg") == "5 mg"
     assert len(retrieval_text("题" * 1000, (), "剂量")) < 400
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_take_every_text_once_and_stay_within_the_budget(seed: int) -> None:
+    tokens = [int(n) for n in np.random.default_rng(seed).integers(0, 400, 200)] + [5000]
+    found = list(batches(tokens, 2048))
+    assert sorted(index for batch in found for index in batch) == list(range(len(tokens)))
+    assert all(len(batch) * max(tokens[index] for index in batch) <= 2048 for batch in found if len(batch) > 1)
+    lengths = [tokens[index] for batch in found for index in batch]
+    assert lengths == sorted(lengths, reverse=True) and len(found) < len(tokens) / 4
+    assert list(batches([], 2048)) == [] and list(batches([0], 2048)) == [[0]]
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
