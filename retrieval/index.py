@@ -1,10 +1,10 @@
-"""Searching one pinned generation: dense and lexical, fused by rank, within what the caller may see."""
+"""Searching one pinned generation: dense and lexical, fused, perhaps reranked, within what the caller may see."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,33 @@ from numpy.typing import NDArray
 
 from retrieval import text as texts
 from retrieval.embed import Embedder
+from retrieval.fusion import Candidates, Fusion
 from retrieval.lexical import MAX_QUERY_TERMS, Mask, Ordinals
-from retrieval.store import DocumentStore, Member, Place
-from retrieval.types import Evidence, IndexCorrupt, Passage, RetrievalError, Scope
+from retrieval.rerank import Reranker, rerank
+from retrieval.signals import NAMES as SIGNALS
+from retrieval.signals import signals, words_of
+from retrieval.store import DocumentStore, Members
+from retrieval.types import DocumentKey, Evidence, IndexCorrupt, Passage, RetrievalError, Scope
 from retrieval.vectors import Searchable, VectorStore
+from retrieval.vocabulary import Asked, Vocabulary, ask
 
-# Reciprocal rank fusion, score = sum of 1 / (60 + rank) with ranks from 1: Cormack, Clarke and Buettcher, SIGIR 2009.
-RRF_K = 60
 # A longer question is cut here; the embedding model's window and the lexical index's bound on terms end much earlier.
 MAX_QUERY_CHARS = 20_000
-SIGNALS = (
-    *("dense_top", "dense_gap", "lexical_top", "lexical_gap", "overlap", "term_coverage", "coverage_all"),
-    *("documents", "newest_days", "oldest_days", "passages"),
-)
 _KEPT_SCOPES = 16
-# A lexical match below this share of the best possible score shares little but common words with the question, as every
-# passage does whose language is not the answer's; it does not take part in the fusion. Chosen on training questions in English and Chinese.
-MIN_LEXICAL_SHARE = 0.2
+_KEPT_STEMS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How the passages of a search are ordered. `vocabularies` are those of the domains searched.
+
+    With a `reranker`, the best `rerank` fused passages are ordered anew.
+    """
+
+    fusion: Fusion = field(default_factory=Fusion)
+    vocabularies: tuple[Vocabulary, ...] = ()
+    reranker: Reranker | None = None
+    rerank: int = 20
 
 
 class Index:
@@ -41,98 +51,124 @@ class Index:
         embedder: Embedder,
         generation: int | None,
         opened: Searchable,
-        members: Sequence[Member],
-        places: Sequence[Place],
+        members: Members,
+        current: bool = False,
     ) -> None:
         self._store, self._vectors, self._embedder = store, vectors, embedder
         self.generation = generation
+        self._current = current
         self._opened = opened
-        self._members = members
-        # By global ordinal: the database row of the chunk, and the position of its document in `members`; -1 for tombstones.
+        self._kinds = members.kinds
+        # By global ordinal: the database row of the chunk, and its kind; -1 for tombstones.
         self._rows = np.full(opened.size, -1, dtype=np.int64)
-        self._owners = np.full(opened.size, -1, dtype=np.int64)
-        position = {member.version_id: index for index, member in enumerate(members)}
-        for segment, ordinal, chunk, version in places:
-            place = opened.offsets[segment] + ordinal
-            self._rows[place], self._owners[place] = chunk, position[version]
-        names = {name: number for number, name in enumerate(sorted({member.lang for member in members}))}
-        self._languages = np.array([names[member.lang] for member in members] + [-1], dtype=np.int64)[self._owners]
+        self._kind = np.full(opened.size, -1, dtype=np.int32)
+        starts = np.array([opened.offsets[name] for name in members.segments], dtype=np.int64)
+        places = starts[members.segment] + members.ordinal
+        self._rows[places], self._kind[places] = members.chunk, members.kind
+        names = {name: number for number, name in enumerate(sorted({kind.lang for kind in members.kinds}))}
+        self._languages = np.array([names[kind.lang] for kind in members.kinds] + [-1], dtype=np.int64)[self._kind]
         self._scopes: dict[Scope, Any] = {}
+        # Stemming the passages anew for every question would take longer than the search itself.
+        self._stems: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, store: DocumentStore, vectors: VectorStore, embedder: Embedder, generation: int | None = None) -> Index:
+    def open(
+        cls, store: DocumentStore, vectors: VectorStore, embedder: Embedder, generation: int | None = None, current: bool = False
+    ) -> Index:
         """Open a generation (None: the live one; if there is none yet, an empty index).
 
+        `current` leaves out the documents that are not live with the same text any more: for an older generation that stands in.
         Raises IndexCorrupt if a file of it is missing, truncated or altered, and RetrievalError if there is no such generation or it
         was made with another embedding model.
         """
-        return _open(cls, store, vectors, embedder, generation, None)
+        return _open(cls, store, vectors, embedder, generation, None, current)
+
+    def at(self, generation: int | None, current: bool = False) -> Index:
+        """Another generation, sharing what is open already; see `open`."""
+        return _open(type(self), self._store, self._vectors, self._embedder, generation, self._opened, current)
 
     def refresh(self) -> Index:
         """This index if it is still the live one, else the live one, sharing what is open already."""
         live = self._store.live_generation()
         if live == self.generation:
             return self
-        return _open(type(self), self._store, self._vectors, self._embedder, live, self._opened)
+        return self.at(live)
+
+    def altered(self) -> bool:
+        """Whether its files look different now from when they were checked; see `VectorStore.altered`."""
+        return self._vectors.altered(self._opened)
 
     def __len__(self) -> int:
         """The number of chunks."""
         return int((self._rows >= 0).sum())
 
-    def search(self, query: str, scope: Scope, k: int = 5, candidates: int = 50) -> Evidence:
+    def search(self, query: str, scope: Scope, k: int = 5, candidates: int = 100, ranking: Ranking | None = None) -> Evidence:
         """The `k` best passages for `query` among those `scope` may see; each retriever contributes its best `candidates`."""
         if k < 1 or candidates < 1:
             raise ValueError(f"k and candidates must be at least 1, found k={k}, candidates={candidates}")
+        ranking = ranking or Ranking()
         query = query[:MAX_QUERY_CHARS]
+        asked = ask(query, ranking.vocabularies)
+        everything = self._find(query, asked, scope, max(candidates, k))
+        if everything is None:
+            return Evidence(query, (), self.generation, dict.fromkeys(SIGNALS, 0.0))
+        found = everything.above(ranking.fusion.floor)
+        order = ranking.fusion.fuse(found)
+        if ranking.reranker is None:
+            passages = self._passages(scope, order, found, k)
+        else:
+            passages = rerank(query, self._passages(scope, order, found, max(ranking.rerank, k)), ranking.reranker)[:k]
+        dictionaries = [vocabulary.dictionary for vocabulary in ranking.vocabularies]
+        visible = self._visible(scope)
+        weights = [(word, self._rarity(word, visible)) for word in words_of(query, dictionaries)[:MAX_QUERY_TERMS]]
+        if len(self._stems) > _KEPT_STEMS:
+            self._stems = {}
+        return Evidence(query, passages, self.generation, signals(everything, passages, weights, asked.rules, dictionaries, self._stems))
+
+    def candidates(
+        self, query: str, scope: Scope, candidates: int = 100, vocabularies: Sequence[Vocabulary] = ()
+    ) -> tuple[Candidates, dict[int, tuple[DocumentKey, ...]]]:
+        """What the retrievers find, unfused, and the documents each has been found in: what fusions are compared on."""
+        query = query[:MAX_QUERY_CHARS]
+        found = self._find(query, ask(query, vocabularies), scope, candidates)
+        if found is None or self.generation is None:
+            return Candidates.none(), {}
+        places = np.union1d(found.dense, found.lexical).tolist()
+        chunks = self._store.chunks(self.generation, [int(self._rows[place]) for place in places], scope, self._current)
+        rows = {place: chunks.get(int(self._rows[place])) for place in places}
+        return found, {place: tuple(source.key for source in row[1]) for place, row in rows.items() if row is not None}
+
+    def _find(self, query: str, asked: Asked, scope: Scope, depth: int) -> Candidates | None:
+        """The candidates of both retrievers, None where there is nothing to ask or to see."""
         visible = self._visible(scope)
         if self.generation is None or not query.strip() or visible.view.count == 0:
-            return Evidence(query, (), self.generation, dict.fromkeys(SIGNALS, 0.0))
-        depth = max(candidates, k)
+            return None
         vector = self._embedder.encode_queries([query])[0]
-        nearest, cosines, ranked = self._opened.dense(vector, visible, depth)
-        matching, scores, possible = self._opened.lexical.search(query, visible.view, depth)
-        enough = scores >= MIN_LEXICAL_SHARE * possible
-        dense, lexical = _ranking(nearest, cosines), _ranking(matching[enough], scores[enough])
-        fused = {
-            place: sum(1 / (RRF_K + 1 + ranking[place][0]) for ranking in (dense, lexical) if place in ranking) for place in dense | lexical
-        }
-        order = sorted(fused, key=lambda place: (-fused[place], place))
-        passages = self._passages(order, fused, dense, lexical, k)
-        weights = [(word, self._rarity(word, visible)) for word in texts.content_words(query)[:MAX_QUERY_TERMS]]
-        signals = _signals(passages, weights) | {
-            "dense_top": _first(cosines),
-            "dense_gap": _first(ranked) - _first(ranked[1:]),
-            "lexical_top": _first(scores),
-            "lexical_gap": _first(scores) - _first(scores[1:]),
-        }
-        return Evidence(query, passages, self.generation, signals)
+        dense, cosines, centred = self._opened.dense(vector, visible, depth)
+        lexical, bm25, bound = self._opened.lexical.search(asked.terms, visible.view, depth)
+        return Candidates(dense, cosines, centred, lexical, bm25, bound, depth, self._is_mixed(scope))
 
     def _rarity(self, word: str, visible: Any) -> float:
         # A Chinese word is indexed as its characters and bigrams; the rarest of them tells how rare it is.
         return max(self._opened.lexical.idf([word] if word.isascii() else texts.index_terms(word) or [word], visible.view))
 
-    def _passages(
-        self,
-        order: Sequence[int],
-        fused: dict[int, float],
-        dense: dict[int, tuple[int, float]],
-        lexical: dict[int, tuple[int, float]],
-        k: int,
-    ) -> tuple[Passage, ...]:
+    def _passages(self, scope: Scope, order: Sequence[tuple[int, float]], found: Candidates, k: int) -> tuple[Passage, ...]:
+        dense, lexical = _ranking(found.dense, found.cosines), _ranking(found.lexical, found.bm25)
         passages: list[Passage] = []
-        # A document deleted after this index was opened has no text any more; the next in order takes its place.
+        # A document deleted or given other labels after this index was opened is left out; the next in order takes its place.
         for start in range(0, len(order), k):
             if len(passages) >= k or self.generation is None:
                 break
             batch = order[start : start + k]
-            chunks = self._store.chunks(self.generation, [int(self._rows[place]) for place in batch])
-            for place in batch:
-                if (found := chunks.get(int(self._rows[place]))) is None:
+            chunks = self._store.chunks(self.generation, [int(self._rows[place]) for place, _ in batch], scope, self._current)
+            for place, score in batch:
+                if (row := chunks.get(int(self._rows[place]))) is None:
                     continue
+                chunk, sources = row
                 dense_rank, dense_score = dense.get(place, (None, None))
                 lexical_rank, lexical_score = lexical.get(place, (None, None))
-                passages.append(Passage(*found, fused[place], dense_rank, lexical_rank, dense_score, lexical_score))
+                passages.append(Passage(chunk, sources[0], score, dense_rank, lexical_rank, dense_score, lexical_score, sources))
         return tuple(passages[:k])
 
     def _visible(self, scope: Scope) -> Any:
@@ -147,13 +183,14 @@ class Index:
             self._scopes[scope] = made
         return made
 
+    def _is_mixed(self, scope: Scope) -> bool:
+        """Whether the scope may see passages in several languages."""
+        return len({kind.lang for kind in self._kinds if kind.visible(scope)}) > 1
+
     def _mask(self, scope: Scope) -> Mask:
-        domains, labels = scope.domains, scope.labels
-        allowed = np.array(
-            [(domains is None or member.domain in domains) and member.labels <= labels for member in self._members] + [False]
-        )
-        # Tombstones have owner -1, which is the False at the end.
-        mask: Mask = allowed[self._owners]
+        allowed = np.array([kind.visible(scope) for kind in self._kinds] + [False])
+        # Tombstones have kind -1, which is the False at the end.
+        mask: Mask = allowed[self._kind]
         return mask
 
 
@@ -171,21 +208,27 @@ def verify(store: DocumentStore, vectors: VectorStore, generation: int | None = 
     except IndexCorrupt as error:
         problems.append(str(error))
         manifest = {}
-    _, places = store.members(wanted)
-    needed: dict[str, int] = {}
-    for place in places:
-        needed[place.segment] = max(needed.get(place.segment, 0), place.ordinal + 1)
-    sizes, damaged = vectors.sizes(manifest, needed)
+    members = store.members(wanted)
+    last = np.zeros(len(members.segments), dtype=np.int64)
+    np.maximum.at(last, members.segment, members.ordinal + 1)
+    needed = {name: int(rows) for name, rows in zip(members.segments, last, strict=True) if rows}
+    sizes, damaged = vectors.sizes({**store.merged(), **manifest}, needed)
     beyond = [f"segment {id}: the database names row {needed[id] - 1}, it has {size}" for id, size in sizes.items() if size < needed[id]]
     return problems + damaged + beyond
 
 
 def _open(
-    cls: type[Index], store: DocumentStore, vectors: VectorStore, embedder: Embedder, generation: int | None, opened: Searchable | None
+    cls: type[Index],
+    store: DocumentStore,
+    vectors: VectorStore,
+    embedder: Embedder,
+    generation: int | None,
+    opened: Searchable | None,
+    current: bool = False,
 ) -> Index:
     wanted = store.live_generation() if generation is None else generation
     if wanted is None:
-        return cls(store, vectors, embedder, None, vectors.open({}, ()), [], [])
+        return cls(store, vectors, embedder, None, vectors.open({}, ()), Members.none())
     info = store.generation(wanted)
     if info is None:
         raise RetrievalError(f"there is no generation {wanted}; the live one is {store.live_generation()}")
@@ -194,44 +237,18 @@ def _open(
             f"generation {wanted} was made with the embedding model {info.embedding_hash[:12]}, configured is {embedder.hash[:12]}: "
             "their vectors cannot be compared; set the old model again, or run `appliance index rebuild` to embed all documents anew"
         )
-    members, places = store.members(wanted)
-    segments = {place.segment for place in places}
-    found = vectors.open(vectors.read_manifest(info), segments, opened)
-    return cls(store, vectors, embedder, wanted, found, members, places)
+    members = store.members(wanted, current)
+    while True:
+        try:
+            # What a compaction made later, the database vouches for.
+            found = vectors.open({**store.merged(), **vectors.read_manifest(info)}, members.segments, opened)
+            return cls(store, vectors, embedder, wanted, found, members, current)
+        except IndexCorrupt:
+            # A segment that went after `members` was read, with its last document or into a larger one, is no damage.
+            before, members = members, store.members(wanted, current)
+            if members.segments == before.segments:
+                raise
 
 
 def _ranking(places: Ordinals, scores: NDArray[np.float32]) -> dict[int, tuple[int, float]]:
     return {int(place): (rank, float(score)) for rank, (place, score) in enumerate(zip(places, scores, strict=True))}
-
-
-def _signals(passages: Sequence[Passage], weights: list[tuple[str, float]]) -> dict[str, float]:
-    """The signals about the passages found."""
-    now = datetime.now(UTC)
-    ages = [(now - passage.document.updated_at).total_seconds() / 86_400 for passage in passages]
-    covered = [_covered(weights, passage) for passage in passages]
-    total = sum(weight for _, weight in weights)
-    both = sum(passage.dense_rank is not None and passage.lexical_rank is not None for passage in passages)
-
-    def share(words: set[str]) -> float:
-        return sum(weight for word, weight in weights if word in words) / total if total else 0.0
-
-    return {
-        "overlap": both / len(passages) if passages else 0.0,
-        "term_coverage": share(covered[0]) if covered else 0.0,
-        "coverage_all": share(set().union(*covered)),
-        "documents": float(len({passage.document.key for passage in passages})),
-        "newest_days": min(ages, default=0.0),
-        "oldest_days": max(ages, default=0.0),
-        "passages": float(len(passages)),
-    }
-
-
-def _first(scores: NDArray[np.float32]) -> float:
-    return float(scores[0]) if len(scores) else 0.0
-
-
-def _covered(weights: list[tuple[str, float]], passage: Passage) -> set[str]:
-    """The words that occur in the passage or its headings; Chinese ones are looked up as text, as segmentation may differ."""
-    whole = "\n".join((passage.document.title, *passage.chunk.heading, passage.chunk.text))
-    terms = set(texts.index_terms(whole))
-    return {word for word, _ in weights if word in terms or (not word.isascii() and word in whole)}

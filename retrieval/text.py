@@ -1,16 +1,19 @@
 """Language, words and sentences, in English and Chinese: the only place that knows how they differ.
 
 Chinese is segmented by rjieba (the dictionary and HMM of jieba); English is stemmed by Snowball's English stemmer for the
-lexical index only. Every function takes text in any mixture of scripts.
+lexical index only. Every function takes text in any mixture of scripts. A `Dictionary` adds a team's own words.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
+import threading
 import unicodedata
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
 
 from retrieval import structure
 
@@ -57,6 +60,46 @@ _LOOK_BACK = 40
 _WRAP_WIDTH = 50
 
 
+class Dictionary:
+    """A team's own words: Chinese ones are known to the segmentation and indexed whole, others are neither stemmed nor stop words.
+
+    `words` maps each to its frequency in jieba's sense (None: high enough to be kept whole). A word in several scripts counts as its
+    parts. Immutable and thread-safe; the segmentation (24 MB) is made on first use.
+    """
+
+    def __init__(self, words: Mapping[str, int | None]) -> None:
+        self._han: dict[str, int | None] = {}
+        kept: set[str] = set()
+        for word, frequency in words.items():
+            for kind, token in _tokens(_fold(word)):
+                if kind == "han":
+                    self._han[token] = frequency
+                elif kind == "word":
+                    kept.add(token)
+        self._kept = frozenset(kept)
+        self._jieba: Any = None
+        self._lock = threading.Lock()
+        content = json.dumps([sorted(self._han.items()), sorted(kept)], ensure_ascii=False)
+        self.hash = hashlib.sha256(content.encode("utf-8")).hexdigest()
+
+    def __contains__(self, token: str) -> bool:
+        """Whether a token as `words` gives it is one of the team's."""
+        return token in self._kept or token in self._han
+
+    def segment(self, run: str) -> list[str]:
+        """A run of Han characters in words."""
+        with self._lock:
+            if self._jieba is None:
+                import rjieba
+
+                made = rjieba.Jieba()
+                for word, frequency in self._han.items():
+                    made.add_word(word, frequency, None)
+                self._jieba = made
+        cut: list[str] = self._jieba.cut(run)
+        return cut
+
+
 def detect_lang(text: str) -> Lang:
     """The language of a text or a short question, by script: "zh" if it has at least as many Han characters as words in other letters."""
     sample = text[:_LANG_SAMPLE]
@@ -64,10 +107,10 @@ def detect_lang(text: str) -> Lang:
     return "zh" if han and han >= len(_LATIN_WORD.findall(sample)) else "en"
 
 
-def words(text: str, lang: str | None = None) -> list[str]:
+def words(text: str, lang: str | None = None, dictionary: Dictionary | None = None) -> list[str]:
     """Lower-case NFKC words in order, without punctuation: "1,250.50" is one word ("1250.50"), "24-hour" two, "don't" one.
 
-    Chinese runs are segmented by dictionary; with `lang` "en" they are given character by character, which needs no dictionary.
+    Chinese runs are segmented; with `lang` "en" they are given character by character, which needs no segmentation.
     """
     found: list[str] = []
     for kind, token in _tokens(_fold(text)):
@@ -76,41 +119,68 @@ def words(text: str, lang: str | None = None) -> list[str]:
         elif lang == "en":
             found.extend(token)
         else:
-            found.extend(_segment(token))
+            found.extend(_segment(token, dictionary))
     return found
 
 
-def index_terms(text: str, stems: dict[str, str] | None = None) -> list[str]:
+def index_terms(text: str, stems: dict[str, str] | None = None, dictionary: Dictionary | None = None) -> list[str]:
     """Terms of the lexical index, with repetitions: English stems without stop words, codes whole and in parts, Chinese
-    characters and bigrams without stop words (so that a term no dictionary knows is found). `stems` may carry known stems from call
-    to call; it is filled.
+    characters and bigrams without stop words (so that a term no dictionary knows is found), and a team's longer words whole. `stems`
+    may carry known stems from call to call; it is filled.
     """
+    return _terms(text, stems, dictionary, None)
+
+
+def terms_with(initials: Collection[str], text: str, stems: dict[str, str] | None = None, dictionary: Dictionary | None = None) -> set[str]:
+    """The terms of `index_terms`, of English words only those with one of the initials: stemming, which takes most of the time, keeps
+    the first letter of a word."""
+    return set(_terms(text, stems, dictionary, frozenset(initials)))
+
+
+def _terms(text: str, stems: dict[str, str] | None, dictionary: Dictionary | None, initials: frozenset[str] | None) -> list[str]:
     folded = _fold(text)
     latin: list[str] = []
     terms: list[str] = []
     for kind, token in _tokens(folded):
         if kind == "han":
-            terms.extend(_han_terms(token))
-        elif kind == "number":
+            terms.extend(_han_terms(token, dictionary))
+        elif kind == "number" or (dictionary is not None and token in dictionary):
             terms.append(token)
-        elif token not in _EN_STOP:
+        elif token not in _EN_STOP and (initials is None or token[0] in initials):
             latin.append(token)
     terms.extend(code.group() for code in _CODE.finditer(folded))
     return _stem(latin, stems) + terms
 
 
-def content_words(question: str) -> list[str]:
+def content_words(question: str, dictionary: Dictionary | None = None) -> list[str]:
     """The words of a question that carry meaning, once each, in the form `index_terms` gives them (Chinese: words, no bigrams)."""
     latin: list[str] = []
     other: list[str] = []
     for kind, token in _tokens(_fold(question)):
         if kind == "han":
-            other.extend(word for word in _segment(token) if word not in _ZH_STOP)
-        elif kind == "number":
+            other.extend(word for word in _segment(token, dictionary) if not _is_stop(word, dictionary))
+        elif kind == "number" or (dictionary is not None and token in dictionary):
             other.append(token)
         elif token not in _EN_STOP:
             latin.append(token)
     return list(dict.fromkeys(_stem(latin, None) + other))
+
+
+def phrase_units(text: str) -> list[str]:
+    """What phrases are compared by, in order: English stems, numbers, single Chinese characters.
+
+    A stop word in capitals stays as it is, so that "WHO" and "IT" are not "who" and "it".
+    """
+    found: list[str] = []
+    for kind, token in _tokens(unicodedata.normalize("NFKC", text)):
+        lower = token.lower()
+        if kind == "han":
+            found.extend(token)
+        elif kind == "number" or (token.isupper() and len(token) > 1 and lower in _EN_STOP):
+            found.append(token)
+        else:
+            found.extend(_stem([lower], None))
+    return found
 
 
 def normalise_question(text: str) -> str:
@@ -157,20 +227,29 @@ def _tokens(folded: str) -> Iterator[tuple[str, str]]:
             yield kind, token.replace("’", "'")
 
 
-def _segment(run: str) -> list[str]:
+def _segment(run: str, dictionary: Dictionary | None) -> list[str]:
+    if dictionary is not None:
+        return dictionary.segment(run)
     import rjieba
 
     cut: list[str] = rjieba.cut(run)
     return cut
 
 
-def _han_terms(run: str) -> Iterator[str]:
-    """Characters and bigrams of the stretches between stop words, so that a word is found however a dictionary would cut it."""
-    for is_stop, group in itertools.groupby(_segment(run), _ZH_STOP.__contains__):
+def _is_stop(word: str, dictionary: Dictionary | None) -> bool:
+    return word in _ZH_STOP and (dictionary is None or word not in dictionary)
+
+
+def _han_terms(run: str, dictionary: Dictionary | None) -> Iterator[str]:
+    """Characters and bigrams of the stretches between stop words, so that a word is found however it would be cut."""
+    for is_stop, group in itertools.groupby(_segment(run, dictionary), lambda word: _is_stop(word, dictionary)):
         if not is_stop:
-            stretch = "".join(group)
+            cut = list(group)
+            stretch = "".join(cut)
             yield from stretch
             yield from map("".join, itertools.pairwise(stretch))
+            if dictionary is not None:
+                yield from (word for word in cut if len(word) > 2 and word in dictionary)
 
 
 def _stem(tokens: list[str], stems: dict[str, str] | None) -> list[str]:
@@ -203,7 +282,8 @@ def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _continues(last: str, line: str) -> bool:
     """Whether `line` goes on with the sentence of the line `last` above it."""
-    if structure.width(last) < _WRAP_WIDTH or structure.starts_block(line) or structure.is_row(last) or structure.heading(last):
+    short = structure.width(last[:_WRAP_WIDTH]) < _WRAP_WIDTH
+    if short or structure.starts_block(line) or structure.is_row(last) or structure.heading(last):
         return False
     first = line.lstrip()[0]
     if last[-1] in _ENDERS + ":：" + _CLOSERS or (last[-1] == "." and not first.islower()):

@@ -22,6 +22,9 @@ def _history(*turns: str) -> list[Message]:
         "How much is it?",
         "还有别的表格吗？",
         "Is that the same for adults?",
+        "By what time?",
+        "要停多久？",
+        "丢了怎么办？",
     ],
 )
 def test_follow_ups_are_recognised(question: str) -> None:
@@ -36,6 +39,10 @@ def test_follow_ups_are_recognised(question: str) -> None:
         "出院时需要带走哪些材料？",
         "国际电汇的手续费是多少？",
         "mortgage early repayment fee 2026",
+        "By when must expense claims be submitted?",
+        "From what contract value are two signatures required?",
+        "需要带哪些材料才能办理出院手续？",
+        "最多可以带几个人探视重症病人？",
     ],
 )
 def test_questions_that_stand_alone_are_left_alone(question: str) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from retrieval_support import Knowledge, write
 
-from retrieval.index import Index
+from retrieval.fusion import Fusion
+from retrieval.index import Index, Ranking
 from retrieval.types import RetrievalError, Scope
 
 SIGNALS = {
-    *("dense_top", "dense_gap", "lexical_top", "lexical_gap", "overlap", "term_coverage", "coverage_all"),
-    *("documents", "newest_days", "oldest_days", "passages"),
+    *("dense_top", "dense_gap", "dense_entropy", "lexical_top", "lexical_gap", "lexical_share", "lexical_entropy", "agreement"),
+    *("overlap", "term_coverage", "coverage_all", "documents", "top_days", "newest_days", "oldest_days", "passages"),
 }
 
 
@@ -49,7 +50,7 @@ def test_signals(knowledge: Knowledge, docs: Path) -> None:
 
 def test_scores_are_reciprocal_ranks(knowledge: Knowledge, docs: Path) -> None:
     knowledge.ingest(docs)
-    evidence = knowledge.search("dose of gentamicin", k=20)
+    evidence = knowledge.index().search("dose of gentamicin", Scope(), 20, ranking=Ranking(Fusion("rrf", 0.5)))
     for passage in evidence.passages:
         ranks = [rank for rank in (passage.dense_rank, passage.lexical_rank) if rank is not None]
         assert passage.score == pytest.approx(sum(1 / (61 + rank) for rank in ranks))

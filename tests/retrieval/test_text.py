@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrieval.text import content_words, detect_lang, index_terms, normalise_question, sentences, words
+from retrieval.text import content_words, detect_lang, index_terms, normalise_question, sentences, terms_with, words
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,14 @@ def test_hostile_text_is_handled_in_linear_time(text: str) -> None:
     assert covered <= len(text)
     assert len(index_terms(text)) <= 3 * len(text)
     assert len(words(text)) <= len(text)
+
+
+def test_terms_with_initials_are_the_index_terms_with_them() -> None:
+    """Stemming never changes the first letter, the irregular words of the stemmer included."""
+    text = "The skies were dying, lying and tying; idly an ugly news sky succeeds. Generously early canning! 20 mg AC-02 剂量与剂量"
+    every = set(index_terms(text))
+    latin = {term for term in every if term.isalpha() and term.isascii()}
+    assert len(latin) > 10
+    for initial in "abcdefghijklmnopqrstuvwxyz":
+        assert terms_with({initial}, text) == every - {term for term in latin if term[0] != initial}
+    assert terms_with(set("abcdefghijklmnopqrstuvwxyz"), text) == every
