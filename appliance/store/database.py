@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from appliance.errors import ApplianceError
-from appliance.store import schema
+from appliance.errors import ApplianceError, UsageError
+from appliance.store import postgres, schema
+from appliance.store.locks import SessionLock, WriterLock
+from appliance.store.trouble import explained
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_MS = 30_000
-_STALE = timedelta(seconds=60)
 
 
 def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
-class Locked(ApplianceError):
-    """Another process is writing to this resource."""
-
-
 class Database:
-    """The metadata database of a workspace: SQLite in WAL mode, or any SQLAlchemy URL."""
+    """The metadata database of a workspace: SQLite in WAL mode, or PostgreSQL. Raises UsageError for another URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine: Engine = sa.create_engine(url)
-        if self.engine.dialect.name == "sqlite":
+        self.is_postgres = postgres.is_postgres(url)
+        if self.is_postgres:
+            self.engine: Engine = postgres.open_engine(url)
+        elif url.startswith("sqlite:"):
+            self.engine = sa.create_engine(url)
             sa.event.listen(self.engine, "connect", _sqlite_connect)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
+        else:
+            raise UsageError(
+                f"[database] url: {url.split(':', 1)[0]} is not supported; use postgresql+pg8000://USER:PASSWORD@HOST/DATABASE"
+            )
+
+    @property
+    def name(self) -> str:
+        """Where it is, for messages: without the password."""
+        url = self.engine.url
+        return f"{url.database} on {url.host or 'this machine'}" if self.is_postgres else str(url.database)
 
     def close(self) -> None:
         self.engine.dispose()
 
     def migrate(self) -> None:
-        """Bring the tables to this version's form; does nothing when they are. Raises ApplianceError if the file is no database."""
+        """Bring the tables to this version's form; does nothing when they are.
+
+        Raises ApplianceError if the database cannot be opened (no database, damaged, not writable, no answer), OSError on a full disk.
+        """
         from alembic import command
         from alembic.config import Config
         from alembic.migration import MigrationContext
@@ -55,7 +65,7 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS))
         try:
             script = ScriptDirectory.from_config(config)
-            with self.engine.connect() as connection:
+            with explained(self.name), self.engine.connect() as connection:
                 current = MigrationContext.configure(connection).get_current_revision()
             if current == script.get_current_head():
                 return
@@ -63,25 +73,64 @@ class Database:
                 raise ApplianceError(
                     f"the database was written by a newer version of the appliance (revision {current}); install that version to open it"
                 )
-            with self.engine.begin() as connection:
+            # Of two processes that open a new database the later finds the work done.
+            with self._altering() as connection:
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        except sa.exc.DatabaseError as error:
-            raise ApplianceError(
-                f"the database {self.engine.url.database} cannot be opened: {error.orig}; restore it from a backup"
-            ) from error
+                if not self.is_postgres and not sa.inspect(connection).get_table_names():
+                    # A new file needs no history: SQLite would rebuild its tables at each step of it.
+                    schema.metadata.create_all(connection)
+                    command.stamp(config, "head")
+                else:
+                    command.upgrade(config, "head")
+        except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
+            remedy = "check [database] url and that the server runs" if self.is_postgres else "restore it from a backup"
+            raise ApplianceError(f"the database {self.name} cannot be opened: {postgres.reason(error)}; {remedy}") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for reading. One consistent snapshot on SQLite once the first query ran."""
-        with self.engine.connect() as connection:
+        """A connection for reading: one consistent snapshot from its first query on. Raises DatabaseFailed."""
+        with explained(self.name), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A write transaction: commits at the end, rolls back on any exception. Keep it short: there is one writer."""
-        with self.engine.connect().execution_options(appliance_write=True) as connection, connection.begin():
+        """A write transaction: commits at the end, rolls back on any exception. Keep it short: there is one writer.
+
+        Raises DatabaseFailed (locked, damaged, not writable, no answer), OSError if the disk is full.
+        """
+        with explained(self.name), self.engine.connect().execution_options(appliance_write=True) as connection, connection.begin():
             yield connection
+
+    @contextmanager
+    def _altering(self) -> Iterator[Connection]:
+        """A write transaction that may make tables anew: SQLite would delete all that refers to a table when its old form is dropped."""
+        with explained(self.name), self.engine.connect().execution_options(appliance_write=True) as connection:
+            raw: Any = connection.connection.driver_connection
+            if not self.is_postgres:
+                raw.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if not self.is_postgres:
+                    raw.execute("PRAGMA foreign_keys=ON")
+
+    def scrub(self) -> bool:
+        """Empty SQLite's log, in which deleted text may still be; False if somebody is reading, and a later call has to do it."""
+        if self.is_postgres:
+            return True
+        with explained(self.name), self.engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            raw.execute("PRAGMA busy_timeout=0")
+            try:
+                busy, *_ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        return not busy
+
+    def session(self) -> Connection:
+        """A connection of its own, outside the pool and without transactions, on PostgreSQL; the caller closes it."""
+        return postgres.open_session(self.url)
 
     # --- settings and pointers
 
@@ -127,75 +176,14 @@ class Database:
     @contextmanager
     def lock(self, resource: str) -> Iterator[WriterLock]:
         """Hold the only writer's lock on `resource`; raises Locked naming the holder. Call `beat` in long work."""
-        held = WriterLock(self, resource)
+        held = SessionLock(self, resource) if self.is_postgres else WriterLock(self, resource)
         held.acquire()
         try:
             yield held
         finally:
-            held.release()
-
-
-class WriterLock:
-    """A lock row with owner and heartbeat; a dead owner's lock is taken over."""
-
-    def __init__(self, database: Database, resource: str) -> None:
-        self._database = database
-        self.resource = resource
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{secrets.token_hex(4)}"
-        self._beaten = 0.0
-
-    def acquire(self) -> None:
-        table = schema.lock
-        with self._database.write() as connection:
-            row = connection.execute(sa.select(table).where(table.c.resource == self.resource)).one_or_none()
-            if row is not None:
-                if _alive(row.owner, row.heartbeat):
-                    raise Locked(f"{self.resource} is being written by {row.owner}; wait for it to end, or stop that process")
-                connection.execute(table.delete().where(table.c.resource == self.resource))
-            connection.execute(table.insert().values(resource=self.resource, owner=self.owner, heartbeat=utcnow()))
-        self._beaten = time.monotonic()
-
-    def beat(self) -> None:
-        """Renew the heartbeat (at most every 10 s); raises Locked when another process has taken the lock over."""
-        if time.monotonic() - self._beaten < 10:
-            return
-        table = schema.lock
-        with self._database.write() as connection:
-            renewed = connection.execute(
-                table.update().where(table.c.resource == self.resource, table.c.owner == self.owner).values(heartbeat=utcnow())
-            )
-            if renewed.rowcount != 1:
-                raise Locked(f"the lock on {self.resource} was lost to another process; nothing was committed, start again")
-        self._beaten = time.monotonic()
-
-    def check(self, connection: Connection) -> None:
-        """Inside the committing transaction: raises Locked unless the lock is still ours."""
-        table = schema.lock
-        owner = connection.execute(sa.select(table.c.owner).where(table.c.resource == self.resource)).scalar_one_or_none()
-        if owner != self.owner:
-            raise Locked(f"the lock on {self.resource} was lost to {owner}; nothing was committed, start again")
-
-    def release(self) -> None:
-        table = schema.lock
-        with self._database.write() as connection:
-            connection.execute(table.delete().where(table.c.resource == self.resource, table.c.owner == self.owner))
-
-
-def _alive(owner: str, heartbeat: datetime) -> bool:
-    host, pid, started, _ = owner.rsplit(":", 3)
-    if host == socket.gethostname():
-        # The start time tells the owner from a later process that got its number.
-        return _started(int(pid)) == started
-    return utcnow() - heartbeat < _STALE
-
-
-def _started(pid: int) -> str:
-    import psutil
-
-    try:
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
+            # A full disk may forbid even this. What was done stays done, and whoever comes next takes the lock over.
+            with suppress(ApplianceError, OSError):
+                held.release()
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
@@ -205,6 +193,8 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    # What is deleted is overwritten: the text of a removed document must not stay in the file.
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     cursor.close()
 

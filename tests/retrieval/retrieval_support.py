@@ -11,12 +11,14 @@ import numpy as np
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.documents import SqlDocumentStore
+from appliance.store.pgvectors import PgVectors
 from retrieval.folder import FolderVectors
 from retrieval.index import Index
 from retrieval.ingest import IngestReport, ingest
 from retrieval.staging import IngestSettings
 from retrieval.text import index_terms, words
 from retrieval.types import Evidence, Scope
+from retrieval.vectors import VectorStore
 
 
 class HashingEmbedder:
@@ -50,13 +52,13 @@ class HashingEmbedder:
 
 
 class Knowledge:
-    """What the tests need of a workspace."""
+    """What the tests need of a workspace. `url` is that of a PostgreSQL database with the tables in it; without one, SQLite and files."""
 
-    def __init__(self, root: Path, embedder: HashingEmbedder | None = None) -> None:
+    def __init__(self, root: Path, embedder: HashingEmbedder | None = None, url: str | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.folder = root / "index"
-        self.vectors = FolderVectors(self.folder)
-        self.db = Database(f"sqlite:///{root / 'appliance.db'}")
+        self.db = Database(url or f"sqlite:///{root / 'appliance.db'}")
+        self.vectors: VectorStore = PgVectors(self.db, self.folder) if url else FolderVectors(self.folder)
         schema.metadata.create_all(self.db.engine)
         self.store = SqlDocumentStore(self.db)
         self.embedder = embedder or HashingEmbedder()
