@@ -17,6 +17,10 @@ class UsageError(ApplianceError):
     exit_code = USAGE
 
 
+class DatabaseFailed(ApplianceError):
+    """The database itself fails: locked for too long, damaged, not writable, not reachable."""
+
+
 class GateMissed(ApplianceError):
     """A measured condition was not met."""
 

@@ -15,6 +15,10 @@ from retrieval.text import index_terms
 WORDS = ["dose", "ward", "fee", "contract", "visit", "乙方", "付款", "期限", "剂量", "2026", "AC-02", "night"]
 
 
+def _terms(query: str) -> dict[str, float]:
+    return dict.fromkeys(index_terms(query), 1.0)
+
+
 def _texts(count: int) -> list[str]:
     rng = random.Random(5)
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(count)]
@@ -42,20 +46,48 @@ def test_scores_are_the_formula_over_the_visible(query: str, sizes: list[int]) -
     mask = [ordinal % 3 != 0 for ordinal in range(60)]
     ends = np.cumsum(sizes)
     lexical = Lexical([build(texts[end - size : end]) for size, end in zip(sizes, ends, strict=True)])
-    ordinals, scores, bound = lexical.search(query, lexical.view(np.array(mask)), 60)
+    ordinals, scores, bound = lexical.search(_terms(query), lexical.view(np.array(mask)), 60)
     expected = _plain(texts, mask, query)
     assert {int(o): pytest.approx(float(s), rel=1e-5) for o, s in zip(ordinals, scores, strict=True)} == expected
     assert list(scores) == sorted(scores, reverse=True) and scores[0] < bound
+
+
+def test_a_weighted_term_counts_that_much_and_is_not_in_the_bound() -> None:
+    texts = _texts(60)
+    lexical = Lexical([build(texts)])
+    view = lexical.view(np.ones(60, dtype=bool))
+    whole, half = lexical.search({"乙方": 1.0}, view, 60), lexical.search({"乙方": 0.5, "night": 1.0}, view, 60)
+    alone = dict(zip(lexical.search({"night": 1.0}, view, 60)[0], lexical.search({"night": 1.0}, view, 60)[1], strict=True))
+    scores = dict(zip(half[0], half[1], strict=True))
+    for ordinal, score in zip(whole[0], whole[1], strict=True):
+        assert scores[ordinal] == pytest.approx(0.5 * score + alone.get(ordinal, 0.0), rel=1e-5)
+    assert half[2] == pytest.approx(lexical.idf(["night"], view)[0])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_passing_over_common_terms_changes_nothing(hidden: bool) -> None:
+    """Many chunks and few results, so that long lists are only looked up for the chunks that can still be among the best."""
+    random = np.random.default_rng(8)
+    texts = [" ".join(f"w{n}" for n in random.zipf(1.3, 20) if n < 5_000) for _ in range(3_000)]
+    lexical = Lexical([build(texts[:1_000]), build(texts[1_000:])])
+    mask = random.random(3_000) < 0.5 if hidden else np.ones(3_000, dtype=bool)
+    view = lexical.view(mask)
+    for _ in range(60):
+        terms = {f"w{n}": float(random.choice([1.0, 0.5])) for n in random.choice(60, 6) + 1} | {f"w{random.integers(100, 2_000)}": 1.0}
+        every, all_scores, total = lexical.search(terms, view, 3_000)
+        best, scores, bound = lexical.search(terms, view, 10)
+        assert bound == total and scores == pytest.approx(all_scores[: len(scores)], rel=1e-5) and len(best) == min(10, len(every))
+        assert set(best) <= {int(o) for o, s in zip(every, all_scores, strict=True) if s >= scores[-1] - 1e-5} and mask[best].all()
 
 
 def test_nothing_found() -> None:
     lexical = Lexical([build(_texts(5))])
     everything, nothing = lexical.view(np.ones(5, dtype=bool)), lexical.view(np.zeros(5, dtype=bool))
     for query, view in (("unknownword", everything), ("", everything), ("the of", everything), ("dose ward fee", nothing)):
-        assert len(lexical.search(query, view, 3)[0]) == 0
+        assert len(lexical.search(_terms(query), view, 3)[0]) == 0
     empty = Lexical([])
-    assert len(empty.search("dose", empty.view(np.zeros(0, dtype=bool)), 3)[0]) == 0
-    assert len(Lexical([build([""])]).search("dose", Lexical([build([""])]).view(np.ones(1, dtype=bool)), 3)[0]) == 0
+    assert len(empty.search(_terms("dose"), empty.view(np.zeros(0, dtype=bool)), 3)[0]) == 0
+    assert len(Lexical([build([""])]).search(_terms("dose"), Lexical([build([""])]).view(np.ones(1, dtype=bool)), 3)[0]) == 0
 
 
 def test_a_huge_query_is_scored_by_its_rarest_terms() -> None:
@@ -63,14 +95,14 @@ def test_a_huge_query_is_scored_by_its_rarest_terms() -> None:
     lexical = Lexical([build(texts)])
     query = " ".join(f"common{n}" for n in range(300)) + " rareword"
     assert len(index_terms(query)) > MAX_QUERY_TERMS
-    ordinals, _, _ = lexical.search(query, lexical.view(np.ones(len(texts), dtype=bool)), 5)
+    ordinals, _, _ = lexical.search(_terms(query), lexical.view(np.ones(len(texts), dtype=bool)), 5)
     assert ordinals[0] == 300
 
 
 def test_postings_survive_the_file(tmp_path: Path) -> None:
     made = build(_texts(20))
-    made.save(tmp_path / "lexical.npz")
-    read = Postings.load(tmp_path / "lexical.npz")
+    made.save(tmp_path / "lexical.bin")
+    read = Postings.load(tmp_path / "lexical.bin")
     for name in Postings.__slots__:
         assert np.array_equal(getattr(made, name), getattr(read, name))
 

@@ -1,0 +1,92 @@
+"""What a deletion reaches besides the index: quotations in approved answers, and the answers kept by evaluation runs.
+
+The deletion ledger is applied to both as a whole, so that what one process could not finish the next one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.store import schema
+from appliance.store.database import Database
+from eval.types import UNAVAILABLE
+
+_DONE = "forgotten"
+_WHY = f"{UNAVAILABLE}a document that this answer rests on was deleted"
+
+# When a document was last deleted, by domain and id.
+Ledger = Mapping[tuple[str, str], datetime]
+
+
+def forget(database: Database, root: Path) -> bool:
+    """Take the text of deleted documents out of approved answers and finished runs of the workspace in `root`; False: nothing new.
+
+    An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
+    its answer and counts as unavailable from then on (the figures of its run stay as they were measured).
+    """
+    # What there was to look through the last time.
+    moments = (schema.deletion.c.deleted_at, schema.run.c.finished_at, schema.verified.c.created_at)
+    with database.read() as connection:
+        newest = [connection.execute(sa.select(sa.func.max(moment))).scalar_one() for moment in moments]
+    state = " ".join(str(moment) for moment in newest)
+    if newest[0] is None or database.setting(_DONE) == state:
+        return False
+    ledger: dict[tuple[str, str], datetime] = {}
+    table = schema.setting
+    with database.write() as connection:
+        for row in connection.execute(sa.select(schema.deletion)):
+            key = (row.domain, row.doc_id)
+            ledger[key] = max(row.deleted_at, ledger.get(key, row.deleted_at))
+        for row in connection.execute(sa.select(schema.verified.c.id, schema.verified.c.citations, schema.verified.c.created_at)).all():
+            kept = [_without_quote(citation, ledger, row.created_at) for citation in row.citations]
+            if kept != row.citations:
+                connection.execute(schema.verified.update().where(schema.verified.c.id == row.id).values(citations=kept))
+        runs = connection.execute(sa.select(schema.run).where(schema.run.c.finished_at.is_not(None))).all()
+    for row in runs:
+        _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+    with database.write() as connection:
+        connection.execute(table.delete().where(table.c.key == _DONE))
+        connection.execute(table.insert().values(key=_DONE, value=state))
+    return True
+
+
+def _without_quote(citation: dict[str, Any], ledger: Ledger, since: datetime) -> dict[str, Any]:
+    deleted = ledger.get((citation["domain"], citation["doc_id"]))
+    if deleted is None or deleted < since:
+        return citation
+    return {**citation, "quote": "", "title": "", "heading": []}
+
+
+def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -> None:
+    """Rewrite the outcomes of a run that rest on documents deleted since it began, all at once."""
+    names: defaultdict[str | None, set[str]] = defaultdict(set)
+    for (owner, id), deleted in ledger.items():
+        if deleted >= since and domain in (None, owner):
+            names[owner].add(id)
+    gone = set().union(*names.values()) if names else set()
+    if not gone or not path.is_file():
+        return
+    lines: list[str] = []
+    changed = False
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        row = json.loads(line) if line.endswith("\n") else None
+        outcome = row["outcome"] if row is not None else {}
+        if outcome.get("answer") and gone & {*(outcome.get("retrieved") or ()), *outcome.get("citations", ())}:
+            outcome |= {"answer": "", "error": _WHY}
+            line, changed = json.dumps(row, ensure_ascii=False) + "\n", True
+        lines.append(line)
+    if changed:
+        beside = path.with_suffix(".jsonl.tmp")
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
