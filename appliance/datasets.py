@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -17,11 +17,14 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
-from finetune.dataset import dataset_version, read_pairs, write_pairs
-from finetune.reading import Excluded
-from finetune.types import DatasetError, Pair
+from finetune.dataset import ReadResult, dataset_version, read_pairs, write_pairs
+from finetune.llama_factory import REGISTRY, Unusable, read_entry, read_registry
+from finetune.reading import FORMATS, Excluded
+from finetune.types import DatasetError, Pair, Task
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Letters of any script; the length leaves room for the version in a file name of 255 bytes.
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+_NAME_BYTES = 200
 _VERSION_CHARS = 16
 
 
@@ -37,16 +40,28 @@ class DatasetInfo:
     mapping: Mapping[str, str]
     counts: Mapping[str, Any]
     created_at: datetime
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What `add` did. `changed` is False when the same content was there already."""
+    """What `add` did. `changed` is False when the same content was there already; `notes` say what was taken for granted."""
 
     info: DatasetInfo
     changed: bool
     excluded: tuple[Excluded, ...]
     preview: tuple[Pair, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEntry:
+    """What became of one entry of a folder: `unusable` ones are right but not for us, `failed` ones can be corrected."""
+
+    name: str
+    status: Literal["registered", "unchanged", "unusable", "failed"]
+    added: Added | None = None
+    reason: str = ""
 
 
 class Datasets:
@@ -63,25 +78,72 @@ class Datasets:
         domain: str | None = None,
         mapping: Mapping[str, str] | None = None,
         skip_bad: bool = False,
+        task: Task | None = None,
     ) -> Added:
-        """Validate and register `file`. Raises UsageError (name, missing file) and ApplianceError listing every bad row."""
+        """Validate and register `file`; `task` None is the one its rows name, else "qa".
+
+        Raises UsageError (name, missing file) and ApplianceError listing every bad row.
+        """
         name = name or file.stem
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a data set's name; use letters, digits, . _ - (at most 100), for example --name pairs")
+        _check_name(name)
         if not file.is_file():
-            raise UsageError(f"{file} is not a file; give a JSONL, JSON or CSV file of question/answer rows")
+            raise UsageError(f"{file} is not a file; give one of question/answer rows ({', '.join(FORMATS)})")
         if domain is not None:
             self.workspace.create_domain(domain)
         try:
-            read = read_pairs(file, mapping=mapping, skip_bad=skip_bad)
+            read = read_pairs(file, mapping=mapping, skip_bad=skip_bad, task=task)
         except DatasetError as error:
             raise ApplianceError(str(error)) from error
+        return self._register(name, domain, read, str(file.resolve()))
+
+    def add_folder(
+        self, folder: Path, *, domain: str | None = None, only: Collection[str] = (), skip_bad: bool = False, task: Task | None = None
+    ) -> list[FolderEntry]:
+        """Register every entry of a LLaMA-Factory folder, or those in `only`; one that cannot be registered stops no other.
+
+        Raises UsageError for a name in `only` that is not there, ApplianceError where the registry itself cannot be read.
+        """
+        try:
+            registry = read_registry(folder)
+        except DatasetError as error:
+            raise ApplianceError(str(error)) from error
+        unknown = [name for name in only if name not in registry]
+        if unknown:
+            raise UsageError(f"{folder / REGISTRY} has no entry {unknown[0]!r}; it has {', '.join(registry)}")
+        if domain is not None:
+            self.workspace.create_domain(domain)
+        found: list[FolderEntry] = []
+        hub = True
+        for name, raw in registry.items():
+            if only and name not in only:
+                continue
+            ours = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+            try:
+                _check_name(ours)
+                if any(entry.added is not None and entry.added.info.name == ours for entry in found):
+                    raise DatasetError(f'entry "{name}": another entry is registered as {ours} already; rename one of them')
+                read = read_entry(folder, name, raw, skip_bad=skip_bad, task=task, hub=hub)
+            except Unusable as error:
+                hub = hub and not error.no_hub
+                found.append(FolderEntry(name, "unusable", reason=str(error)))
+                continue
+            except (DatasetError, UsageError) as error:
+                found.append(FolderEntry(name, "failed", reason=str(error)))
+                continue
+            notes = (*read.notes, *([f'"{name}" is registered as {ours}'] if ours != name else []))
+            added = self._register(ours, domain, replace(read, notes=notes), f"{(folder / REGISTRY).resolve()}#{name}")
+            found.append(FolderEntry(name, "registered" if added.changed else "unchanged", added))
+        return found
+
+    def _register(self, name: str, domain: str | None, read: ReadResult, source: str) -> Added:
         version = dataset_version(read.pairs)[:_VERSION_CHARS]
-        preview = tuple(read.pairs[:3])
         known = self._row(name, version)
         live = self.workspace.db.pointer(f"dataset:{name}")
-        if known is not None and live == version and (domain is None or known.domain == domain):
-            return Added(known, False, tuple(read.excluded), preview)
+        before = self._row(name, live) if live else None
+        moved = (f"{name} was registered from {before.source} before",) if before is not None and before.source != source else ()
+        excluded, preview, notes = tuple(read.excluded), tuple(read.pairs[:3]), (*read.notes, *moved)
+        if known is not None and live == version and (domain is None or known.domain == domain) and self._is_whole(known):
+            return Added(known, False, excluded, preview, notes)
         path = self.workspace.folder("datasets") / f"{name}@{version}.jsonl"
         _write(path, read.pairs)
         domains = {pair.domain for pair in read.pairs if pair.domain}
@@ -90,13 +152,21 @@ class Datasets:
             version=version,
             domain=domain or (next(iter(domains)) if len(domains) == 1 else None),
             path=path,
-            source=str(file.resolve()),
+            source=source,
             mapping=dict(read.mapping),
             counts=_counts(read.pairs, len(read.excluded)),
             created_at=utcnow(),
+            task=read.pairs[0].task,
         )
         self._save(info)
-        return Added(info, True, tuple(read.excluded), preview)
+        return Added(info, True, excluded, preview, notes)
+
+    def _is_whole(self, info: DatasetInfo) -> bool:
+        try:
+            self.pairs(info)
+        except ApplianceError:
+            return False
+        return True
 
     def all(self) -> list[DatasetInfo]:
         """The live version of every data set."""
@@ -133,7 +203,7 @@ class Datasets:
     def _save(self, info: DatasetInfo) -> None:
         values = {
             "domain": info.domain,
-            "task": "qa",
+            "task": info.task,
             "path": str(info.path.relative_to(self.workspace.root)),
             "source": info.source,
             "mapping": dict(info.mapping),
@@ -155,7 +225,15 @@ class Datasets:
 
     def _info(self, row: sa.Row[Any]) -> DatasetInfo:
         return DatasetInfo(
-            row.name, row.version, row.domain, self.workspace.root / row.path, row.source, row.mapping, row.counts, row.created_at
+            row.name, row.version, row.domain, self.workspace.root / row.path, row.source, row.mapping, row.counts, row.created_at, row.task
+        )
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
+        raise UsageError(
+            f"{name!r} cannot be a data set's name; use letters, digits, . _ - "
+            f"(at most 100, and {_NAME_BYTES} bytes), for example --name pairs"
         )
 
 
@@ -164,6 +242,8 @@ def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
         "pairs": len(pairs),
         "excluded": excluded,
         "unanswerable": sum(not pair.answerable for pair in pairs),
+        "preferences": sum(pair.rejected is not None for pair in pairs),
+        "conversations": len({pair.conversation for pair in pairs} - {None}),
         "splits": dict(Counter(pair.split or "unsplit" for pair in pairs)),
         "languages": dict(Counter(pair.lang for pair in pairs)),
     }

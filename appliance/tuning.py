@@ -19,6 +19,7 @@ from appliance.service import Service
 from finetune.dataset import split_pairs
 from finetune.settings import TrainSettings
 from finetune.types import Example, Pair, TrainingError, Turn
+from retrieval.text import detect_lang
 from retrieval.types import DocumentKey, Scope
 
 # Below this share of the answer's words in the passage, a retrieved passage is no evidence for a pair.
@@ -46,6 +47,7 @@ def tune(
         )
     reference = workspace.model(engine.base)
     base, base_hash = service.models.path(reference), service.models.model_hash(reference)
+    turns = workspace.config.answering.max_history_messages
     train_pairs, dev_pairs, left_out = _usable(datasets.pairs(info), domain, engine.languages, settings.seed)
     with workspace.db.lock(f"tune:{domain}"):
         work = Path(tempfile.mkdtemp(prefix=f".{domain}-", suffix=".tmp", dir=workspace.folder("adapters")))
@@ -54,8 +56,8 @@ def tune(
                 base=base,
                 base_ref=engine.base,
                 base_hash=base_hash,
-                train=[example(pair, domain) for pair in train_pairs],
-                dev=[example(pair, domain) for pair in dev_pairs],
+                train=[example(pair, domain, turns) for pair in train_pairs],
+                dev=[example(pair, domain, turns) for pair in dev_pairs],
                 settings=settings,
                 work=work,
                 chat_template=engine.chat_template,
@@ -93,7 +95,7 @@ def tune(
             dataset_version=info.version,
             parent=parent,
             labels=labels,
-            config=asdict(settings),
+            config={**asdict(settings), "task": info.task},
             metrics={**result.metrics(), "dropped": dropped},
             created_at=folder.created_at,
         )
@@ -113,9 +115,13 @@ def tune(
     return version, shown
 
 
-def example(pair: Pair, domain: str) -> Example:
-    """A pair as it is trained on: the very prompt that `finetuned` sends for the same question."""
-    messages = prompts.direct(domain, pair.lang, _question(pair), _messages(pair))
+def example(pair: Pair, domain: str, turns: int) -> Example:
+    """A pair as it is trained on: the very prompt that `finetuned` sends for the same question, task, system message and history.
+
+    `turns` is [answering] max_history_messages. Serving detects the language by the question, so training does.
+    """
+    history = prompts.recent(_messages(pair), turns)
+    messages = prompts.direct(domain, detect_lang(pair.question), _question(pair), history, pair.system, pair.task)
     return Example(pair.id, tuple(Turn(message["role"], message["content"]) for message in messages), pair.answer)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from eval.overlap import bleu, chrf, exact_match, rouge, sentence_bleu, token_f1
 from eval.ranking import citation_precision, ndcg_at, recall_at, reciprocal_rank, refusals
+from eval.tasks import of_task
 from eval.types import Item, Outcome
 from eval.utility import UtilitySettings, utility
 
@@ -31,6 +32,7 @@ def of_outcome(item: Item, outcome: Outcome, settings: UtilitySettings | None = 
         found["chrf"] = chrf([item.answer], [outcome.text])
         found["token_f1"] = token_f1(item.answer, outcome.text, item.lang)
         found["exact_match"] = exact_match(item.answer, outcome.text, item.lang)
+        found |= of_task(item.task, item.answer, outcome.text)
     found["refusal_correct"] = float(outcome.refused != item.answerable)
     if item.doc_ids:
         found |= _against_documents(item, outcome)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Metric = Literal["token_f1", "rougeL", "exact_match"]
+Task = Literal["qa", "summary", "classify", "extract"]
 
 AUTO = "auto"
 UNAVAILABLE = "unavailable: "
@@ -22,7 +23,8 @@ class Item:
 
     `answer` is the gold answer ('' if unanswerable or unknown), `doc_ids` the gold documents ('' unknown: empty), `lang`
     decides how words are cut ("zh" or else English), `history` the turns before it as (role, content). `metric` is the one
-    the data set declares for its answers, None means by answer length (see `eval.utility`).
+    the data set declares for its answers, None means by answer length (see `eval.utility`). `system` is the system message of
+    whoever asks, `task` what the set asks for (see `eval.tasks`).
     """
 
     id: str
@@ -34,6 +36,8 @@ class Item:
     answerable: bool = True
     history: tuple[tuple[str, str], ...] = ()
     metric: Metric | None = None
+    system: str | None = None
+    task: Task = "qa"
 
     def __post_init__(self) -> None:
         if not self.id or not self.question.strip():

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "dev", "test"]
+# What a data set teaches: it picks the instruction in the prompt and the measures of an evaluation.
+Task = Literal["qa", "summary", "classify", "extract"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,10 @@ class Turn:
 class Pair:
     """One question with its answer, as read and validated from a file.
 
-    `history` are the turns before the question. `doc_ids` are the documents the answer rests on, as declared by the
-    row. `row` counts from 1 and is the line (JSONL) or the record (other formats) in `file`.
+    `history` are the turns before the question (user and assistant in turn), `system` is the system message of whoever asks.
+    `rejected` is the worse answer of a preference pair. Pairs of one multi-turn row share `conversation`. `doc_ids` are the
+    documents the answer rests on, as declared by the row. `row` counts from 1 and is the line (JSONL) or the record (other
+    formats) in `file`.
     """
 
     id: str
@@ -37,6 +41,10 @@ class Pair:
     file: str = ""
     row: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    rejected: str | None = None
+    conversation: str | None = None
+    task: Task = "qa"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from finetune import dataset, reading
@@ -20,23 +24,26 @@ def _line(**changes: object) -> str:
     return GOOD + json.dumps({"question": "q", "answer": "a"} | changes, ensure_ascii=False) + "\n"
 
 
+def _chat(*roles: str, said: object = "text") -> str:
+    return json.dumps([{"messages": [{"role": role, "content": said} for role in roles]}])
+
+
 # name, content, what the message must say
 BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("empty.jsonl", "", ("the file is empty",)),
     ("blank.jsonl", "\n\n  \n", ("no usable row", "expected at least one row")),
     ("empty.json", "[]", ("no usable row",)),
     ("empty.csv", "question,answer\n", ("no usable row",)),
-    ("utf16.jsonl", GOOD.encode("utf-16"), ("UTF-16", "iconv")),
+    ("utf16-cut.jsonl", GOOD.encode("utf-16")[:-1], ("not UTF-16 at byte", "damaged")),
+    ("utf16-nameless.jsonl", GOOD.encode("utf-16-le"), ("row 1", "NUL bytes")),
+    ("utf32.jsonl", GOOD.encode("utf-32"), ("UTF-32", "iconv")),
     (
-        "gbk.jsonl",
-        '{"question": "手续费是多少，怎么收取？", "answer": "按照合同约定收取手续费。"}\n'.encode("gb18030"),
-        ("row 1", "not UTF-8", "iconv"),
+        "gbk-cut.json",
+        '[{"question": "手续费是多少，怎么收取？", "answer": "按照合同约定收取手续费。"}]'.encode("gb18030") + b"\xb0",
+        ("not GB18030 at byte", "damaged"),
     ),
-    (
-        "gbk.csv",
-        "question,answer\n手续费是多少，怎么收取？,按照合同约定收取手续费。\n".encode("gb18030"),
-        ("not UTF-8 at byte 16", "iconv"),
-    ),
+    ("big5.csv", "question,answer\n手續費是多少，怎麼收取？,按照合約收取手續費。\n".encode("big5"), ("not UTF-8 at byte 16", "iconv")),
+    ("latin.jsonl", GOOD.encode() + '{"question": "Où?", "answer": "là"}\n'.encode("latin-1"), ("row 2", "not UTF-8", "iconv")),
     ("latin.json", '[{"question": "Où?", "answer": "là"}]'.encode("latin-1"), ("not UTF-8",)),
     ("nul.jsonl", GOOD.encode() + b'{"question": "q\0", "answer": "a"}\n', ("row 2", "NUL bytes")),
     ("nul.csv", b"question,answer\nq\0,a\n", ("NUL bytes", "byte 17")),
@@ -44,7 +51,7 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("surrogate.jsonl", GOOD + '{"question": "\\ud83d", "answer": "a"}\n', ("row 2", '"question"', "surrogate")),
     ("cut.jsonl", GOOD + '{"question": "q", "answ', ("row 2", "not valid JSON", "complete it")),
     ("cut.json", '[{"question": "q", "answer": "a"}, {"que', ("not valid JSON", "cut off")),
-    ("lines.json", GOOD + GOOD, ("not valid JSON", ".jsonl")),
+    ("lines.json", GOOD + GOOD + '{"question": "q", "answ', ("row 3", "not valid JSON")),
     ("deep.jsonl", GOOD + "[" * 200_000 + "\n", ("row 2", "not valid JSON")),
     ("infinity.jsonl", GOOD + '{"question": "q", "answer": "a", "x": -Infinity}\n', ("row 2", "-Infinity")),
     ("twice.jsonl", GOOD + '{"question": "q", "answer": "a", "answer": "b"}\n', ("row 2", '"answer" appears twice')),
@@ -61,6 +68,11 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("ids.jsonl", _line(id="x") + _line(id="x"), ("row 4", '"id"', "already the id of row 2")),
     ("id-type.jsonl", _line(id=["x"]), ("row 2", '"id"', "found a list")),
     ("id-long.jsonl", _line(id="i" * 201), ("row 2", '"id"', "201 characters")),
+    (
+        "id-numbered.jsonl",
+        json.dumps({"id": "i" * 199, "messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]}),
+        ("row 1", '"id"', "has 201 characters with its number"),
+    ),
     ("split.jsonl", _line(split="tset"), ("row 2", '"split"', "train or dev or test", 'mean "test"')),
     ("lang.jsonl", _line(lang="de"), ("row 2", '"lang"', "expected en or zh, found 'de'")),
     ("answerable.jsonl", _line(answerable="perhaps"), ("row 2", '"answerable"', "true or false")),
@@ -79,7 +91,39 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("history-open.jsonl", _line(history=[{"role": "user", "content": "再问"}]), ("row 2", '"history"', "ends with the user")),
     ("history-empty.jsonl", _line(history=[["q", ""]]), ("row 2", '"history"', "turn 2: the content is empty")),
     ("columns.jsonl", '{"qestion": "q", "answer": "a"}\n', ("no column for the question", 'mean "qestion"', "--map question=")),
-    ("conversations.json", '[{"conversations": []}]', ("no column for the question", "it has conversations")),
+    ("columns-wrong.json", '[{"dialogue": []}]', ("no column for the question", "it has dialogue")),
+    ("conversation-empty.json", '[{"conversations": []}]', ("row 1", '"conversations"', "the conversation is empty")),
+    ("conversation-null.json", '[{"messages": null}]', ("row 1", '"messages"', "the conversation is missing")),
+    ("conversation-text.json", '[{"messages": "hello"}]', ("row 1", '"messages"', "expected a list", "hello")),
+    ("conversation-item.json", '[{"messages": ["hello"]}]', ("row 1", "message 1", "expected {", "hello")),
+    ("conversation-key.json", '[{"messages": [{"role": "user", "text": "q"}]}]', ("message 1", 'has no "content"', "role, text")),
+    ("conversation-role.json", '[{"messages": [{"role": "doctor", "content": "q"}]}]', ("message 1", "unknown 'doctor'", "user")),
+    ("conversation-role-type.json", '[{"messages": [{"role": ["user"], "content": "q"}]}]', ("message 1", "unknown a list")),
+    ("conversation-open.json", '[{"messages": [{"role": "user", "content": "问"}]}]', ("row 1", "ends with the user", "add the answer")),
+    ("conversation-order.json", _chat("user", "user", "assistant"), ("message 2: expected the role assistant, found user",)),
+    ("conversation-greeting.json", _chat("assistant", "user"), ("message 1: expected the role user, found assistant",)),
+    ("conversation-system.json", _chat("user", "assistant", "system"), ("message 3: expected the role user, found system",)),
+    ("conversation-systems.json", _chat("system", "system", "user", "assistant"), ("message 2: expected the role user, found system",)),
+    ("conversation-tool.json", _chat("user", "tool", "assistant"), ("message 2", "tool calls cannot be trained")),
+    ("conversation-silent.json", _chat("user", "assistant", said=" "), ("message 1: the content is empty",)),
+    ("conversation-number.json", _chat("user", "assistant", said=7), ("message 1: expected text, found a number (7)",)),
+    (
+        "conversation-image.json",
+        _chat("user", "assistant", said=[{"type": "image_url", "image_url": {"url": "x"}}]),
+        ("message 1: holds something other than text",),
+    ),
+    (
+        "system-twice.json",
+        '[{"system": "s", "messages": [{"role": "system", "content": "t"}, {"role": "user", "content": "q"}, '
+        '{"role": "assistant", "content": "a"}]}]',
+        ("row 1", '"system"', "leave one of them out"),
+    ),
+    ("task.jsonl", _line(task="qa") + _line(task="summary"), ("row 4", '"task"', "task is qa, this row's is summary")),
+    ("task-unknown.jsonl", _line(task="qa") + _line(task="sumary"), ("row 4", '"task"', 'mean "summary"')),
+    ("rejected-missing.jsonl", _line(rejected="b"), ("row 1", '"rejected"', "the rejected answer is missing")),
+    ("rejected-empty.jsonl", _line(rejected=" "), ("row 2", '"rejected"', "the rejected answer is empty")),
+    ("rejected-same.json", '[{"question": "q", "chosen": "a", "rejected": "a"}]', ("row 1", '"rejected"', "same as the chosen answer")),
+    ("rejected-alone.json", '[{"messages": [], "rejected": "a"}]', ("no column for the chosen answer", "--map answer=")),
     ("cells.csv", "question,answer\nq,a\nq,a,more\n", ("row 2", "3 cells, the header has 2")),
     ("quote.csv", 'question,answer\nq,"a\n', ("not valid CSV", "check the quotes")),
     ("header.csv", "question,,answer\nq,x,a\n", ("column 2 of the header has no name",)),
@@ -87,6 +131,40 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("table.xlsx", b"PK", ("unknown format .xlsx", ".jsonl")),
     ("noending", GOOD, ("unknown format (no ending)",)),
 ]
+
+
+def _parquet(**columns: object) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+TABLES: list[tuple[str, bytes, tuple[str, ...]]] = [
+    ("text.parquet", GOOD.encode(), ("not a readable parquet file", "export it again")),
+    ("cut.parquet", _parquet(question=["q"], answer=["a"])[:-20], ("not a readable parquet file",)),
+    ("text.arrow", GOOD.encode(), ("not a readable arrow file",)),
+    ("nested.parquet", _parquet(question=[{"text": "q"}], answer=["a"]), ("row 1", '"question"', "expected text, found an object")),
+    ("lists.parquet", _parquet(question=["q"], answer=[["a", "b"]]), ("row 1", '"answer"', "expected text, found a list")),
+    ("bytes.parquet", _parquet(question=["q"], answer=[b"a"]), ("row 1", '"answer"', "expected text, found binary data")),
+    ("dates.parquet", _parquet(question=["q"], answer=[date(2026, 1, 1)]), ("row 1", '"answer"', "expected text, found a date")),
+    ("missing.parquet", _parquet(question=["q", "问"], answer=["a", None]), ("row 2", '"answer"', "found null")),
+    ("nan.parquet", _parquet(question=["q"], answer=[float("nan")]), ("row 1", '"answer"', "found null")),
+    ("no-rows.parquet", _parquet(question=pa.array([], pa.string()), answer=pa.array([], pa.string())), ("no usable row",)),
+    ("columns.parquet", _parquet(text=["q"]), ("no column for the question", "it has text")),
+    ("messages.parquet", _parquet(messages=[[{"role": "user", "content": "q"}]]), ("row 1", '"messages"', "ends with the user")),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), TABLES, ids=[name for name, _, _ in TABLES])
+def test_a_malformed_table_says_what_is_wrong(tmp_path: Path, name: str, content: bytes, says: tuple[str, ...]) -> None:
+    test_a_malformed_file_says_what_is_wrong(tmp_path, name, content, says)
+
+
+def test_a_table_that_unpacks_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_TABLE_BYTES", 1000)
+    (tmp_path / "a.parquet").write_bytes(_parquet(question=["q" * 2000], answer=["a"]))
+    with pytest.raises(DatasetError, match=r"unpacked, more than the .* split the file"):
+        read_pairs(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(("name", "content", "says"), BAD, ids=[name for name, _, _ in BAD])
