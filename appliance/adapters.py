@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from appliance.engines.base import AdapterRef
 from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema
 from appliance.workspace import Workspace
-from retrieval.types import Evidence
+from finetune.types import Task
+from retrieval.types import DocumentKey, Evidence
 from router.types import AdapterFacts
 
 
@@ -52,6 +54,12 @@ class AdapterVersion:
     @property
     def ref(self) -> AdapterRef:
         return AdapterRef(self.name, self.path)
+
+    @property
+    def task(self) -> Task:
+        """What its data set teaches, which picks the instruction it is asked with."""
+        task: Task = self.config.get("task", "qa")
+        return task
 
 
 class Registry:
@@ -117,9 +125,12 @@ class Registry:
         return versions[name]
 
     def live(self, domain: str) -> AdapterVersion | None:
-        """The version the domain's alias points at."""
+        """The version the domain's alias points at; its `labels` are those it was trained with and those its documents have now."""
         name = self.workspace.db.pointer(f"adapter:{domain}")
-        return self.get(name) if name else None
+        if not name:
+            return None
+        version = self.get(name)
+        return replace(version, labels=version.labels | self._labels_now(name))
 
     def promote(self, name: str, why: str = "promoted") -> AdapterVersion:
         """Point the domain's alias at `name`, after checking the files. Raises ApplianceError if they are not what was registered."""
@@ -156,6 +167,30 @@ class Registry:
             rows = connection.execute(sa.select(table).where(table.c.adapter == name).order_by(table.c.id))
             return [Link(row.pair_id, row.kind, row.doc_domain, row.doc_id, row.sha256, row.score) for row in rows]
 
+    def trained_on(self, keys: Collection[DocumentKey]) -> list[dict[str, Any]]:
+        """The versions with pairs that rest on one of the documents, and on which; `live` where the domain's alias points at it."""
+        links, wanted = schema.adapter_evidence, frozenset(keys)
+        columns = (links.c.adapter, links.c.doc_domain, links.c.doc_id)
+        query = sa.select(*columns, sa.func.count(links.c.pair_id.distinct()).label("pairs")).group_by(*columns).order_by(*columns)
+        with self.workspace.db.read() as connection:
+            rows = [row for row in connection.execute(query) if (row.doc_domain, row.doc_id) in wanted]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(row.adapter, []).append({"domain": row.doc_domain, "doc_id": row.doc_id, "pairs": row.pairs})
+        live = {self.workspace.db.pointer(f"adapter:{name}") for name in self.workspace.domains()}
+        return [{"version": name, "live": name in live, "documents": documents} for name, documents in found.items()]
+
+    def deleted(self) -> dict[str, list[DocumentKey]]:
+        """The versions that were trained on text which was deleted since, and the documents it was of: they contain deleted text."""
+        links, ledger = schema.adapter_evidence, schema.deletion
+        same = (ledger.c.domain == links.c.doc_domain, ledger.c.doc_id == links.c.doc_id, ledger.c.sha256 == links.c.sha256)
+        query = sa.select(links.c.adapter, links.c.doc_domain, links.c.doc_id).join(ledger, sa.and_(*same)).distinct()
+        found: defaultdict[str, list[DocumentKey]] = defaultdict(list)
+        with self.workspace.db.read() as connection:
+            for row in connection.execute(query.order_by(links.c.adapter, links.c.doc_id)):
+                found[row.adapter].append(DocumentKey(row.doc_domain, row.doc_id))
+        return dict(found)
+
     def facts(self, version: AdapterVersion, evidence: Evidence, nearest_question: float | None) -> AdapterFacts:
         """What the router must know about `version` for one question."""
         linked, stale, unlinked = self._freshness(version.name)
@@ -172,6 +207,13 @@ class Registry:
             stale_here=changed,
             scores={key: float(value) for key, value in version.metrics.items() if isinstance(value, int | float)},
         )
+
+    def _labels_now(self, name: str) -> frozenset[str]:
+        links, live = schema.adapter_evidence, schema.document
+        same = sa.and_(live.c.domain == links.c.doc_domain, live.c.doc_id == links.c.doc_id)
+        query = sa.select(live.c.domain, live.c.doc_id, live.c.labels).select_from(links.join(live, same)).where(links.c.adapter == name)
+        with self.workspace.db.read() as connection:
+            return frozenset(label for row in connection.execute(query) for label in row.labels)
 
     def _freshness(self, name: str) -> tuple[int, int, int]:
         """(pairs with evidence, of those with changed or removed evidence, pairs without evidence)."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from appliance import prompts
 from appliance.adapters import AdapterVersion, Registry
-from appliance.availability import adapter_trouble, engine_trouble, fallback_reason, forced
+from appliance.availability import adapter_trouble, engine_trouble, fallback_reason, flag_warnings, forced, index_warnings, readable
 from appliance.citations import align, quote
 from appliance.costs import CostBook
 from appliance.engines.base import Engine, EngineError, Message, Sampling, Usage
@@ -85,9 +85,10 @@ class Answering:
         allowed = caller.scope.domains
         return [name for name in self.knowledge.workspace.domains() if allowed is None or name in allowed]
 
-    def arms(self, domain: str) -> list[str]:
-        """The arms that can be named in a request: those of adapters only where one is live."""
-        tuned = self.registry.live(domain) is not None
+    def arms(self, domain: str, caller: Caller) -> list[str]:
+        """The arms that can be named in a request: those of adapters only where one is live that the caller may use."""
+        live = self.registry.live(domain)
+        tuned = live is not None and live.labels <= caller.scope.labels
         return [arm for arm in ARMS if tuned or arm not in ("finetuned", "hybrid")]
 
     async def warm(self) -> None:
@@ -108,9 +109,12 @@ class Answering:
                 pass
 
     async def health(self) -> dict[str, Any]:
-        """State of index, database and engines: {"index": {...}, "database": {...}, "engines": {name: {...}}}."""
+        """State of index, database and engines: {"index": {...}, "database": {...}, "engines": {name: {...}}}.
+
+        An index with a `problem` is searched in an older generation, because the live one is damaged.
+        """
         return {
-            "index": await asyncio.to_thread(self._probe, lambda: {"generation": self.knowledge.index().generation}),
+            "index": await asyncio.to_thread(self._probe, self._index_state),
             "database": await asyncio.to_thread(self._probe, lambda: {"domains": len(self.knowledge.workspace.domains())}),
             "engines": await self.engines.health(),
         }
@@ -124,6 +128,10 @@ class Answering:
         except (ApplianceError, RetrievalError, SQLAlchemyError, OSError) as error:
             return {"ok": False, "detail": str(error)}
 
+    def _index_state(self) -> dict[str, Any]:
+        serving = self.knowledge.serving()
+        return {"generation": serving.index.generation, **({"problem": serving.problem} if serving.problem else {})}
+
     async def close(self) -> None:
         await self.engines.close()
 
@@ -134,9 +142,11 @@ class Answering:
 
         Raises UsageError (empty or too long question, unknown domain or arm), ArmUnavailable, EngineBusy, EngineError.
         """
-        turn = await self._decide(request, caller or Caller())
+        turn = await self._decide(request, (caller or Caller()).narrowed(request.labels))
         yield Decided(turn.id, turn.decision, turn.evidence)
-        held = turn.request.constraints.must_cite and turn.decision.arm in ("rag", "hybrid")
+        checked = turn.request.constraints.must_cite and turn.decision.arm in ("rag", "hybrid")
+        # What is not generated is there at once; it leaves after its citations were compared with the stored text.
+        held = checked or turn.decision.arm not in GENERATING
         draft = _Draft("")
         # aclosing, so that a client that goes stops the engine at once and not at the next garbage collection.
         async with aclosing(self._run(turn)) as pieces:
@@ -149,11 +159,11 @@ class Answering:
                 if not held:
                     yield Text(piece)
         arm = draft.arm or turn.decision.arm
-        if held and (draft.unsupported or not draft.citations):
+        if checked and (draft.unsupported or not draft.citations):
             arm, draft = await self._fall_back(turn, draft)
-        if held:
-            yield Text(draft.text)
         answer = await asyncio.to_thread(self._finish, turn, arm, draft)
+        if held:
+            yield Text(answer.text)
         self.costs.record(arm, answer)
         yield Finished(answer)
 
@@ -226,13 +236,17 @@ class Answering:
         if not evidence.passages:
             for cited in ("quote", "rag", "hybrid"):
                 unavailable.setdefault(cited, "retrieval found no passage")
+        elif not self._readable(evidence.passages):
+            for reading in ("rag", "hybrid"):
+                unavailable.setdefault(reading, "every passage found contains instructions to the model ([retrieval] flagged)")
         reason = adapter_trouble(adapter, engine, caller)
         for tuned in ("finetuned", "hybrid") if reason else ():
             unavailable.setdefault(tuned, reason)
         if verified is None:
             unavailable["verified"] = "no approved answer to this question"
         facts = None
-        if adapter is not None:
+        # How near a question is to an adapter's training questions tells about the documents behind them.
+        if adapter is not None and adapter.labels <= caller.scope.labels:
             nearest = await asyncio.to_thread(self._nearest, adapter, query)
             facts = await asyncio.to_thread(self.registry.facts, adapter, evidence, nearest)
         return Situation(
@@ -275,10 +289,13 @@ class Answering:
         if arm == "verified" and turn.verified is not None:
             return _Draft(turn.verified.answer, turn.verified.citations)
         if arm == "quote":
-            text, cited = quote(turn.query, turn.evidence.passages, self.knowledge.similarity)
+            text, cited = self._quote(turn)
             if text:
                 return _Draft(text, cited)
         return _Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""), arm="refuse")
+
+    def _quote(self, turn: _Turn) -> tuple[str, list[Citation]]:
+        return quote(turn.query, turn.evidence.passages, self.knowledge.similarity, flagged=self.config.retrieval.flagged)
 
     async def _generate(self, turn: _Turn) -> AsyncGenerator[str | _Draft]:
         arm, request = turn.decision.arm, turn.request
@@ -315,17 +332,18 @@ class Answering:
     async def _messages(self, turn: _Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
         """The prompt within the window: the oldest turns go first, then the weakest passages."""
         request, arm = turn.request, turn.decision.arm
-        history = list(request.history[-self.config.answering.max_history_messages :]) if request.history else []
-        passages = self._within_budget(turn.evidence.passages) if arm in ("rag", "hybrid") else []
-        room = engine.context_window - sampling.max_tokens
+        history = prompts.recent(request.history, self.config.answering.max_history_messages)
+        task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")
+        passages = self._within_budget(self._readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
+        room, abstain = engine.context_window - sampling.max_tokens, self.config.engines[engine.name].abstain
         while True:
             if passages:
                 tag = prompts.passages_tag(self._secret, passages)
                 messages = prompts.with_passages(
-                    turn.domain, turn.lang, turn.query, history, passages, tag, request.system, self.config.engines[engine.name].abstain
+                    turn.domain, turn.lang, turn.query, history, passages, tag, request.system, abstain=abstain, task=task
                 )
             else:
-                messages = prompts.direct(turn.domain, turn.lang, turn.query, history, request.system)
+                messages = prompts.direct(turn.domain, turn.lang, turn.query, history, request.system, task)
             if await engine.count_tokens(messages) <= room:
                 return messages, passages
             if history:
@@ -335,6 +353,9 @@ class Answering:
             else:
                 # Nothing left to leave out: the engine says exactly how much too long it is.
                 return messages, passages
+
+    def _readable(self, passages: Sequence[Passage]) -> list[Passage]:
+        return readable(passages, self.config.retrieval.flagged)
 
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
         """The best passages up to [answering] passage_tokens, at least one."""
@@ -350,7 +371,7 @@ class Answering:
 
     async def _fall_back(self, turn: _Turn, draft: _Draft) -> tuple[Arm, _Draft]:
         """Under `must_cite`, what the check rejected becomes a quote, else a refusal."""
-        text, cited = await asyncio.to_thread(quote, turn.query, turn.evidence.passages, self.knowledge.similarity)
+        text, cited = await asyncio.to_thread(self._quote, turn)
         if text:
             return "quote", replace(draft, text=text, citations=cited, unsupported=())
         reason = "资料无法支持这个回答。" if turn.lang == "zh" else "The documents do not support an answer."
@@ -358,7 +379,7 @@ class Answering:
 
     def _finish(self, turn: _Turn, arm: Arm, draft: _Draft) -> Answer:
         """The answer with every citation compared with the stored text; one that differs never leaves."""
-        kept = [citation for citation in draft.citations if self._holds(citation)]
+        kept = [citation for citation in draft.citations if self._holds(citation, turn.caller)]
         dropped = [draft.text[c.answer_start : c.answer_end] for c in draft.citations if c not in kept]
         text, unsupported = draft.text, [*draft.unsupported, *dropped]
         if dropped and (arm in ("quote", "verified") or (turn.request.constraints.must_cite and not kept)):
@@ -385,8 +406,15 @@ class Answering:
             timings=dict(turn.clock.stages),
             finish_reason="length" if draft.finish_reason == "length" else "stop",
             query=turn.query,
+            warnings=()
+            if arm in ("base", "finetuned", "verified")
+            else (*index_warnings(turn.evidence, turn.lang), *flag_warnings(turn.evidence.passages, turn.lang)),
         )
 
-    def _holds(self, citation: Citation) -> bool:
-        key = DocumentKey(citation.domain, citation.doc_id)
-        return self.knowledge.documents.text_slice(key, citation.sha256, citation.start, citation.end) == citation.quote
+    def _holds(self, citation: Citation, caller: Caller) -> bool:
+        """Whether the cited text is still there, and still for this caller."""
+        documents, key = self.knowledge.documents, DocumentKey(citation.domain, citation.doc_id)
+        info = documents.current(key)
+        if info is None or not info.labels <= caller.scope.labels:
+            return False
+        return documents.text_slice(key, citation.sha256, citation.start, citation.end) == citation.quote

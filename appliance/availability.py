@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from appliance.adapters import AdapterVersion
 from appliance.engines.base import Engine
 from appliance.errors import UsageError
 from appliance.types import Caller
+from retrieval.types import Evidence, Passage
 from router.types import Arm, Decision, Situation
 
 
@@ -43,6 +46,38 @@ def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Call
     if not adapter.labels <= caller.scope.labels:
         return "the adapter was trained on documents this caller may not see"
     return ""
+
+
+def readable(passages: Sequence[Passage], flagged: str) -> list[Passage]:
+    """The passages that may stand in a generating prompt, best first.
+
+    With `flagged` "exclude" ([retrieval] flagged) those in which ingest found instructions to the model are left out; `rag` and
+    `hybrid` are unavailable where nothing else was found, and the question is left to `quote`, which shows whose words they are.
+    """
+    return [passage for passage in passages if flagged == "keep" or not passage.chunk.flags]
+
+
+def flag_warnings(passages: Sequence[Passage], lang: str) -> tuple[str, ...]:
+    """One sentence for each flagged passage."""
+    template = (
+        "{place} 含有写给模型的指令（{kinds}），请核对这份文档的来源。"
+        if lang == "zh"
+        else "{place} contains instructions to the model ({kinds}); check where this document comes from."
+    )
+    return tuple(
+        template.format(place=f"{p.document.domain}/{p.document.id} {p.chunk.start}–{p.chunk.end}", kinds=", ".join(p.chunk.flags))
+        for p in passages
+        if p.chunk.flags
+    )
+
+
+def index_warnings(evidence: Evidence, lang: str) -> tuple[str, ...]:
+    """A sentence if the index is damaged and an older state of it was searched."""
+    if not evidence.degraded:
+        return ()
+    if lang == "zh":
+        return ("索引已损坏，正在使用较早的状态作答，近期新增或修改的文档可能缺失。",)
+    return ("The index is damaged and an older state of it answers; documents added or changed lately may be missing.",)
 
 
 def fallback_reason(planned: Arm, used: Arm, lang: str) -> str:

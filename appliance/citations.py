@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import log
 
 from appliance.types import Citation
+from retrieval import injection
 from retrieval.text import content_words, detect_lang, sentences
 from retrieval.types import Passage
 
@@ -95,18 +96,27 @@ def cite(sentence: Sentence, answer_start: int, answer_end: int, value: float = 
         answer_start=answer_start,
         answer_end=answer_end,
         support=value,
+        flags=chunk.flags,
+        also=tuple(other.id for other in sentence.passage.sources[1:]),
     )
 
 
-def quote(question: str, passages: Sequence[Passage], similarity: Similarity, most: int = 2) -> tuple[str, list[Citation]]:
+def quote(
+    question: str, passages: Sequence[Passage], similarity: Similarity, most: int = 2, flagged: str = "exclude"
+) -> tuple[str, list[Citation]]:
     """The sentences that answer the question best, verbatim, with their citations; ("", []) where there are none.
 
     Sentences are scored by the rarity-weighted share of the question's words they contain (words of their headings
     count half) or, where the best passage is in another language than the question, by embedding similarity. Only
-    passages in the language of the best one compete: neither score compares across languages.
+    passages in the language of the best one compete: neither score compares across languages. A sentence that gives the
+    model an instruction answers nobody and is not quoted unless `flagged` is "keep" ([retrieval] flagged); what else a flagged
+    passage says is quoted, and its citation carries the flags.
     """
     lang = passages[0].document.lang if passages else ""
-    candidates = passage_sentences([passage for passage in passages if passage.document.lang == lang])
+    found = passage_sentences([passage for passage in passages if passage.document.lang == lang])
+    candidates = [
+        sentence for sentence in found if flagged == "keep" or not (sentence.passage.chunk.flags and injection.flags(sentence.text))
+    ]
     if not candidates:
         return "", []
     foreign = lang != detect_lang(question)

@@ -11,10 +11,11 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from appliance.errors import UsageError
 
@@ -57,19 +58,79 @@ class EngineConfig(Section):
 
 
 class DomainConfig(Section):
-    """Settings of one domain. `scenario` is the advice saved by `appliance advise --save`, the router's prior."""
+    """Settings of one domain. `scenario` is the advice saved by `appliance advise --save`, the router's prior.
+
+    `refresh` is a cron line (minute hour day month weekday, in the machine's local time): `appliance worker` then ingests `sources` (files
+    and folders; relative ones start at the workspace) with `prune` and `labels`.
+    """
 
     engine: str = "default"
     scenario: Literal["rag", "finetuning", "hybrid"] | None = None
+    sources: tuple[str, ...] = ()
+    refresh: str | None = None
+    prune: bool = False
+    labels: tuple[str, ...] = ()
+
+    @field_validator("refresh")
+    @classmethod
+    def _is_cron_line(cls, line: str | None) -> str | None:
+        from cronsim import CronSim, CronSimError
+
+        if line is not None:
+            hint = 'write five fields, for example "0 3 * * *" for three o\'clock every night'
+            try:
+                next(CronSim(line, datetime(2000, 1, 1)))
+            except CronSimError as error:
+                raise ValueError(f"{error}; {hint}") from error
+            except StopIteration as error:
+                raise ValueError(f"this time never comes; {hint}") from error
+            if len(line.split()) != 5:
+                raise ValueError(hint)
+        return line
+
+    @field_validator("sources", "labels")
+    @classmethod
+    def _is_not_blank(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not value.strip() for value in values):
+            raise ValueError("an entry is empty; leave it out")
+        return values
+
+    @model_validator(mode="after")
+    def _has_both(self) -> DomainConfig:
+        if (self.refresh is None) != (not self.sources):
+            missing, given = ("sources", "refresh") if self.refresh is not None else ("refresh", "sources")
+            raise ValueError(f"{missing} is missing beside {given}; a schedule needs both")
+        return self
 
 
 class RetrievalConfig(Section):
-    """`k` passages reach an answer out of `candidates` per retriever; chunk sizes are tokens of the embedding model."""
+    """`k` passages reach an answer out of `candidates` per retriever; chunk sizes are tokens of the embedding model.
+
+    `reranker` is a reference to a cross-encoder that orders the best `rerank` passages anew.
+
+    `flagged` says what becomes of passages in which ingest found instructions to the model: "exclude" keeps them out of generating prompts.
+    """
 
     k: int = Field(default=5, ge=1, le=100)
-    candidates: int = Field(default=50, ge=1, le=10_000)
+    candidates: int = Field(default=100, ge=1, le=10_000)
+    reranker: str | None = None
+    rerank: int = Field(default=20, ge=1, le=1000)
     chunk_tokens: int = Field(default=200, ge=16, le=4096)
     chunk_max_tokens: int = Field(default=320, ge=16, le=8192)
+    flagged: Literal["exclude", "keep"] = "exclude"
+
+
+class IngestConfig(Section):
+    """How files are read. `parse_seconds` is the time from one document, page or sheet to the next, `parse_memory_mb` the address space of
+    the process that parses; `ocr` reads scanned pages with Tesseract in `ocr_languages` (its names, joined by "+"); `archives` reads zip
+    and tar files like folders.
+    """
+
+    parse_seconds: float = Field(default=60, ge=1, le=86_400)
+    parse_memory_mb: int = Field(default=1024, ge=256, le=1_048_576)
+    ocr: bool = False
+    ocr_languages: str = Field(default="chi_sim+eng", pattern=r"^[A-Za-z_]+(\+[A-Za-z_]+)*$")
+    archives: bool = False
 
 
 class AnsweringConfig(Section):
@@ -101,7 +162,7 @@ class ServerConfig(Section):
 
 
 class DatabaseConfig(Section):
-    """`url` is any SQLAlchemy URL; without one, appliance.db in the workspace."""
+    """`url` is that of a PostgreSQL database with pgvector (see docs/postgresql.md); without one, appliance.db in the workspace."""
 
     url: str | None = None
 
@@ -113,6 +174,7 @@ class Config(Section):
     engines: Mapping[str, EngineConfig] = Field(default_factory=lambda: {"default": EngineConfig()})
     domains: Mapping[str, DomainConfig] = Field(default_factory=dict)
     retrieval: RetrievalConfig = RetrievalConfig()
+    ingest: IngestConfig = IngestConfig()
     answering: AnsweringConfig = AnsweringConfig()
     router: RouterConfig = RouterConfig()
     server: ServerConfig = ServerConfig()
@@ -229,12 +291,26 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # [domains.medical]
 # engine = "default"
 # scenario = "hybrid"                   # written by: appliance advise --domain medical --save
+# sources = ["/srv/handbook"]           # what `appliance worker` (started by `appliance serve`) brings in,
+# refresh = "0 3 * * *"                 # at these times: one cron line in local time
+# prune = false                         # true: remove documents that are gone from the sources
+# labels = []                           # only callers who hold all of these see the documents
 
 [retrieval]
 # k = 5                                 # passages that reach an answer
-# candidates = 50                       # hits per retriever before fusion
+# candidates = 100                      # hits per retriever before fusion; `appliance index tune` chooses how they are fused
+# reranker = "hub:BAAI/bge-reranker-v2-m3"  # a cross-encoder (hub:, path: or pypi:) that orders the best passages anew
+# rerank = 20                           # how many of them
 # chunk_tokens = 200
 # chunk_max_tokens = 320
+# flagged = "exclude"                   # passages with instructions to the model: kept out of prompts; "keep" lets them in
+
+[ingest]
+# parse_seconds = 60                    # from one document, page or sheet to the next
+# parse_memory_mb = 1024                # of the process that parses
+# ocr = false                           # true: read scanned pages with Tesseract (pip install "appliance[ocr]")
+# ocr_languages = "chi_sim+eng"
+# archives = false                      # true: read zip and tar files like folders, as --archives does
 
 [answering]
 # max_tokens = 128
@@ -253,7 +329,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # require_keys = true                   # default: true unless host is a loopback address
 
 [database]
-# url = "postgresql+psycopg://…"        # default: appliance.db in this folder
+# url = "postgresql+pg8000://USER:PASSWORD@HOST:5432/DATABASE"  # with pgvector; default: appliance.db and index/ in this folder
 """
 
 

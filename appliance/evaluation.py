@@ -14,12 +14,14 @@ from appliance.availability import ArmUnavailable
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError
+from appliance.forgetting import forget
 from appliance.prompts import says_nothing_found
 from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Finished, Request
 from eval.run import run
+from eval.tasks import MEASURES
 from eval.types import AUTO, UNAVAILABLE, Item, Outcome
 from finetune.types import Pair
 from retrieval.types import Scope
@@ -44,6 +46,8 @@ def items(pairs: Sequence[Pair], split: str | None, limit: int | None) -> list[I
             domain=pair.domain,
             answerable=pair.answerable,
             history=tuple((turn.role, turn.content) for turn in pair.history),
+            system=pair.system,
+            task=pair.task,
         )
         for pair in chosen[:limit]
     ]
@@ -78,9 +82,11 @@ async def evaluate(
 
     result = await run(chosen, [*arms, AUTO], ask, folder, concurrency=concurrency, progress=report)
     assert result.summary is not None  # a run that came back is complete
-    summary = {"run_id": identity, "dataset": info.name, **result.summary}
+    summary = {"run_id": identity, "dataset": info.name, "task": info.task, "measures": list(MEASURES[info.task]), **result.summary}
     with service.workspace.db.write() as connection:
         connection.execute(schema.run.update().where(schema.run.c.id == identity).values(summary=summary, finished_at=utcnow()))
+    # What was deleted while it ran.
+    forget(service.workspace.db, service.workspace.root)
     return summary
 
 
@@ -107,6 +113,8 @@ def _settings(service: Service, arms: Sequence[str], split: str | None, limit: i
         "generation": service.knowledge.store.live_generation(),
         "adapters": {name: version.name for name, version in live.items() if version is not None},
         "router": service.answering.router.version,
+        # What the answers in the run's folder may rest on.
+        "labels": sorted(service.knowledge.documents.labels()),
     }
 
 
@@ -117,12 +125,15 @@ async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampl
         domain=domain,
         arm=arm,  # type: ignore[arg-type]
         sampling=sampling,
+        system=item.system,
+        task=item.task,
     )
     retrieved: tuple[str, ...] = ()
     try:
         async for event in service.answering.stream(request, Caller(_everything(service))):
             if isinstance(event, Decided):
-                retrieved = tuple(dict.fromkeys(passage.document.id for passage in event.evidence.passages))
+                found = [[info.id for info in passage.sources or (passage.document,)] for passage in event.evidence.passages]
+                retrieved = tuple(dict.fromkeys(_known_as(names, item) for names in found))
             if isinstance(event, Finished):
                 answer = event.answer
     except ArmUnavailable as error:
@@ -133,12 +144,17 @@ async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampl
         arm=answer.arm,
         answer=answer.text,
         refused=answer.arm == "refuse" or says_nothing_found(answer.text),
-        citations=tuple(citation.doc_id for citation in answer.citations),
+        citations=tuple(_known_as([citation.doc_id, *citation.also], item) for citation in answer.citations),
         retrieved=retrieved,
         latency_ms=answer.timings["total"],
         first_token_ms=answer.timings.get("first_token", answer.timings["total"]),
         tokens=answer.usage.prompt_tokens + answer.usage.completion_tokens,
     )
+
+
+def _known_as(names: Sequence[str], item: Item) -> str:
+    """Of the documents with one text, the one the question names, else the first."""
+    return next((name for name in names if name in item.doc_ids), names[0])
 
 
 def _everything(service: Service) -> Scope:

@@ -2,111 +2,99 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.embedding import Embedders, QuestionCache
+from appliance.forgetting import forget
+from appliance.index_status import note_ingest
 from appliance.models.store import ModelStore
+from appliance.ranking import Rankings
 from appliance.store.documents import SqlDocumentStore
 from appliance.store.reading import DocumentReader
 from appliance.types import Caller
 from appliance.workspace import Workspace
+from retrieval.fallback import LiveIndex, Serving
 from retrieval.folder import FolderVectors
-from retrieval.types import DocumentKey, Evidence, Scope
+from retrieval.types import DocumentKey, Evidence, IndexCorrupt, RetrievalError, Scope
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from retrieval.embed import Embedder
     from retrieval.index import Index
     from retrieval.ingest import IngestReport
     from retrieval.staging import IngestSettings
+    from retrieval.store import Lock
+    from retrieval.vectors import VectorStore
+
+logger = logging.getLogger("appliance.index")
 
 Progress = Callable[..., None]
-_REMEMBERED = 256
 # Characters of a document shown before and after a cited span.
 _CONTEXT = 600
 
 
-class QuestionCache:
-    """An embedder that remembers the last questions: retrieval and router share one embedding of a question."""
+def vector_store(workspace: Workspace) -> VectorStore:
+    """Where the vectors are: beside the metadata in PostgreSQL, else in the workspace's folder `index`."""
+    folder = workspace.folder("index")
+    if not workspace.db.is_postgres:
+        return FolderVectors(folder)
+    from appliance.store.pgvectors import PgVectors
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def hash(self) -> str:
-        return self._embedder.hash
-
-    @property
-    def dim(self) -> int:
-        return self._embedder.dim
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return self._embedder.count_tokens(list(texts))
-
-    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._embedder.encode_passages(list(texts))
-
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        import numpy as np
-
-        with self._lock:
-            missing = [text for text in dict.fromkeys(texts) if text not in self._known]
-            if missing:
-                for text, vector in zip(missing, self._embedder.encode_queries(missing), strict=True):
-                    self._known[text] = vector
-            found = np.stack([self._known[text] for text in texts])
-            for text in texts:
-                self._known.move_to_end(text)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return found
+    return PgVectors(workspace.db, folder / "cache")
 
 
 class Knowledge:
     """Search over the live generation (a new one is noticed at the next search), and what changes it."""
 
-    def __init__(self, workspace: Workspace, models: ModelStore) -> None:
+    def __init__(self, workspace: Workspace, models: ModelStore, embedder: Embedder | None = None) -> None:
+        """`embedder` replaces the configured embedding model."""
         self.workspace = workspace
         self.models = models
         self.store = SqlDocumentStore(workspace.db)
         self.documents = DocumentReader(workspace.db)
-        self.vectors = FolderVectors(workspace.folder("index"))
-        self._embedder: QuestionCache | None = None
-        self._index: Index | None = None
-        self._lock = threading.Lock()
+        self.vectors = vector_store(workspace)
+        self.rankings = Rankings(workspace, models)
+        open_model = self._open_model if embedder is None else lambda reference: embedder
+        self.embedders = Embedders(workspace.db, workspace.config.models.embedding, open_model)
+        self._live = LiveIndex(self.store, self.vectors)
 
     @property
     def embedder(self) -> QuestionCache:
-        """The configured embedding model, loaded on first use."""
-        with self._lock:
-            if self._embedder is None:
-                from retrieval.embed import SentenceTransformerEmbedder
+        """The embedding model of the live generation, which questions are embedded with; the configured one while there is none."""
+        return self.embedders.of(self.store.live_generation())
 
-                reference = self.workspace.model(self.workspace.config.models.embedding)
-                self._embedder = QuestionCache(SentenceTransformerEmbedder(self.models.path(reference), self.models.model_hash(reference)))
-            return self._embedder
+    def _open_model(self, reference: str) -> Embedder:
+        from retrieval.embed import SentenceTransformerEmbedder
+
+        model = self.workspace.model(reference)
+        return SentenceTransformerEmbedder(self.models.path(model), self.models.model_hash(model))
 
     def index(self) -> Index:
-        """The index of the live generation."""
-        from retrieval.index import Index
+        """The index that is searched now; see `serving`."""
+        return self.serving().index
 
-        embedder = self.embedder
-        live = self.store.live_generation()
-        with self._lock:
-            if self._index is None or self._index.generation != live:
-                self._index = Index.open(self.store, self.vectors, embedder, live)
-            return self._index
+    def serving(self) -> Serving:
+        """The live generation, or an older one while files of it are damaged; see `retrieval.fallback.LiveIndex`."""
+        while True:
+            embedder = self.embedder
+            try:
+                return self._live.serving(embedder)
+            except IndexCorrupt:
+                raise
+            except RetrievalError:
+                # A rebuild with another model may have gone live between the two lines above.
+                if embedder is self.embedder:
+                    raise
 
     def search(self, query: str, scope: Scope, k: int | None = None) -> Evidence:
         settings = self.workspace.config.retrieval
-        return self.index().search(query, scope, k=k or settings.k, candidates=settings.candidates)
+        serving = self.serving()
+        ranking = self.rankings.of(scope, self.embedder.hash)
+        evidence = serving.index.search(query, scope, k=k or settings.k, candidates=settings.candidates, ranking=ranking)
+        return replace(evidence, degraded=True) if serving.problem else evidence
 
     def verify(self) -> list[str]:
         """Every difference between the live generation's files and what was written; see `retrieval.index.verify`."""
@@ -155,44 +143,89 @@ class Knowledge:
         domain: str | None,
         labels: frozenset[str] = frozenset(),
         prune: bool = False,
+        archives: bool = False,
         progress: Progress | None = None,
     ) -> IngestReport:
-        """Bring documents in; see `retrieval.ingest.ingest`. `domain` is created if it is new."""
+        """Bring documents in; see `retrieval.ingest.ingest`. `domain` is created if it is new; `archives` follows them whatever is set."""
         from retrieval.ingest import ingest
 
         if domain is not None:
             self.workspace.check_name(domain)
         with self.workspace.db.lock("index") as lock:
-            return ingest(
+            report = ingest(
                 paths,
                 store=self.store,
                 vectors=self.vectors,
-                embedder=self.embedder,
+                embedder=self.embedders.record(),
                 lock=lock,
                 domain=domain,
                 known_domains=self.workspace.domains(),
                 create_domain=self.workspace.create_domain,
                 labels=labels,
                 prune=prune,
-                settings=self._settings(),
+                settings=self._settings(archives),
                 progress=progress,
             )
+            report.generation = self._tidy(lock, report.warnings) or report.generation
+            self._forget()
+        try:
+            note_ingest(self.workspace.db, paths, domain, report)
+        except OSError as error:
+            report.warnings.append(f"that this ingest took place could not be noted: {error}")
+        return report
 
     def remove(self, keys: Sequence[DocumentKey]) -> dict[str, Any]:
         """Delete documents for good: from every generation, with their text."""
         from retrieval.maintain import remove
 
         with self.workspace.db.lock("index") as lock:
-            return remove(keys, store=self.store, vectors=self.vectors, lock=lock)
+            done = remove(
+                keys, store=self.store, vectors=self.vectors, lock=lock, embedder=lambda: self.embedder, settings=self._settings()
+            )
+            self._forget()
+        return done
+
+    def _forget(self) -> None:
+        """Take deleted text out of what was made of it; a full disk delays that until the next removal or ingest."""
+        try:
+            if forget(self.workspace.db, self.workspace.root):
+                self.workspace.db.scrub()
+        except OSError as error:
+            logger.warning("approved answers and evaluation runs may still have deleted text: %s; ingest again once there is space", error)
 
     def rebuild(self, progress: Progress | None = None) -> dict[str, Any]:
         """Chunk and embed every live document anew from its stored text, beside the live generation."""
         from retrieval.maintain import rebuild
 
         with self.workspace.db.lock("index") as lock:
-            return rebuild(
-                store=self.store, vectors=self.vectors, embedder=self.embedder, lock=lock, settings=self._settings(), progress=progress
+            done = rebuild(
+                store=self.store,
+                vectors=self.vectors,
+                embedder=self.embedders.record(),
+                lock=lock,
+                settings=self._settings(),
+                progress=progress,
             )
+            warnings: list[str] = []
+            return done | {"generation": self._tidy(lock, warnings) or done["generation"], "warnings": warnings}
+
+    def compact(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Merge small segments and those with dead rows, and purge what was deleted; see `retrieval.compact.compact`."""
+        from retrieval.compact import compact
+
+        with self.workspace.db.lock("index") as lock:
+            return compact(store=self.store, vectors=self.vectors, lock=lock, progress=progress)
+
+    def _tidy(self, lock: Lock, warnings: list[str]) -> int | None:
+        """Merge segments if that is due; the generation made. What was ingested before stays, whatever happens here."""
+        from retrieval.compact import tidy
+
+        try:
+            done = tidy(store=self.store, vectors=self.vectors, lock=lock)
+        except RetrievalError as error:
+            warnings.append(f"the index was not compacted: {error}")
+            return None
+        return done["generation"] if done is not None else None
 
     def rollback(self, generation: int) -> None:
         """Make an older generation live again; what was deleted since stays deleted."""
@@ -201,8 +234,17 @@ class Knowledge:
         with self.workspace.db.lock("index") as lock:
             rollback(generation, store=self.store, vectors=self.vectors, lock=lock)
 
-    def _settings(self) -> IngestSettings:
+    def _settings(self, archives: bool = False) -> IngestSettings:
+        from retrieval.isolation import Limits
+        from retrieval.parsers import Options
         from retrieval.staging import IngestSettings
 
-        settings = self.workspace.config.retrieval
-        return IngestSettings(chunk_tokens=settings.chunk_tokens, chunk_max_tokens=settings.chunk_max_tokens)
+        settings, reading = self.workspace.config.retrieval, self.workspace.config.ingest
+        return IngestSettings(
+            chunk_tokens=settings.chunk_tokens,
+            chunk_max_tokens=settings.chunk_max_tokens,
+            limits=Limits(seconds=reading.parse_seconds, memory_bytes=reading.parse_memory_mb << 20),
+            options=Options(ocr=reading.ocr, ocr_languages=reading.ocr_languages),
+            archives=archives or reading.archives,
+            dictionaries={name: own for name in self.workspace.domains() if (own := self.rankings.dictionary(name)) is not None},
+        )

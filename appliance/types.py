@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from appliance.engines.base import Message, Sampling, Usage
+from finetune.types import Task
 from retrieval.types import Evidence, Scope
 from router.types import Arm, Constraints, Decision
 
@@ -21,12 +22,18 @@ class Caller:
     scope: Scope = field(default_factory=Scope)
     name: str = "local"
 
+    def narrowed(self, labels: frozenset[str] | None) -> Caller:
+        """The caller with those of their labels that are in `labels`; None narrows nothing."""
+        return self if labels is None else replace(self, scope=replace(self.scope, labels=self.scope.labels & labels))
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question. `history` are the turns before it, oldest first; `domain` None searches everything the caller may see.
 
-    `system` is the caller's own system message, which reaches generating arms after the appliance's.
+    `system` is the caller's own system message, which reaches generating arms after the appliance's. `labels` narrows what the caller
+    may see to documents with no other labels; None narrows nothing. `task` picks the instruction; None is what the adapter that
+    answers was trained for, else a question.
     """
 
     question: str
@@ -36,13 +43,17 @@ class Request:
     constraints: Constraints = field(default_factory=Constraints)
     sampling: Sampling | None = None
     system: str | None = None
+    labels: frozenset[str] | None = None
+    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
     """A verified quotation: ``quote == Document.text[start:end]``.
 
-    `answer_start`/`answer_end` is the span of the answer it supports (code points in `Answer.text`).
+    `answer_start`/`answer_end` is the span of the answer it supports (code points in `Answer.text`). `flags` are the kinds of
+    instructions to the model that ingest found in the cited passage (see `retrieval.injection`). `also` are the other documents the
+    caller may see that have exactly this text.
     """
 
     doc_id: str
@@ -58,11 +69,16 @@ class Citation:
     answer_start: int
     answer_end: int
     support: float = 1.0
+    flags: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. `unsupported` lists the sentences of a cited arm that no passage supports; timings are in ms."""
+    """A finished answer. `unsupported` lists the sentences of a cited arm that no passage supports; timings are in ms.
+
+    `warnings` are sentences for the person who asked, in the question's language.
+    """
 
     id: str
     text: str
@@ -78,6 +94,7 @@ class Answer:
     timings: Mapping[str, float]
     finish_reason: Literal["stop", "length"] = "stop"
     query: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +173,8 @@ def citation_json(citation: Citation) -> dict[str, Any]:
         "answer_start": citation.answer_start,
         "answer_end": citation.answer_end,
         "support": round(citation.support, 4),
+        "flags": list(citation.flags),
+        "also": list(citation.also),
     }
 
 
@@ -168,6 +187,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "domain": answer.domain,
         "citations": [citation_json(citation) for citation in answer.citations],
         "unsupported": list(answer.unsupported),
+        "warnings": list(answer.warnings),
         "decision": decision_json(answer.decision),
         "engine": answer.engine,
         "adapter": answer.adapter,

@@ -110,11 +110,21 @@ class VerifiedAnswers:
             query = query.where(table.c.domain.in_(scope.domains))
         with self.db.read() as connection:
             rows = [self._read(row) for row in connection.execute(query)]
-        return next((row for row in rows if not row.suspended and row.labels <= scope.labels), None)
+        return next((row for row in rows if not row.suspended and self._labels(row) <= scope.labels), None)
+
+    def _labels(self, approved: Verified) -> frozenset[str]:
+        """Those at the time of approval, and those that its documents have now."""
+        current = [self.knowledge.documents.current(DocumentKey(cited.domain, cited.doc_id)) for cited in approved.citations]
+        return approved.labels.union(*(info.labels for info in current if info is not None))
 
     def _read(self, row: sa.Row[Any]) -> Verified:
-        citations = tuple(Citation(**{**entry, "heading": tuple(entry["heading"])}) for entry in row.citations)
-        changed = [c.doc_id for c in citations if not self.knowledge.documents.is_current(DocumentKey(c.domain, c.doc_id), c.sha256)]
+        citations = tuple(
+            Citation(**{**entry, **{name: tuple(entry.get(name, ())) for name in ("heading", "flags", "also")}}) for entry in row.citations
+        )
+        # A quotation is empty once its document was deleted (see `appliance.forgetting`), also if that came in again.
+        changed = [
+            c.doc_id for c in citations if not (c.quote and self.knowledge.documents.is_current(DocumentKey(c.domain, c.doc_id), c.sha256))
+        ]
         return Verified(
             id=row.id,
             domain=row.domain,

@@ -25,6 +25,7 @@ class Workspace:
 
     def __init__(self, root: Path, flags: Mapping[str, str] | None = None) -> None:
         self.root = root
+        self.flags = dict(flags or {})
         self.config, self.origins = configuration.load(root / configuration.FILE_NAME, flags)
         self.db = Database(self.config.database.url or f"sqlite:///{root / 'appliance.db'}")
         self.db.migrate()
@@ -134,4 +135,4 @@ class Workspace:
         beside = file.with_suffix(".toml.tmp")
         beside.write_text(tomlkit.dumps(document), "utf-8")
         beside.replace(file)
-        self.config, self.origins = configuration.load(file)
+        self.config, self.origins = configuration.load(file, self.flags)

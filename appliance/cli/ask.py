@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, table
+from appliance.cli.session import Session, as_option, domain_option, emit, held, json_option, pass_session, table
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--must-cite", is_flag=True, help="Only answers whose citations were checked.")
 @click.option("--max-latency-ms", type=click.FloatRange(min=0, min_open=True), help="Only arms expected to answer within this time.")
 @click.option("--max-tokens", type=click.IntRange(1), help="At most this many generated tokens.")
+@as_option
 @json_option
 @pass_session
 def ask(
@@ -36,6 +37,7 @@ def ask(
     must_cite: bool,
     max_latency_ms: float | None,
     max_tokens: int | None,
+    labels: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Ask a question; the router chooses the arm, or --arm does."""
@@ -57,8 +59,8 @@ def ask(
 
     async def go() -> dict[str, object]:
         try:
-            # Whoever holds the workspace folder may read all of it.
-            return answer_json(await service.answering.ask(request, Caller(Scope(None, service.knowledge.documents.labels()))))
+            scope = Scope(None, held(labels, service.knowledge.documents.labels()))
+            return answer_json(await service.answering.ask(request, Caller(scope)))
         finally:
             await service.answering.close()
 
@@ -88,10 +90,13 @@ def show_answer(data: dict[str, object]) -> None:
     for number, citation in enumerate(citations, 1):
         page = f", p. {citation['page']}" if citation["page"] else ""
         place = f"{citation['doc_id']}{page}, {citation['start']}–{citation['end']}"
-        click.echo(f"  [{number}] {citation['title']} ({place}): {citation['quote'].strip()}")
+        marked = f" [flagged: {', '.join(citation['flags'])}]" if citation["flags"] else ""
+        click.echo(f"  [{number}] {citation['title']} ({place}){marked}: {citation['quote'].strip()}")
     unsupported = data["unsupported"]
     if isinstance(unsupported, list) and unsupported:
         click.echo("  no passage supports: " + " | ".join(map(str, unsupported)))
+    for warning in data["warnings"] if isinstance(data["warnings"], list) else ():
+        click.echo(f"  warning: {warning}")
     click.echo(f"\n  arm {data['arm']} in {data['domain']} ({timings['total']:.0f} ms, rule {decision['rule']})")
     for reason in decision["reasons"]:
         click.echo(f"  - {reason}")

@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from appliance.cli.injection import injection
 from appliance.cli.session import Progress, Session, emit, json_option, pass_session, table
 from appliance.errors import UsageError
 
@@ -13,6 +14,9 @@ from appliance.errors import UsageError
 @click.group(name="eval")
 def eval() -> None:
     """Measure every arm on a question set."""
+
+
+eval.add_command(injection)
 
 
 @eval.command()

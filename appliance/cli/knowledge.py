@@ -1,4 +1,4 @@
-"""`appliance ingest`, `search`, `document` and `index`."""
+"""`appliance ingest`, `search` and `index`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import click
 
-from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.cli.index_status import status
+from appliance.cli.index_tune import tune
+from appliance.cli.session import Progress, Session, as_option, domain_option, emit, held, json_option, pass_session, say, stoppable, table
 from appliance.errors import DONE, FAILURE, PARTLY
+
+_KEPT = "stopped; the live index is as it was, and what was staged is kept: run the same command again, it goes on where it was"
 
 
 def _knowledge(session: Session) -> Any:
@@ -22,24 +26,38 @@ def _knowledge(session: Session) -> Any:
 @domain_option
 @click.option("--label", "labels", multiple=True, help="Only callers who hold this label see these documents. Repeatable.")
 @click.option("--prune", is_flag=True, help="Remove documents last seen under the same root and domain that are gone from it.")
+@click.option("--archives", is_flag=True, help="Read zip and tar files like folders (or set [ingest] archives).")
 @json_option
 @pass_session
-def ingest(session: Session, paths: tuple[Path, ...], domain: str | None, labels: tuple[str, ...], prune: bool, as_json: bool) -> int:
+def ingest(
+    session: Session, paths: tuple[Path, ...], domain: str | None, labels: tuple[str, ...], prune: bool, archives: bool, as_json: bool
+) -> int:
     """Bring files, folders and JSONL corpora into the knowledge base.
 
     Unchanged documents cost nothing, changed ones replace. One broken file does not stop the others (exit code 3).
     """
-    with Progress() as progress:
-        report = _knowledge(session).ingest(list(paths), domain=domain, labels=frozenset(labels), prune=prune, progress=progress)
+    with stoppable(_KEPT), Progress() as progress:
+        report = _knowledge(session).ingest(
+            list(paths), domain=domain, labels=frozenset(labels), prune=prune, archives=archives, progress=progress
+        )
     data = report.to_json()
 
     def human() -> None:
-        columns = ("added", "updated", "unchanged", "removed", "failed", "chunks", "generation", "seconds")
-        table(columns, [[len(data[column]) if column == "failed" else data[column] for column in columns]])
+        columns = ("added", "updated", "unchanged", "removed", "failed", "duplicates", "chunks", "generation", "seconds")
+        table(columns, [[len(data[column]) if isinstance(data[column], list) else data[column] for column in columns]])
 
     emit(data, as_json, human)
+    if data["near_duplicates"]["count"]:
+        say(f"{data['near_duplicates']['count']} documents are nearly the same as others (all: appliance document duplicates)")
+        for near in report.near:
+            say(f"  {near}")
     for failure in data["failed"]:
         say(f"failed: {failure['path']}: {failure['error']}")
+    for warning in data["warnings"]:
+        say(f"warning: {warning}")
+    if skipped := data["skipped"]:
+        first = f"{skipped[0]['path']}: {skipped[0]['reason']}"
+        say(f"skipped: {first}" + (f" (and {len(skipped) - 1} more, all with --json)" if len(skipped) > 1 else ""))
     if not data["failed"]:
         return DONE
     return PARTLY if data["added"] + data["updated"] + data["unchanged"] else FAILURE
@@ -49,9 +67,10 @@ def ingest(session: Session, paths: tuple[Path, ...], domain: str | None, labels
 @click.argument("query")
 @domain_option
 @click.option("-k", "k", type=click.IntRange(1, 100), help="How many passages (default: [retrieval] k).")
+@as_option
 @json_option
 @pass_session
-def search(session: Session, query: str, domain: str | None, k: int | None, as_json: bool) -> None:
+def search(session: Session, query: str, domain: str | None, k: int | None, labels: tuple[str, ...], as_json: bool) -> None:
     """Search the knowledge base and print the passages."""
     from appliance.errors import UsageError
     from retrieval.types import Scope
@@ -60,7 +79,7 @@ def search(session: Session, query: str, domain: str | None, k: int | None, as_j
         raise UsageError("the query is empty")
     domains = frozenset({session.workspace.check_domain(domain)}) if domain else None
     knowledge = _knowledge(session)
-    evidence = knowledge.search(query, Scope(domains, knowledge.documents.labels()), k)
+    evidence = knowledge.search(query, Scope(domains, held(labels, knowledge.documents.labels())), k)
     results = [
         {
             "doc_id": passage.document.id,
@@ -72,6 +91,9 @@ def search(session: Session, query: str, domain: str | None, k: int | None, as_j
             "end": passage.chunk.end,
             "text": passage.chunk.text,
             "score": round(passage.score, 6),
+            "rerank_score": passage.rerank_score,
+            "flags": list(passage.chunk.flags),
+            "sources": [info.id for info in passage.sources],
         }
         for passage in evidence.passages
     ]
@@ -82,52 +104,11 @@ def search(session: Session, query: str, domain: str | None, k: int | None, as_j
             click.echo(f"[{number}] {result['title']}  ({place}, {result['score']:.4f})")
             click.echo("    " + " ".join(str(result["text"]).split())[:300])
 
-    emit({"query": query, "generation": evidence.generation, "results": results}, as_json, human)
+    # Only there when an older generation stands in for a damaged one.
+    degraded = {"degraded": True} if evidence.degraded else {}
+    emit({"query": query, "generation": evidence.generation, **degraded, "results": results}, as_json, human)
     if not results:
         say("nothing found")
-
-
-@click.group()
-def document() -> None:
-    """List and remove documents."""
-
-
-@document.command(name="list")
-@domain_option
-@json_option
-@pass_session
-def list_documents(session: Session, domain: str | None, as_json: bool) -> None:
-    """Every live document."""
-    if domain:
-        session.workspace.check_domain(domain)
-    rows = [
-        {
-            "domain": info.domain,
-            "doc_id": info.id,
-            "title": info.title,
-            "lang": info.lang,
-            "labels": sorted(info.labels),
-            "updated_at": info.updated_at.isoformat(timespec="seconds"),
-            "sha256": info.sha256,
-        }
-        for info in _knowledge(session).documents.documents(domain)
-    ]
-    columns = ("domain", "doc_id", "title", "lang", "updated_at")
-    emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
-
-
-@document.command()
-@click.argument("doc_ids", nargs=-1, required=True)
-@domain_option
-@json_option
-@pass_session
-def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, as_json: bool) -> None:
-    """Delete documents for good: from every generation, with their text."""
-    from retrieval.types import DocumentKey
-
-    name = session.workspace.only_domain(domain)
-    data = _knowledge(session).remove([DocumentKey(name, doc_id) for doc_id in doc_ids])
-    emit(data, as_json, lambda: click.echo(f"removed {data['removed']}, generation {data['generation']}"))
 
 
 @click.group()
@@ -135,14 +116,8 @@ def index() -> None:
     """Look at the index."""
 
 
-@index.command()
-@json_option
-@pass_session
-def status(session: Session, as_json: bool) -> None:
-    """The live generation."""
-    knowledge = _knowledge(session)
-    data = knowledge.documents.status()
-    emit(data, as_json, lambda: table(("what", "value"), data.items()))
+index.add_command(tune)
+index.add_command(status)
 
 
 @index.command()
@@ -170,6 +145,28 @@ def rollback(session: Session, generation: int, as_json: bool) -> None:
 @pass_session
 def rebuild(session: Session, as_json: bool) -> None:
     """Make the index anew from the stored texts, beside the live one."""
-    with Progress() as progress:
+    with stoppable(_KEPT), Progress() as progress:
         data = _knowledge(session).rebuild(progress)
     emit(data, as_json, lambda: click.echo(f"generation {data['generation']}: {data['documents']} documents, {data['chunks']} chunks"))
+
+
+@index.command()
+@json_option
+@pass_session
+def compact(session: Session, as_json: bool) -> None:
+    """Merge small segments and purge what was deleted from the files.
+
+    Beside the live index and without embedding anything again; older generations stay. An ingest merges by itself when there are many
+    segments, so this is for after a removal.
+    """
+    with Progress() as progress:
+        data = _knowledge(session).compact(progress)
+
+    def human() -> None:
+        click.echo(f"generation {data['generation']}: {data['before']} segments before, {data['after']} now, {data['purged']} rows purged")
+        for made in data["segments"]:
+            search = made["search"]
+            recall = f", recall@10 {search['recall']}" if "recall" in search else ""
+            click.echo(f"  {made['rows']} {'live' if made['live'] else 'older'} rows, search {search['method']}{recall}")
+
+    emit(data, as_json, human)

@@ -20,14 +20,15 @@ COMMANDS = {
     "search": ("knowledge", "Search the knowledge base."),
     "ask": ("ask", "Ask a question."),
     "tune": ("tuning", "Train an adapter."),
+    "worker": ("worker", "Refresh the knowledge base on schedule."),
     "serve": ("serve", "Serve the OpenAI-compatible API and the web page."),
     "advise": ("advise", "Retrieval or fine-tuning? The scenario framework and the return."),
     "demo": ("demo", "Run the main job end to end on the sample knowledge base."),
     "doctor": ("doctor", "Check the machine, the models and the workspace."),
-    "document": ("knowledge", "List and remove documents."),
+    "document": ("documents", "List, show, compare and remove documents."),
     "index": ("knowledge", "Look at the index."),
-    "dataset": ("tuning", "Register and check data sets."),
-    "adapter": ("tuning", "List, promote and roll back adapters."),
+    "dataset": ("datasets", "Register and check data sets."),
+    "adapter": ("adapters", "List, promote and roll back adapters."),
     "router": ("ask", "Look at the router."),
     "verified": ("verified", "Answers that experts approved."),
     "eval": ("evaluation", "Measure every arm on a question set."),
@@ -123,8 +124,8 @@ def run(argv: list[str] | None = None) -> int:
 
     try:
         result = cli.main(argv, prog_name="appliance", standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("stopped; nothing half-done was left behind", err=True)
+    except click.exceptions.Abort as error:
+        click.echo(str(error) or "stopped; nothing half-done was left behind", err=True)
         return FAILURE
     except click.ClickException as error:
         error.show()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,17 @@ import click
 if TYPE_CHECKING:
     from appliance.workspace import Workspace
 
+# Seconds between two lines of progress.
+_QUIET = 2.0
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 domain_option = click.option("--domain", "-d", help="The domain, e.g. medical.")
+as_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="See only what a caller with these labels sees; '' for one with none. Repeatable. Default: all.",
+)
 
 
 class Session:
@@ -51,6 +63,11 @@ def emit(data: Any, as_json: bool, human: Callable[[], None]) -> None:
         human()
 
 
+def held(given: Sequence[str], every: frozenset[str]) -> frozenset[str]:
+    """The labels to see with: those given with --label, else all, as whoever holds the workspace folder may read all of it."""
+    return frozenset(label for label in given if label) if given else every
+
+
 def say(text: str) -> None:
     """Talk goes to stderr."""
     click.echo(text, err=True)
@@ -78,14 +95,38 @@ def cell(value: object) -> str:
     return str(value)
 
 
+class Interrupted(click.exceptions.Abort):
+    """Ctrl-C or SIGTERM ended a command; the message says what is left and how to go on."""
+
+
+@contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Let SIGTERM end what is inside as Ctrl-C does: cleanly, and with `message` instead of a traceback."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(message) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Progress:
-    """A bar on a terminal; elsewhere one JSON line at most every two seconds. Call it with (what, done, total)."""
+    """A bar on a terminal; elsewhere one JSON line at most every two seconds. Call it with (what, done, total).
+
+    Both show the seconds left, supposing that the rest goes at the pace of what is done.
+    """
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._last = 0.0
         self._what = ""
-        self._done = -1.0
+        self._began = (0.0, 0.0)
+        self._last = 0.0
+        self._shown: tuple[object, ...] = ()
         self._bar: Any = None
         self._task: Any = None
 
@@ -95,36 +136,40 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def __call__(self, what: str, done: float, total: float | None, **facts: object) -> None:
-        if self._terminal:
-            self._draw(what, done, total, facts)
-            return
+    def __call__(self, what: str, done: float, total: float | None, unit: str = "", **facts: object) -> None:
         now = time.monotonic()
-        if what == self._what and (done == self._done or (done != total and now - self._last < 2)):
+        is_new = what != self._what
+        if is_new:
+            self._stop()
+            self._what, self._began = what, (now, done)
+        left = self._left(now, done, total)
+        if self._terminal:
+            self._draw(what, done, total, unit, left, facts)
             return
-        self._what, self._done, self._last = what, done, now
-        say(json.dumps({"event": "progress", "what": what, "done": done, "total": total, **facts}, ensure_ascii=False, default=str))
+        finished = bool(total) and done == total and (done, total) != self._shown[:2]
+        state = (done, total, *facts.values())
+        if not is_new and not finished and (state == self._shown or now - self._last < _QUIET):
+            return
+        self._shown, self._last = state, now
+        said = {"event": "progress", "what": what, "done": done, "total": total, **({"unit": unit} if unit else {}), **facts}
+        say(json.dumps({**said, "seconds_left": None if left is None else round(left)}, ensure_ascii=False, default=str))
 
-    def _draw(self, what: str, done: float, total: float | None, facts: Mapping[str, object]) -> None:
+    def _left(self, now: float, done: float, total: float | None) -> float | None:
+        began, first = self._began
+        return (total - done) * (now - began) / (done - first) if total is not None and done > first else None
+
+    def _draw(self, what: str, done: float, total: float | None, unit: str, left: float | None, facts: Mapping[str, object]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        if self._bar is None or what != self._what:
-            self._stop()
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[facts]}"),
-                console=Console(stderr=True),
-            )
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, facts="")
-            self._what = what
-        shown = " ".join(f"{key}={cell(value)}" for key, value in facts.items())
-        self._bar.update(self._task, completed=done, total=total, facts=shown)
+        words = [unit, "" if left is None else f"{timedelta(seconds=round(left))} left", *(f"{key}={cell(facts[key])}" for key in facts)]
+        self._bar.update(self._task, completed=done, total=total, facts=" ".join(word for word in words if word))
 
     def _stop(self) -> None:
         if self._bar is not None:

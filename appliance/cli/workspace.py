@@ -32,11 +32,13 @@ def config() -> None:
 @json_option
 @pass_session
 def show(session: Session, origin: bool, as_json: bool) -> None:
-    """Every setting with its value in force."""
+    """Every setting with its value in force; a password in the database's URL is not shown."""
     from appliance.config import leaves
 
     workspace = session.workspace
     values = dict(leaves(workspace.config.model_dump(mode="json")))
+    if values["database.url"] is not None:
+        values["database.url"] = workspace.db.engine.url.render_as_string(hide_password=True)
     rows = [(key, value, workspace.origins.get(key, "default")) for key, value in values.items()]
     data = {key: {"value": value, "origin": source} for key, value, source in rows} if origin else values
     columns = ("setting", "value", "origin") if origin else ("setting", "value")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from appliance.engines.base import EngineError, Message
+
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 class ChatFormat:
@@ -26,8 +29,10 @@ class ChatFormat:
         self._template = chat_template or self._tokenizer.chat_template
         if not self._template:
             raise EngineError(f"the model in {path} has no chat template; set chat_template for this engine")
+        # Some control tokens ("<tool_call>") are not marked as special; added tokens that are words or white space are no control tokens.
+        added = self._tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special or _BRACKETED.fullmatch(token.content)}
         # Longest first, so that a token inside a longer one is not split out of it.
-        special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
         self._special = sorted(special, key=len, reverse=True)
         self.end_token: int | None = self._tokenizer.eos_token_id
         # The tokenizer refuses two calls at once.

@@ -14,7 +14,7 @@ from appliance.engines.base import Message
 from appliance.gateway.auth import caller_of
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import Answers, finished
-from appliance.gateway.target import ChosenArm, check_domain
+from appliance.gateway.target import ChosenArm, Labels, check_domain, narrowing
 from appliance.types import Caller, answer_json
 from appliance.types import Request as Question
 from router.types import Constraints
@@ -50,6 +50,7 @@ class AnswerRequest(_Strict):
     history: list[Turn] = []
     domain: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     arm: ChosenArm = "auto"
+    labels: Labels | None = None
     constraints: Conditions = Conditions()
 
 
@@ -65,7 +66,8 @@ def answer_router(answering: Answers, passage: Passage, responses: dict[int | st
             await check_domain(answering, caller, body.domain, "domain")
         history = tuple(Message(role=turn.role, content=turn.content) for turn in body.history)
         constraints = Constraints(body.constraints.must_cite, body.constraints.max_latency_ms)
-        events = answering.stream(Question(body.question, history, body.domain, body.arm, constraints), caller)
+        labels = narrowing(caller, body.labels, "labels")
+        events = answering.stream(Question(body.question, history, body.domain, body.arm, constraints, labels=labels), caller)
         return JSONResponse(answer_json(await finished(request.scope, request.receive, events)))
 
     @router.get("/documents/{domain}/{id:path}", summary="A citation's passage in its context")

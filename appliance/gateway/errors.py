@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from appliance.engines.base import EngineBusy, EngineError, PromptTooLong
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.gateway.trace import RESPONSE_HEADERS, trace_of
 from retrieval.types import RetrievalError
 
@@ -72,6 +72,8 @@ def as_api_error(error: Exception) -> ApiError:
             )
         case UsageError():
             return ApiError(400, str(error), code="invalid_request")
+        case DatabaseFailed():
+            return ApiError(503, "the database cannot be used; the operator's log says why", code="database_unavailable")
         case RetrievalError():
             return ApiError(503, "the index cannot be read; the operator's log says why", code="index_unavailable")
         case _:

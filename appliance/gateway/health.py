@@ -30,7 +30,10 @@ def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) ->
 
     @router.get("/readyz", summary="The appliance can answer questions", responses={503: {"description": "Not ready"}})
     async def readyz() -> Response:
-        """503 while starting or draining and when index or database cannot be read. Engines that are down are listed in `degraded`."""
+        """503 while starting or draining and when index or database cannot be read.
+
+        `degraded` lists the engines that are down, and `index` while an older generation stands in for a damaged one.
+        """
         health = await answering.health()
         unreadable = [part for part in ("index", "database") if not health[part]["ok"]]
         if lifecycle.draining:
@@ -40,6 +43,8 @@ def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) ->
         else:
             status = "unavailable" if unreadable else "ready"
         degraded = [name for name, engine in health["engines"].items() if not engine["ok"]]
+        if health["index"].get("problem"):
+            degraded.append("index")
         body: dict[str, Any] = {"status": status, "degraded": degraded, **health}
         return JSONResponse(body, 200 if status == "ready" else 503)
 

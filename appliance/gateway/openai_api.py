@@ -16,7 +16,7 @@ from appliance.engines.base import Message, Sampling
 from appliance.gateway.auth import caller_of
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import Answers, EventStream, finished
-from appliance.gateway.target import ChosenArm, model_ids, resolve
+from appliance.gateway.target import ChosenArm, Labels, model_ids, narrowing, resolve
 from appliance.types import Answer, Event, Finished, Text, answer_json
 from appliance.types import Request as Question
 from router.types import Constraints
@@ -76,6 +76,7 @@ class ChatOptions(BaseModel):
     arm: ChosenArm | None = None
     must_cite: bool = False
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    labels: Labels | None = None
 
 
 class StreamOptions(_Lenient):
@@ -200,8 +201,9 @@ def openai_router(answering: Answers, default: Sampling, responses: dict[int | s
         caller = caller_of(request)
         text, history, system = body.turns()
         domain, arm = await resolve(answering, caller, body.model, body.appliance.domain, body.appliance.arm)
+        labels = narrowing(caller, body.appliance.labels, "appliance.labels")
         constraints = Constraints(body.appliance.must_cite, body.appliance.max_latency_ms)
-        question = Question(text, history, domain, arm, constraints, body.sampling(default), system)
+        question = Question(text, history, domain, arm, constraints, body.sampling(default), system, labels)
         events = answering.stream(question, caller)
         if body.stream:
             return EventStream(events, Chunks(body.model, body.stream_options is not None and body.stream_options.include_usage))

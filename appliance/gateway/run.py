@@ -12,11 +12,15 @@ from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import serve
 from appliance.keys import Keys
 from appliance.service import open_service
+from appliance.worker import beside
 from appliance.workspace import Workspace
 
 
 def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve `workspace` until SIGTERM. Raises UsageError where keys are turned off on an address others can reach."""
+    """Serve `workspace` until SIGTERM, with a worker beside it where a domain has a schedule.
+
+    Raises UsageError where keys are turned off on an address others can reach.
+    """
     settings = workspace.config.server
     loopback = is_loopback(host)
     required = not loopback if settings.require_keys is None else settings.require_keys
@@ -34,7 +38,8 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
         version=version("appliance"),
         limits=Limits(settings.max_body_bytes, Sampling(max_tokens=workspace.config.answering.max_tokens)),
     )
-    serve(app, host, port, announce=lambda address: say(f"serving {workspace.root} at {address}"))
+    with beside(workspace):
+        serve(app, host, port, announce=lambda address: say(f"serving {workspace.root} at {address}"))
 
 
 def is_loopback(host: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from appliance.gateway.errors import ApiError
@@ -13,13 +14,15 @@ from router.types import ARMS, Arm
 
 # The same as ArmChoice, in one literal: validation then names the field and lists every choice.
 ChosenArm = Literal["auto", Arm]
+# A request may see less than its key: only documents whose labels are all among these.
+Labels = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(max_length=100)]
 
 
 def model_ids(answering: Answers, caller: Caller) -> list[str]:
     """``auto``, every domain the caller may ask, and every ``domain/arm``."""
     ids = ["auto"]
     for domain in answering.domains(caller):
-        ids += [domain, *(f"{domain}/{arm}" for arm in answering.arms(domain))]
+        ids += [domain, *(f"{domain}/{arm}" for arm in answering.arms(domain, caller))]
     return ids
 
 
@@ -32,6 +35,14 @@ async def check_domain(answering: Answers, caller: Caller, domain: str, param: s
     if domain not in known:
         listed = ", ".join(known) or "none yet"
         raise ApiError(404, f"unknown domain {domain!r}; known domains: {listed}", param=param, code="domain_not_found")
+
+
+def narrowing(caller: Caller, labels: list[str] | None, param: str) -> frozenset[str] | None:
+    """The labels a request limits itself to, None for all of its caller's. Raises ApiError 403 for one that the key does not hold."""
+    for label in labels or ():
+        if label not in caller.scope.labels:
+            raise ApiError(403, f"this key does not hold the label {label!r}", param=param, code="label_not_allowed")
+    return None if labels is None else frozenset(labels)
 
 
 async def resolve(
@@ -58,7 +69,7 @@ async def resolve(
     if wanted is not None:
         await check_domain(answering, caller, wanted, "appliance.domain" if model == "auto" else "model")
     if slash and wanted is not None:
-        offered = await run_in_threadpool(answering.arms, wanted)
+        offered = await run_in_threadpool(answering.arms, wanted, caller)
         if model_arm not in offered:
             message = f"the domain {wanted!r} has no arm {model_arm!r} now; it has {', '.join(offered)}"
             raise ApiError(404, message, param="model", code="model_not_found")

@@ -86,7 +86,7 @@ class FakeAnswering:
         allowed = caller.scope.domains
         return [name for name in ("legal", "medical") if allowed is None or name in allowed]
 
-    def arms(self, domain: str) -> list[str]:
+    def arms(self, domain: str, caller: Caller) -> list[str]:
         return ["base", "quote", "rag", "refuse"]
 
     async def health(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -320,6 +321,11 @@ def test_the_log_tells_what_happened_without_any_text(served: Served, caplog: py
     with caplog.at_level(logging.INFO, logger="appliance.access"):
         served.http().post("/v1/answer", json={"question": "机密问题"}, headers={"X-Request-ID": "r1"})
         served.http().get("/nothing%0a{forged}")
+        # The server writes the line after the response's last byte.
+        for _ in range(200):
+            if sum(record.name == "appliance.access" for record in caplog.records) >= 2:
+                break
+            time.sleep(0.05)
     lines = [json.loads(record.message) for record in caplog.records if record.name == "appliance.access"]
     assert lines[0]["id"] == "r1" and lines[0]["arm"] == "rag" and lines[0]["status"] == 200 and len(lines[0]["caller"]) == 16
     assert "机密问题" not in caplog.text and served.key not in caplog.text

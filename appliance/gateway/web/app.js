@@ -154,6 +154,7 @@ function answered(answer) {
     ? [node("details", { className: "unsupported" }, node("summary", { textContent: `${t().unsupported} (${answer.unsupported.length})` }),
         node("ul", {}, ...answer.unsupported.map((sentence) => node("li", { textContent: sentence }))))]
     : [];
+  const warnings = answer.warnings.map((sentence) => node("p", { className: "error", textContent: sentence }));
   const why = node("button", { type: "button", className: "quiet", textContent: t().why });
   why.onclick = () => openPanel(why, () => [t().why, routePanel(answer)]);
   const facts = [answer.domain, seconds(answer.timings_ms.total ?? 0)].filter(Boolean).join(" · ");
@@ -161,6 +162,7 @@ function answered(answer) {
     textWithChips(answer, sources),
     ...(sources.length ? [node("ol", { className: "sources", label: t().sources }, ...sources.map(sourceRow))] : []),
     ...unsupported,
+    ...warnings,
     node("footer", {}, node("span", { className: `badge ${answer.arm}`, textContent: armName(answer.arm) }),
       node("span", { className: "muted", textContent: facts }), why),
   ];
