@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from harness import at_least, at_most, finish, options, print_table
 from sample import CHOOSING, TEST, domains, pairs, slices
 
@@ -30,7 +31,7 @@ from appliance.workspace import Workspace
 from eval.utility import UtilitySettings
 from finetune.types import Pair
 from retrieval.index import Index
-from retrieval.store import Member, Place
+from retrieval.store import Members
 from retrieval.text import detect_lang
 from retrieval.types import DocumentKey, Evidence, Scope
 from router.types import Situation
@@ -64,12 +65,9 @@ class Without(SqlDocumentStore):
         super().__init__(workspace.db)
         self._versions = {live.version_id for live in self.live_documents() if live.key in keys}
 
-    def members(self, generation_id: int) -> tuple[list[Member], list[Place]]:
-        members, places = super().members(generation_id)
-        return (
-            [member for member in members if member.version_id not in self._versions],
-            [place for place in places if place.version_id not in self._versions],
-        )
+    def members(self, generation_id: int) -> Members:
+        found = super().members(generation_id)
+        return found.only(~np.isin(found.version, list(self._versions)))
 
 
 def open_sample(folder: Path, quick: bool) -> Service:

