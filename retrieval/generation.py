@@ -1,46 +1,102 @@
-"""The opened segments of one generation as one searchable whole, with exact vector search."""
+"""The opened segments of one generation as one searchable whole: small ones scanned exactly, big ones through their inverted file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.ann import FEW, Ann, Filter
 from retrieval.embed import Vectors
 from retrieval.lexical import Lexical, Mask, Ordinals, View
 from retrieval.segments import Segment
 from retrieval.types import Scope
 
 # How many chunks the mean of all counts for in the mean of one language.
-_LEAN = 10
+LEAN = 10
+# Chunks of one language of which its mean is made, evenly spread; its error is then a thousandth of the vectors' own spread.
+_SAMPLED = 50_000
+# Where fewer rows than this share are visible, they are picked one by one.
+_SPARSE = 1 / 8
+
+Cosines = NDArray[np.float32]
+Languages = NDArray[np.int16]
+
+
+class Found(NamedTuple):
+    """Rows of a segment with their cosines and languages."""
+
+    rows: Ordinals
+    cosines: Cosines
+    languages: Languages
+
+
+class _Part(Protocol):
+    """Visible rows of one segment, searched in one way."""
+
+    def nearest(self, query: Vectors, shifts: Cosines, k: int) -> Found:
+        """At least the `k` rows nearest to `query` [dim] by cosine minus the shift of the row's language, if there are as many."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Language:
-    """The visible chunks of one language: their number, bitmap, and mean vector [dim]."""
+class _All:
+    """Most rows of a segment: one matrix product over the mapped vectors. `languages` [n] is -1 for rows that are not visible."""
 
-    count: int
-    bitmap: NDArray[np.uint8]
-    mean: Vectors
+    vectors: Vectors
+    languages: Languages
+
+    def nearest(self, query: Vectors, shifts: Cosines, k: int) -> Found:
+        cosines = self.vectors @ query
+        # The last shift is that of -1.
+        return _best(np.arange(len(cosines)), cosines, self.languages, np.append(shifts, np.float32(np.inf)), k)
+
+
+@dataclass(frozen=True, slots=True)
+class _Some:
+    """A few rows of a segment."""
+
+    vectors: Vectors
+    rows: Ordinals
+    languages: Languages
+
+    def nearest(self, query: Vectors, shifts: Cosines, k: int) -> Found:
+        return _best(self.rows, self.vectors[self.rows] @ query, self.languages, shifts, k)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """The rows of the larger languages in a big segment: `filters` by language."""
+
+    vectors: Vectors
+    ann: Ann
+    filters: Mapping[int, Filter]
+
+    def nearest(self, query: Vectors, shifts: Cosines, k: int) -> Found:
+        order = self.ann.order(query)
+        found = {language: self.ann.candidates(query, order, visible, k) for language, visible in self.filters.items()}
+        rows = np.concatenate(list(found.values()))
+        languages = np.repeat(np.array(list(found), dtype=np.int16), [len(part) for part in found.values()])
+        return _best(rows, self.vectors[rows] @ query, languages, shifts, k)
 
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """The chunks one caller may see, as every search needs it: the lexical view, and the vector search's languages."""
+    """The chunks one caller may see, as every search needs it: the lexical view; the mean vector of each language [languages, dim];
+    and the visible rows, with the global ordinal of the first row of their segment."""
 
     view: View
-    languages: tuple[_Language, ...]
+    means: Vectors
+    parts: tuple[tuple[int, _Part], ...]
 
 
 class Generation:
     """The opened segments of one generation, over global ordinals (segment offset + ordinal). Immutable, thread-safe."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        import faiss
-
         self.segments = list(segments)
         self.offsets: dict[str, int] = {}
         self.size = 0
@@ -48,50 +104,78 @@ class Generation:
             self.offsets[segment.id] = self.size
             self.size += len(segment.vectors)
         self.lexical = Lexical([segment.postings for segment in self.segments])
-        # Exact search; the copy is what FAISS scans, the file stays mapped and clean.
-        self._vectors: Any = None
-        for segment in self.segments:
-            if self._vectors is None:
-                self._vectors = faiss.IndexFlatIP(segment.vectors.shape[1])
-            self._vectors.add(segment.vectors)
 
     def visible(self, scope: Scope, mask: Mask, languages: NDArray[np.int64]) -> Visible:
         """Prepare the searches over the chunks in `mask` [size]; `languages` [size] numbers the language of each."""
-        view = self.lexical.view(mask)
-        sums = {int(number): self._sum(mask & (languages == number)) for number in np.unique(languages[mask])}
-        overall = np.sum([total for _, total in sums.values()], axis=0) / max(view.count, 1)
-        found = [
-            # The mean of a few chunks says more about their subject than their language: it leans on the mean of all.
-            _Language(count, np.packbits(mask & (languages == number), bitorder="little"), (total + _LEAN * overall) / (count + _LEAN))
-            for number, (count, total) in sums.items()
-        ]
-        return Visible(view, tuple(found))
+        # Languages are numbered anew: the visible ones from 0, rows that are not visible -1.
+        totals = np.bincount(languages[mask])
+        numbers = np.flatnonzero(totals)
+        codes = np.full(len(totals) + 1, -1, dtype=np.int16)
+        codes[numbers] = np.arange(len(numbers))
+        coded = np.where(mask, codes[np.where(mask, languages, -1)], np.int16(-1))
+        counts = totals[numbers]
+        means = [self._mean(np.flatnonzero(coded == number)) for number in range(len(numbers))]
+        overall = np.average(means, axis=0, weights=counts) if means else np.empty(0)
+        # The mean of a few chunks says more about their subject than their language: it leans on the mean of all.
+        leaning = [(mean * count + LEAN * overall) / (count + LEAN) for mean, count in zip(means, counts, strict=True)]
+        parts = [(self.offsets[segment.id], part) for segment in self.segments for part in _parts(segment, self._within(segment, coded))]
+        return Visible(self.lexical.view(mask), np.array(leaning, dtype=np.float32), tuple(parts))
 
-    def _sum(self, mask: Mask) -> tuple[int, Vectors]:
-        weights = mask.astype(np.float32)
-        parts = [weights[self.offsets[s.id] : self.offsets[s.id] + len(s.vectors)] @ s.vectors for s in self.segments]
-        return int(mask.sum()), np.sum(parts, axis=0, dtype=np.float32)
-
-    def dense(self, query: Vectors, visible: Visible, k: int) -> tuple[Ordinals, NDArray[np.float32], NDArray[np.float32]]:
+    def dense(self, query: Vectors, visible: Visible, k: int) -> tuple[Ordinals, Cosines, Cosines]:
         """The `k` visible chunks nearest to `query` [dim]: global ordinals, cosines and rank scores, best first.
 
         Multilingual models place texts of one language near each other, so that every passage in the question's language would
         come before the answer in another. The rank score is therefore the cosine minus the mean cosine of the passage's
         language (centring by language: Libovický, Rosa and Fraser, Findings of EMNLP 2020); among passages of one language
-        the order is that of the cosines.
+        the order is that of the cosines. Cosines are exact; in big segments a few of the chunks may be missed (see `retrieval.ann`).
         """
-        import faiss
-
-        parts: list[tuple[Ordinals, NDArray[np.float32], NDArray[np.float32]]] = []
-        for language in visible.languages:
-            selector = faiss.IDSelectorBitmap(len(language.bitmap), faiss.swig_ptr(language.bitmap))
-            parameters = faiss.SearchParameters()
-            parameters.sel = selector
-            scores, ordinals = self._vectors.search(query.reshape(1, -1), min(k, language.count), params=parameters)
-            found = ordinals[0] >= 0
-            parts.append((ordinals[0][found].astype(np.int64), scores[0][found], scores[0][found] - query @ language.mean))
-        if not parts:
+        if not visible.parts:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32)
-        places, cosines, ranked = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        shifts = visible.means @ query
+        found = [(offset, part.nearest(query, shifts, k)) for offset, part in visible.parts]
+        places = np.concatenate([offset + part.rows for offset, part in found])
+        cosines = np.concatenate([part.cosines for _, part in found])
+        ranked = cosines - shifts[np.concatenate([part.languages for _, part in found])]
         order = np.lexsort((places, -ranked))[:k]
         return places[order], cosines[order], ranked[order]
+
+    def _within(self, segment: Segment, column: Languages) -> Languages:
+        offset = self.offsets[segment.id]
+        return column[offset : offset + len(segment.vectors)]
+
+    def _mean(self, places: Ordinals) -> NDArray[np.float64]:
+        """The mean vector [dim] of some chunks; of very many, that of an even sample."""
+        if len(places) > _SAMPLED:
+            places = places[np.linspace(0, len(places) - 1, _SAMPLED).astype(np.int64)]
+        ends = np.searchsorted(places, [self.offsets[segment.id] + len(segment.vectors) for segment in self.segments])
+        total = np.zeros(self.segments[0].vectors.shape[1])
+        for segment, part in zip(self.segments, np.split(places, ends[:-1]), strict=True):
+            total += segment.vectors[part - self.offsets[segment.id]].sum(axis=0, dtype=np.float64)
+        return total / len(places)
+
+
+def _parts(segment: Segment, languages: Languages) -> Iterator[_Part]:
+    """How the visible rows of a segment are searched, decided by how many there are; `languages` [n] is -1 for the others."""
+    # A plain view of the mapped file: numpy's memmap class costs time in every operation.
+    vectors = np.asarray(segment.vectors)
+    if segment.ann is not None:
+        masks = {language: languages == language for language in np.unique(languages[languages >= 0]).tolist()}
+        filters = {language: segment.ann.filter(mask) for language, mask in masks.items() if mask.sum() > FEW}
+        if filters:
+            yield _Probed(vectors, segment.ann, filters)
+        few = np.flatnonzero((languages >= 0) & ~np.isin(languages, list(filters)))
+    elif (languages >= 0).sum() >= _SPARSE * len(languages):
+        yield _All(vectors, languages)
+        return
+    else:
+        few = np.flatnonzero(languages >= 0)
+    if len(few):
+        yield _Some(vectors, few, languages[few])
+
+
+def _best(rows: Ordinals, cosines: Cosines, languages: Languages, shifts: Cosines, k: int) -> Found:
+    """The `k` rows with the largest cosine minus shift; those with an infinite shift are left out."""
+    ranked = cosines - shifts[languages]
+    best = np.argpartition(-ranked, k)[:k] if k < len(ranked) else np.arange(len(ranked))
+    best = best[np.isfinite(ranked[best])]
+    return Found(rows[best], cosines[best], languages[best])

@@ -11,16 +11,17 @@ with k1 = 0.9 and b = 0.4, the defaults of Anserini, with which BEIR's BM25 figu
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.text import index_terms
+from retrieval.postings import Postings
+from retrieval.text import Dictionary, index_terms
 
 K1 = 0.9
 B = 0.4
@@ -31,41 +32,20 @@ Ordinals = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)
 
-
-@dataclass(frozen=True, slots=True)
-class Postings:
-    """The inverted index of one segment.
-
-    `terms` [V] are sorted 64-bit hashes of terms (no words leave the database; by the birthday bound two million terms collide with
-    probability 1e-7); the postings of term i are ``starts[i]:starts[i + 1]`` of `ordinals` and `counts`; `lengths` [n] are in terms.
-    """
-
-    terms: NDArray[np.uint64]
-    starts: NDArray[np.int64]
-    ordinals: NDArray[np.int32]
-    counts: NDArray[np.uint16]
-    lengths: NDArray[np.int32]
-
-    def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, terms=self.terms, starts=self.starts, ordinals=self.ordinals, counts=self.counts, lengths=self.lengths)
-
-    @staticmethod
-    def load(path: Path) -> Postings:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Postings(**{name: arrays[name] for name in ("terms", "starts", "ordinals", "counts", "lengths")})
+# What the rounding of float32 may add to a score or take from it, as a share of the greatest possible one.
+_SLACK = 1e-4
 
 
-def build(texts: Iterable[str]) -> Postings:
-    """The postings of texts; ordinals are their positions."""
+def build(texts: Iterable[str], dictionaries: Iterable[Dictionary | None] | None = None) -> Postings:
+    """The postings of texts, each with the dictionary of its domain; ordinals are their positions."""
     stems: dict[str, str] = {}
     hashes: dict[str, int] = {}
     terms: list[int] = []
     ordinals: list[int] = []
     counts: list[int] = []
     lengths: list[int] = []
-    for ordinal, text in enumerate(texts):
-        found = index_terms(text, stems)
+    for ordinal, (text, dictionary) in enumerate(zip(texts, dictionaries or itertools.repeat(None), strict=False)):
+        found = index_terms(text, stems, dictionary)
         lengths.append(len(found))
         for term, count in Counter(found).items():
             if term not in hashes:
@@ -122,38 +102,69 @@ class Lexical:
 
     def idf(self, terms: Sequence[str], view: View) -> list[float]:
         """The rarity of each term among the visible chunks, ln(1 + (N - df + 0.5) / (df + 0.5))."""
-        return [_idf(view.count, int(view.mask[self._postings(term)[0]].sum())) for term in terms]
+        return [_idf(view.count, self._frequency(self._places(term), view)) for term in terms]
 
-    def search(self, query: str, view: View, k: int) -> tuple[Ordinals, NDArray[np.float32], float]:
-        """The best `k` visible chunks that share a term with `query`: global ordinals and scores, best first.
+    def search(self, terms: Mapping[str, float], view: View, k: int) -> tuple[Ordinals, NDArray[np.float32], float]:
+        """The best `k` visible chunks that have one of the weighted `terms`: global ordinals and scores, best first.
 
-        The third value is the sum of the rarities of the query's terms, which bounds every score from above.
+        The third value is the sum of the rarities of the terms with weight 1, the question's own, which bounds their share of a score.
+        Rare terms come first; once the chunks that have none of the terms so far cannot be among the best any more, the long lists of
+        common terms are only looked up for those that can (MaxScore: Turtle and Flood 1995). The result is that of scoring all.
         """
-        found = [self._postings(term) for term in dict.fromkeys(index_terms(query))]
+        found = [(places, self._frequency(places, view), weight) for places, weight in ((self._places(t), w) for t, w in terms.items())]
         if len(found) > MAX_QUERY_TERMS:
-            found = sorted(found, key=lambda postings: (len(postings[0]) == 0, len(postings[0])))[:MAX_QUERY_TERMS]
+            found = sorted(found, key=lambda entry: (entry[1] == 0, entry[1]))[:MAX_QUERY_TERMS]
+        total = sum(_idf(view.count, frequency) for _, frequency, weight in found if weight == 1)
+        bounds = [(weight * _idf(view.count, frequency), places) for places, frequency, weight in found if frequency]
+        bounds.sort(key=lambda entry: -entry[0])
         scores = np.zeros(len(self._lengths), dtype=np.float32)
-        total = 0.0
-        for ordinals, counts in found:
-            df = int(view.mask[ordinals].sum())
-            rarity = _idf(view.count, df)
-            total += rarity
-            if df:
-                scores[ordinals] += np.float32(rarity) * counts / (counts + view.norm[ordinals])
-        scores[~view.mask] = 0
-        return *top(scores, k), total
+        left = sum(bound for bound, _ in bounds)
+        slack = _SLACK * left
+        # At least k chunks have a score of `floor` or more: k of those with the rarest term that so many have.
+        floor = 0.0
+        sample: Ordinals | None = None
+        candidates: Ordinals | None = None
+        for bound, places in bounds:
+            ordinals, counts = self._postings(places)
+            if candidates is None and floor > left + slack:
+                candidates = np.flatnonzero(scores > floor - left - slack)
+            if candidates is not None:
+                at = np.minimum(np.searchsorted(ordinals, candidates), len(ordinals) - 1)
+                counts = counts[at[ordinals[at] == candidates]]
+                ordinals = candidates[ordinals[at] == candidates]
+            elif view.count < len(view.mask):
+                seen = view.mask[ordinals]
+                ordinals, counts = ordinals[seen], counts[seen]
+            tf = counts.astype(np.float32)
+            scores[ordinals] += np.float32(bound) * tf / (tf + view.norm[ordinals])
+            left -= bound
+            if sample is None and len(ordinals) >= k:
+                sample = ordinals
+            if sample is not None and candidates is None:
+                floor = float(np.partition(scores[sample], len(sample) - k)[len(sample) - k])
+        reached = np.flatnonzero(scores >= floor if floor else scores)
+        best, values = top(scores[reached], k)
+        return reached[best], values, total
 
-    def _postings(self, term: str) -> tuple[Ordinals, NDArray[np.float32]]:
+    def _places(self, term: str) -> list[tuple[int, slice]]:
+        """The segments that have a term, and where in their postings."""
         key = np.uint64(term_hash(term))
         first, last = np.searchsorted(self._terms, key, "left"), np.searchsorted(self._terms, key, "right")
-        ordinals: list[Ordinals] = []
-        counts: list[NDArray[np.uint16]] = []
-        for entry in range(int(first), int(last)):
-            owner = int(self._owner[entry])
-            place = slice(int(self._low[entry]), int(self._high[entry]))
-            ordinals.append(self._segments[owner].ordinals[place] + self._offsets[owner])
-            counts.append(self._segments[owner].counts[place])
-        return _join(ordinals, np.dtype(np.int64)), _join(counts, np.dtype(np.uint16)).astype(np.float32)
+        return [(int(self._owner[at]), slice(int(self._low[at]), int(self._high[at]))) for at in range(int(first), int(last))]
+
+    def _frequency(self, places: Sequence[tuple[int, slice]], view: View) -> int:
+        """How many visible chunks have the term at these places."""
+        if view.count == len(view.mask):
+            return sum(place.stop - place.start for _, place in places)
+        parts = (view.mask[self._segments[owner].ordinals[place] + self._offsets[owner]] for owner, place in places)
+        return sum(int(part.sum()) for part in parts)
+
+    def _postings(self, places: Sequence[tuple[int, slice]]) -> tuple[Ordinals, NDArray[np.uint16]]:
+        """The global ordinals, ascending, and the counts at these places."""
+        ordinals = [self._segments[owner].ordinals[place] + self._offsets[owner] for owner, place in places]
+        return _join(ordinals, np.dtype(np.int64)), _join(
+            [self._segments[owner].counts[place] for owner, place in places], np.dtype(np.uint16)
+        )
 
 
 def top(scores: NDArray[np.float32], k: int) -> tuple[Ordinals, NDArray[np.float32]]:

@@ -6,8 +6,8 @@ another implementation may keep them in a database. What is alive in a segment i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ Step = Callable[[str], None]
 
 def no_step(name: str) -> None:
     """The default of the `step` hook, which tests use to interrupt at a named place."""
+
+
+class SegmentFacts(NamedTuple):
+    """The size of a segment's data, and how it is searched: {"method": "exact"}, or an approximate one with its recall."""
+
+    bytes: int
+    search: Mapping[str, Any]
 
 
 class Searchable(Protocol):
@@ -60,10 +67,30 @@ class VectorStore(Protocol):
         """Where it is, for messages."""
         ...
 
-    def write_segment(self, id: str, vectors: Vectors, postings: Any, embedding_hash: str, step: Step = no_step) -> str:
+    def write_segment(
+        self, id: str, vectors: Vectors, postings: Any, embedding_hash: str, step: Step = no_step, languages: Sequence[str] = ()
+    ) -> str:
         """Store segment `id` durably, all or nothing; the hash by which a manifest vouches for it.
 
+        `languages` [n] names the language of each row, for stores that index each language for itself.
         Steps: "segment-written" (durable under a temporary name), "segment-renamed". Raises OSError when there is no space.
+        """
+        ...
+
+    def merge(
+        self,
+        id: str,
+        parts: Sequence[tuple[str, Ordinals]],
+        languages: Sequence[str],
+        manifest: Mapping[str, str],
+        embedding_hash: str,
+        step: Step = no_step,
+    ) -> tuple[str, dict[str, Any]]:
+        """Store segment `id` made of rows (ascending) of other segments, in the order of `parts`, as `write_segment` stores one.
+
+        `languages` [n] names the language of each new row, `manifest` the hashes of the old segments. The new segment's hash,
+        and how it is searched: {"method": "exact"}, or an approximate one with the recall it was measured to have. Nothing of the rows
+        left out is in the new segment. Raises IndexCorrupt if an old segment is damaged.
         """
         ...
 
@@ -93,6 +120,14 @@ class VectorStore(Protocol):
 
     def sizes(self, manifest: Mapping[str, str], wanted: Iterable[str]) -> tuple[dict[str, int], list[str]]:
         """A full check of the `wanted` segments: the rows of each sound one, and one sentence for each that is damaged."""
+        ...
+
+    def altered(self, opened: Searchable) -> bool:
+        """Whether what was opened looks different now from when it was checked. Cheap: asked every second, reads no content."""
+        ...
+
+    def facts(self, ids: Iterable[str]) -> dict[str, SegmentFacts]:
+        """What is known of stored segments; damaged ones are left out."""
         ...
 
     def keep(self, segments: Collection[str], manifests: Collection[str]) -> None:
