@@ -30,6 +30,7 @@ from appliance.service import open_service
 from appliance.store.documents import SqlDocumentStore
 from appliance.workspace import Workspace
 from retrieval.chunk import chunk
+from retrieval.compact import tidy
 from retrieval.embed import Embedder, SentenceTransformerEmbedder, Vectors, retrieval_text
 from retrieval.folder import FolderVectors
 from retrieval.ingest import IngestReport, ingest
@@ -103,11 +104,13 @@ class Base:
             seen[:] = [done]
 
         seen = [0.0]
+        began = time.perf_counter()
+        store, vectors = SqlDocumentStore(self._workspace.db), FolderVectors(self._workspace.folder("index"))
         with self._workspace.db.lock("index") as lock:
             report = ingest(
                 [folder],
-                store=SqlDocumentStore(self._workspace.db),
-                vectors=FolderVectors(self._workspace.folder("index")),
+                store=store,
+                vectors=vectors,
                 embedder=self._embedder,
                 lock=lock,
                 domain=DOMAIN,
@@ -116,6 +119,9 @@ class Base:
                 settings=SETTINGS,
                 progress=progress,
             )
+            # As the product does, and part of what an ingest takes.
+            tidy(store=store, vectors=vectors, lock=lock)
+        report.seconds = time.perf_counter() - began
         self.tokens += seen[0]
         return report
 

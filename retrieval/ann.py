@@ -48,15 +48,20 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What one caller sees of a segment in one language: `rows` bitmap, and visible rows by list [lists]."""
+    """What one caller sees of a segment in one language: `rows` bitmap, visible rows by list [lists], and how many are enough."""
 
     rows: NDArray[np.uint8]
     lists: NDArray[np.int64]
+    scanned: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ann:
-    """An opened inverted file. `members` are its rows list by list, list i from ``starts[i]``; `scanned` is how many rows are enough."""
+    """An opened inverted file. `members` are its rows list by list, list i from ``starts[i]``.
+
+    `scanned` is how many rows are enough where all are visible. It grows about as the square root of the rows (measured: 3,700 of
+    11,500, 5,100 of 23,000), so that fewer are enough where fewer are visible.
+    """
 
     index: Any
     centroids: Vectors
@@ -67,7 +72,8 @@ class Ann:
     def filter(self, mask: Mask) -> Filter:
         """Prepare searches over the rows in `mask` [n]."""
         inside = np.concatenate([[0], np.cumsum(mask[self.members])])
-        return Filter(np.packbits(mask, bitorder="little"), inside[self.starts[1:]] - inside[self.starts[:-1]])
+        enough = math.ceil(self.scanned * math.sqrt(inside[-1] / len(mask)))
+        return Filter(np.packbits(mask, bitorder="little"), inside[self.starts[1:]] - inside[self.starts[:-1]], enough)
 
     def order(self, query: Vectors) -> Rows:
         """The lists, nearest to `query` [dim] first; the same for every filter."""
@@ -79,7 +85,7 @@ class Ann:
 
         chosen = np.zeros(len(visible.lists), dtype=np.bool_)
         seen = np.cumsum(visible.lists[order])
-        chosen[order[: int(np.searchsorted(seen, self.scanned)) + 1]] = True
+        chosen[order[: int(np.searchsorted(seen, visible.scanned)) + 1]] = True
         chosen &= visible.lists > 0
         lists = np.packbits(chosen, bitorder="little")
         # FAISS keeps no reference to what is set here; the local names do.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from retrieval.compact import FANOUT
 
 
@@ -21,6 +23,7 @@ def test_compact_after_a_removal(appliance: Any, handbook: Path, tmp_path: Path)
     assert appliance("index", "rollback", 1).code == 0 and appliance("index", "verify").code == 0
 
 
+@pytest.mark.slow
 def test_ingests_merge_by_themselves(appliance: Any, tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Ingests PATHS into a workspace and prints the report as JSON: ``memory_worker.py WORKSPACE PATH…``."""
+"""Ingests PATHS into a workspace, merges its segments, and prints the report as JSON: ``memory_worker.py WORKSPACE PATH…``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from retrieval_support import HashingEmbedder, Knowledge
 
+from retrieval.compact import tidy
 from retrieval.staging import IngestSettings
 
 
@@ -31,7 +32,10 @@ class TextEmbedder(HashingEmbedder):
 def main(workspace: str, *paths: str) -> None:
     knowledge = Knowledge(Path(workspace), TextEmbedder("text-1"))
     report = knowledge.ingest(*map(Path, paths), settings=IngestSettings())
-    print(json.dumps(report.to_json()))
+    # As the product does at the end of an ingest: many segments become one, with an approximate index where it is big.
+    with knowledge.db.lock("index") as lock:
+        tidied = tidy(store=knowledge.store, vectors=knowledge.vectors, lock=lock)
+    print(json.dumps({**report.to_json(), "tidied": tidied}))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,8 @@ def test_a_big_merge_gets_an_inverted_file(knowledge: Knowledge, tmp_path: Path,
     """Both languages, by labels and after a removal: the search through the file finds what exact search does."""
     monkeypatch.setattr(ann, "ANN_ROWS", 400)
     monkeypatch.setattr(ann, "FEW", 20)
+    # Few rows are hard: what suffices for a big segment is nearly all of a small one.
+    monkeypatch.setattr(ann, "TARGET", 0.9)
     monkeypatch.setattr("retrieval.generation.FEW", 20)
     words = [f"topic{n}" for n in range(40)]
     for number in range(250):

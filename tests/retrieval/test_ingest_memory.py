@@ -75,7 +75,7 @@ def check_one_text(tmp_path: Path, size: int, limit: int) -> None:
     text = write_text(tmp_path / "huge.md", size)
     peak, report = measured(tmp_path / "workspace", text)
     print(f"{size} bytes: {peak / 1e6:.0f} MB at most, {report['seconds']} s, {report['chunks']} chunks")
-    assert report["added"] == 1 and report["chunks"] > size / 2_000
+    assert report["added"] == 1 and report["chunks"] > size / 2_000 and report["tidied"]["after"] < report["tidied"]["before"]
     assert peak < limit
     knowledge = Knowledge(tmp_path / "workspace", TextEmbedder("text-1"))
     try:

@@ -124,7 +124,13 @@ def test_a_child_killed_while_idle_is_replaced(tmp_path: Path) -> None:
 def test_the_child_dies_with_its_parent(tmp_path: Path, sign: signal.Signals) -> None:
     command = [sys.executable, str(HERE / "parsing_parent.py"), str(hostile(tmp_path, "loop-in-c"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), str(HERE)])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True) as parent:
+
+    def keyboard() -> None:
+        # As on a terminal: a suite started in the background inherits Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "preexec_fn": keyboard}
+    with subprocess.Popen(command, env=environment, text=True, **quiet) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         time.sleep(0.3)
