@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.embed import Vectors
+from retrieval.postings import release
 from retrieval.types import IndexCorrupt
 
 Rows = NDArray[np.int64]
@@ -119,6 +120,7 @@ def build(vectors: Vectors, languages: NDArray[np.int32], path: Path) -> dict[st
     index.train(np.ascontiguousarray(vectors[np.sort(random.choice(count, min(count, _TRAINED * lists), replace=False))]))
     for block in _blocks(vectors):
         index.add(block)
+        release(vectors)
     sources = np.sort(random.choice(count, _QUERIES, replace=False))
     rows = np.ascontiguousarray(vectors[sources])
     kinds = {"passages": rows, "questions": _mixed(rows, vectors, random)}
@@ -128,6 +130,7 @@ def build(vectors: Vectors, languages: NDArray[np.int32], path: Path) -> dict[st
     for share in _SHARES:
         ann = _opened(index, math.ceil(share * count))
         found = {kind: round(_recall(ann, vectors, kinds[kind], sources, masks, truth[kind]), 4) for kind in kinds}
+        release(vectors)
         if min(found.values()) >= TARGET:
             _save(index, path)
             return {"method": "ivf-sq8", "lists": lists, "scanned": ann.scanned, "recall": found, "target": TARGET, "queries": _QUERIES}
@@ -189,7 +192,7 @@ def _exact(vectors: Vectors, queries: Vectors, sources: Rows, mask: Mask) -> lis
 
     places = np.flatnonzero(mask)
     best = min(_BEST + 1, len(places))
-    _, found = knn_ground_truth(queries, (vectors[part] for part in _parts(places)), best, faiss.METRIC_INNER_PRODUCT)
+    _, found = knn_ground_truth(queries, _copied(vectors, places), best, faiss.METRIC_INNER_PRODUCT)
     return [set([row for row in places[line].tolist() if row != source][:_BEST]) for line, source in zip(found, sources, strict=True)]
 
 
@@ -206,8 +209,11 @@ def _recall(ann: Ann, vectors: Vectors, queries: Vectors, sources: Rows, masks: 
     return hits / wanted
 
 
-def _parts(places: Rows) -> Iterator[Rows]:
-    yield from (places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK))
+def _copied(vectors: Vectors, places: Rows) -> Iterator[Vectors]:
+    """These rows, a block at a time."""
+    for start in range(0, len(places), _BLOCK):
+        yield vectors[places[start : start + _BLOCK]]
+        release(vectors)
 
 
 def _blocks(vectors: Vectors) -> Iterator[Vectors]:

@@ -6,6 +6,7 @@ The file is little endian: four int64 (format, terms V, postings P, chunks n), t
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,12 +84,23 @@ def merge(parts: Sequence[tuple[Postings, NDArray[np.int64]]], path: Path) -> No
             made.ordinals[places] = ordinals[alive]
             made.counts[places] = postings.counts[place][alive]
             cursor[entries] += runs
+        release(postings.ordinals)
+    release(made.ordinals)
 
 
 def reserve(path: Path, size: int) -> None:
     """Take the space a file needs before it is mapped: writing to a mapped file that finds none ends the process. Raises OSError."""
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, size)
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory of a mapped file's pages; they are read from the file again when they are needed. Written ones are kept."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _renumber(postings: Postings, rows: NDArray[np.int64], base: int) -> NDArray[np.int32]:
@@ -105,6 +117,7 @@ def _kept(postings: Postings, number: NDArray[np.int32]) -> NDArray[np.int64]:
         start = int(postings.starts[first])
         alive = number[postings.ordinals[start : int(postings.starts[last])]] >= 0
         counts[first:last] = np.add.reduceat(alive, postings.starts[first:last] - start, dtype=np.int64)
+    release(postings.ordinals)
     return counts
 
 

@@ -83,6 +83,8 @@ def merge_segments(
                 block = rows[start : start + _BLOCK]
                 vectors[end : end + len(block)] = segment.vectors[block]
                 end += len(block)
+                postings.release(segment.vectors)
+                postings.release(vectors)
         postings.merge([(segment.postings, rows) for segment, rows in parts], place / "lexical.bin")
         made.update(ann.build(vectors, languages, place / _ANN))
         return {"chunks": len(vectors), "dim": dim, "search": made}
