@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from harness import at_least, at_most, finish, options, print_table
 from sample import CHOOSING, TEST, domains, pairs, slices
 
@@ -26,6 +27,7 @@ from appliance.demo import SAMPLE, open_workspace
 from appliance.engines.base import Message
 from appliance.rewrite import self_contained
 from appliance.service import Service, open_service, thresholds
+from appliance.store import schema
 from appliance.store.documents import SqlDocumentStore
 from appliance.workspace import Workspace
 from eval.utility import UtilitySettings
@@ -63,11 +65,14 @@ class Without(SqlDocumentStore):
 
     def __init__(self, workspace: Workspace, keys: frozenset[DocumentKey]) -> None:
         super().__init__(workspace.db)
-        self._versions = {live.version_id for live in self.live_documents() if live.key in keys}
+        versions = [live.version_id for live in self.live_documents() if live.key in keys]
+        table = schema.document_version
+        with workspace.db.read() as connection:
+            self._contents = list(connection.execute(sa.select(table.c.content_id).where(table.c.id.in_(versions))).scalars())
 
-    def members(self, generation_id: int) -> Members:
-        found = super().members(generation_id)
-        return found.only(~np.isin(found.version, list(self._versions)))
+    def members(self, generation_id: int, current: bool = False) -> Members:
+        found = super().members(generation_id, current)
+        return found.only(~np.isin(found.content, self._contents))
 
 
 def open_sample(folder: Path, quick: bool) -> Service:
