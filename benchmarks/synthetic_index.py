@@ -147,8 +147,8 @@ def questions(source: Source, chunks: int, count: int) -> dict[str, Vectors]:
 
 
 def _word(number: int) -> str:
-    """A word of its own, which the stemmer leaves as it is: it ends in digits."""
-    return f"{chr(ord('a') + number % 26)}{number}"
+    """A word of four consonants, of which the stemmer leaves every one."""
+    return "".join("bcdfghjklmnpqrtvwx"[number // 18**place % 18] for place in range(4))
 
 
 def _directions(random: np.random.Generator, count: int) -> Vectors:

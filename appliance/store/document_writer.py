@@ -188,7 +188,7 @@ class SqlWriter:
         return segments, manifests
 
 
-def in_generation(generation_id: int) -> sa.ColumnElement[bool]:
+def in_generation(generation_id: int | sa.BindParameter[int]) -> sa.ColumnElement[bool]:
     """Whether a row of generation_document is part of the generation."""
     held = generation_document
     return sa.and_(held.c.since <= generation_id, sa.or_(held.c.until.is_(None), held.c.until > generation_id))

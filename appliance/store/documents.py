@@ -34,6 +34,23 @@ FACTS = (
 )
 
 
+def _sources(current: bool) -> sa.Select[Any]:
+    """The documents of a generation that have a content; with `current` only those that are live with it now."""
+    version = document_version
+    return (
+        sa.select(version.c.content_id, *FACTS, labels_now().label("labels"))
+        .join(generation_document, generation_document.c.version_id == version.c.id)
+        .where(in_generation(sa.bindparam("generation")), not_deleted(), *([is_current()] if current else []))
+        .where(version.c.content_id.in_(sa.bindparam("contents", expanding=True)))
+        .order_by(version.c.updated_at, version.c.doc_id)
+    )
+
+
+# What every search asks, made once: making a statement takes longer than running it.
+_CHUNKS = sa.select(chunk).where(chunk.c.id.in_(sa.bindparam("rows", expanding=True)))
+_SOURCES = {current: _sources(current) for current in (False, True)}
+
+
 class SqlDocumentStore:
     """`retrieval.store.DocumentStore` on SQLAlchemy Core, portable between SQLite and PostgreSQL."""
 
@@ -89,19 +106,13 @@ class SqlDocumentStore:
     def chunks(
         self, generation_id: int, rows: Collection[int], scope: Scope | None = None, current: bool = False
     ) -> dict[int, tuple[Chunk, Sources]]:
-        version = document_version
-        having = (
-            sa.select(version.c.content_id, *FACTS, labels_now().label("labels"))
-            .join(generation_document, generation_document.c.version_id == version.c.id)
-            .where(in_generation(generation_id), not_deleted(), *([is_current()] if current else []))
-            .order_by(version.c.updated_at, version.c.doc_id)
-        )
         found: dict[int, tuple[Chunk, Sources]] = {}
         with self._database.read() as connection:
             for wanted in batches(rows):
-                chunks = connection.execute(sa.select(chunk).where(chunk.c.id.in_(wanted))).all()
+                chunks = connection.execute(_CHUNKS, {"rows": wanted}).all()
                 sources: defaultdict[int, list[DocumentInfo]] = defaultdict(list)
-                for row in connection.execute(having.where(version.c.content_id.in_({row.content_id for row in chunks}))):
+                parameters = {"generation": generation_id, "contents": list({row.content_id for row in chunks})}
+                for row in connection.execute(_SOURCES[current], parameters):
                     info = document_info(row, row.labels)
                     if scope is None or Kind(info.domain, info.lang, frozenset((info.labels,))).visible(scope):
                         sources[row.content_id].append(info)

@@ -18,6 +18,11 @@ PIECE = 16_384
 # Pieces that are in one statement.
 _BATCH = 500
 
+# Made once: every search asks it.
+_PIECES = sa.select(content_text.c.content_id, content_text.c.text).where(
+    content_text.c.content_id.in_(sa.bindparam("contents", expanding=True)), content_text.c.part == sa.bindparam("piece")
+)
+
 
 class Slice(NamedTuple):
     """``text[start:end]`` of a content."""
@@ -48,8 +53,7 @@ def read_slices(connection: Connection, wanted: Collection[Slice]) -> dict[Slice
     # Part by part: for pairs of values SQLite uses no index, but reads the texts of the whole base.
     for part, contents in places.items():
         for some in batches(contents):
-            query = sa.select(content_text).where(content_text.c.content_id.in_(some), content_text.c.part == part)
-            found |= {(row.content_id, row.part): row.text for row in connection.execute(query)}
+            found |= {(row.content_id, part): row.text for row in connection.execute(_PIECES, {"contents": some, "piece": part})}
     return {item: _cut(item, "".join(found.get((item.content, part), "") for part in _parts(item))) for item in wanted}
 
 
