@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -86,8 +87,12 @@ def test_a_terminal_gets_a_bar_with_the_time_left(clock: Clock, monkeypatch: pyt
             clock.now += 60
             progress("ingest", 1000, 4000, unit="tokens", documents=3)
         terminal.flush()
-        shown = os.read(master, 1 << 16).decode()
+        seen = b""
+        # A terminal hands over what is there, one refresh or several: read on until the last one.
+        while b"documents=3" not in seen and select.select([master], [], [], 30)[0]:
+            seen += os.read(master, 1 << 16)
     os.close(master)
+    shown = seen.decode()
     assert "1000/4000" in shown and "tokens 0:03:00 left documents=3" in shown
 
 
