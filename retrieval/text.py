@@ -52,6 +52,10 @@ _ABBREVIATIONS = _word_set("mr mrs ms dr prof st vs cf e.g i.e approx ca eq ed e
 _NUMBER_ABBREVIATIONS = _word_set(
     "no nos art arts sec secs fig figs p pp vol para paras cl ch ref refs ext tel jan feb mar apr jun jul aug sept oct nov dec"
 )
+# The name of a company goes on in brackets or quotes: "Acme Co., Ltd. (the Buyer)", but "by Acme Ltd. It pays."
+_COMPANY_ABBREVIATIONS = _word_set("ltd co inc corp bros plc llc")
+# The number of a clause belongs to what follows: "Section 3.2. The Buyer pays."
+_CLAUSE_WORDS = _word_set("section sec article art clause paragraph para schedule annex appendix chapter part")
 _ENDERS = "。！？；…!?"
 _CLOSERS = "”’」』）)】》〉\"'"
 _BOUNDARY = re.compile(rf"[。！？；…]+[{_CLOSERS}]*|(?<![!?])[!?]+[{_CLOSERS}]*(?=\s|$|[{_HAN}])|(?<!\.)\.+[{_CLOSERS}]*(?=\s|$)")
@@ -296,6 +300,8 @@ def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     for found in _BOUNDARY.finditer(text, start, end):
         if text[found.start()] == "." and not _ends_here(text, begin, found, end):
             continue
+        if text[found.start()] in "!?" and text[found.end() - 1] in "\"'”’" and _rest(text, found.end(), end)[:1].islower():
+            continue
         span = _trim(text, begin, found.end())
         if span[0] < span[1]:
             yield span
@@ -307,16 +313,24 @@ def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _ends_here(text: str, begin: int, found: re.Match[str], end: int) -> bool:
     """Whether the full stop at `found` ends the sentence that began at `begin`."""
-    rest = text[found.end() : min(end, found.end() + _LOOK_BACK)].lstrip()
+    rest = _rest(text, found.end(), end)
     if not rest:
         return True
     before = text[max(begin, found.start() - _LOOK_BACK) : found.start()].split()
     token = before[-1].lstrip("([“\"'").lower() if before else ""
     if len(before) == 1 and re.fullmatch(r"[\divxlc]+(?:\.\d+)*|[a-z]", token):
         return False
+    if len(before) == 2 and before[0].lower() in _CLAUSE_WORDS and re.fullmatch(r"[\divxlc]+(?:\.\d+)*", token):
+        return False
+    if token in _COMPANY_ABBREVIATIONS and rest[0] in "([“\"":
+        return False
     if token in _ABBREVIATIONS or (token in _NUMBER_ABBREVIATIONS and rest[0].isdigit()):
         return False
     return not ((len(token) == 1 and token.isalpha() and token.isascii()) or rest[0].islower())
+
+
+def _rest(text: str, start: int, end: int) -> str:
+    return text[start : min(end, start + _LOOK_BACK)].lstrip()
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -66,8 +66,7 @@ def test_english_sentences() -> None:
     assert _split("Dr. Smith saw e.g. five patients. He left at 5.30 p.m. and No. 5 stayed! “Why?” she asked.") == [
         "Dr. Smith saw e.g. five patients.",
         "He left at 5.30 p.m. and No. 5 stayed!",
-        "“Why?”",
-        "she asked.",
+        "“Why?” she asked.",
     ]
     assert _split("1. Meropenem needs a code. It is valid.\n2.1 The term is three years.") == [
         *["1. Meropenem needs a code.", "It is valid.", "2.1 The term is three years."]
@@ -76,6 +75,15 @@ def test_english_sentences() -> None:
 
 def test_an_abbreviation_of_number_is_also_a_word() -> None:
     assert _split("She said no. He saw No. 5 on p. 7 and left.") == ["She said no.", "He saw No. 5 on p. 7 and left."]
+
+
+def test_companies_and_clauses_go_on_after_their_full_stop() -> None:
+    assert _split("The buyer is Acme Co., Ltd. (the “Buyer”). It was sold by Acme Inc. The price is due.") == [
+        *["The buyer is Acme Co., Ltd. (the “Buyer”).", "It was sold by Acme Inc.", "The price is due."]
+    ]
+    assert _split("Section 3.2. The Buyer shall pay. This is Section 3. It ends.") == [
+        *["Section 3.2. The Buyer shall pay.", "This is Section 3.", "It ends."]
+    ]
 
 
 def test_chinese_sentences() -> None:
