@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 
-.PHONY: setup demo test test-slow test-all lint format lock docs clean
+.PHONY: setup demo test test-slow test-all lint audit format lock docs clean
 
 setup: $(STAMP)
 	$(BIN)/appliance model pull
@@ -35,6 +35,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the locked packages; says "skipped" where no source of advisories can be reached.
+audit: $(STAMP)
+	$(BIN)/python tools/audit_dependencies.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
