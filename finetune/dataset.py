@@ -7,9 +7,9 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from finetune.fields import TASKS, BadField, choice, nearest
 from finetune.formats import META, Layout, guess_tags, pairs_of
@@ -33,11 +33,15 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "conversation": ("conversation_id",),
     "task": ("task",),
+    "passages": ("passages",),
+    "review": ("review",),
 }
 # Columns that carry the rest of a question: instruction + input, prompt + query.
 _CONTINUES = {"instruction": "input", "prompt": "query"}
 _RESERVED = frozenset(name for names in ALIASES.values() for name in names) | {META}
 SHOWN = 20
+# What a reviewer may say of a row.
+REVIEWS: Mapping[str, Literal["pending", "accepted", "rejected"]] = {"pending": "pending", "accepted": "accepted", "rejected": "rejected"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ def read_pairs(path: Path, *, mapping: Mapping[str, str] | None = None, skip_bad
     notes = list(read.notes)
     if "task" in used and "task" not in (mapping or {}) and not _names_tasks(read.rows, used["task"]):
         notes.append(f'column "{used.pop("task")}" holds no tasks of ours ({", ".join(TASKS)}) and is not read')
+    notes += _drop_foreign(read.rows, used, mapping or {})
     tags = guess_tags(read.rows, used["messages"]) if "messages" in used else None
     return collect(str(path), read.rows, Layout(used, tags, task=task), skip_bad=skip_bad, notes=notes)
 
@@ -83,6 +88,7 @@ def collect(where: str, rows: Sequence[Row], layout: Layout, *, skip_bad: bool, 
     layout = replace(layout, task=layout.task or _first_task(rows, layout))
     several = len({row.file for row in rows}) > 1
     bad: list[Excluded] = []
+    rejected: list[Excluded] = []
     pairs: list[Pair] = []
     seen: dict[str, int] = {}
     for row in rows:
@@ -90,6 +96,9 @@ def collect(where: str, rows: Sequence[Row], layout: Layout, *, skip_bad: bool, 
             bad.append(row.value)
             continue
         try:
+            if not accepted(row.value, layout.columns.get("review")):
+                rejected.append(Excluded(row.file, row.number, "review", "was rejected by its reviewer"))
+                continue
             found = pairs_of(row, row.value, layout, row.file if several else "")
             twice = next((pair.id for pair in found if pair.id in seen), None)
             if twice is not None:
@@ -102,16 +111,47 @@ def collect(where: str, rows: Sequence[Row], layout: Layout, *, skip_bad: bool, 
     if bad and not skip_bad:
         raise DatasetError(_summary(where, bad))
     if not pairs:
-        why = f"; {_summary(where, bad)}" if bad else "; expected at least one row"
+        none = f"; all {len(rejected)} rows were rejected" if rejected else "; expected at least one row"
+        why = f"; {_summary(where, bad)}" if bad else none
         raise DatasetError(f"{where}: no usable row{why}")
     unused = tuple(name for name in columns_of(rows) if name not in layout.taken)
-    return ReadResult(pairs, layout.columns, bad, unused, tuple(notes))
+    return ReadResult(pairs, layout.columns, [*bad, *rejected], unused, tuple(notes))
 
 
 def _names_tasks(rows: Iterable[Row], column: str) -> bool:
     """Whether any row names a task of ours there: many data sets have a column of that name for something else."""
     said = {row.value.get(column) for row in rows if isinstance(row.value, dict) and isinstance(row.value.get(column), str)}
     return not said or any(value.strip().lower() in TASKS for value in said if isinstance(value, str))
+
+
+def _drop_foreign(rows: Sequence[Row], used: dict[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Take columns that only share a name with ours out of `used`, with a note for each: passages and reviews mean many things."""
+    values = [row.value for row in rows if isinstance(row.value, dict)]
+    notes: list[str] = []
+    column = used.get("passages")
+    if column and "passages" not in wanted and not any(_is_reference(value.get(column)) for value in values):
+        notes.append(f'column "{used.pop("passages")}" holds no references to passages (doc_id, sha256, start, end, role) and is not read')
+    column = used.get("review")
+    said = {str(value.get(column)).strip().lower() for value in values} if column else set()
+    if column and "review" not in wanted and "passages" not in used and not said & REVIEWS.keys():
+        notes.append(f'column "{used.pop("review")}" holds no verdicts ({", ".join(REVIEWS)}) and is not read')
+    return notes
+
+
+def _is_reference(value: Any) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return '"sha256"' in value
+    return isinstance(value, list) and any(isinstance(item, dict) and "sha256" in item for item in value)
+
+
+def accepted(row: Mapping[str, Any], column: str | None) -> bool:
+    """Whether a row may be used: True where nothing is to be reviewed, False where it was rejected. Raises BadField if it waits."""
+    if column is None:
+        return True
+    verdict = choice(column, row.get(column), REVIEWS)
+    if verdict in (None, "pending"):
+        raise BadField(column, "is not reviewed yet; accept or reject it with `appliance dataset review FILE`")
+    return verdict == "accepted"
 
 
 def _first_task(rows: Iterable[Row], layout: Layout) -> Task | None:
@@ -260,6 +300,7 @@ def _plain(pair: Pair) -> dict[str, Any]:
     row |= {"rejected": pair.rejected} if pair.rejected is not None else {}
     row |= {"conversation_id": pair.conversation} if pair.conversation else {}
     row |= {"task": pair.task} if pair.task != "qa" else {}
+    row |= {"passages": [asdict(passage) for passage in pair.passages]} if pair.passages else {}
     # A column that would be taken for a field of the own format goes one level down; `formats` brings it back.
     clash = {name: value for name, value in pair.meta.items() if name in _RESERVED}
     row |= {META: clash} if clash else {}

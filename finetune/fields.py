@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from finetune.reading import kind
-from finetune.types import Split, Task, Turn
+from finetune.types import PassageRef, Split, Task, Turn
 
 SPLITS: Mapping[str, Split] = {"train": "train", "dev": "dev", "test": "test", "validation": "dev", "valid": "dev", "val": "dev"}
 TASKS: Mapping[str, Task] = {"qa": "qa", "summary": "summary", "classify": "classify", "extract": "extract"}
@@ -119,6 +119,31 @@ def names(field: str, value: Any) -> tuple[str, ...]:
         value = value.split(";")
     found = [identifier(item, field) for item in listed(field, value, '["guide.md"]')]
     return tuple(dict.fromkeys(name for name in found if name))
+
+
+ROLES: Mapping[str, Literal["gold", "negative", "withheld"]] = {"gold": "gold", "negative": "negative", "withheld": "withheld"}
+
+
+def passages(field: str, value: Any) -> tuple[PassageRef, ...]:
+    """References to passages, as `appliance dataset from-documents` writes them. Raises BadField."""
+    if value is None or value == "":
+        return ()
+    example = '[{"doc_id": "guide.md", "sha256": "...", "start": 0, "end": 90, "role": "gold"}]'
+    found: list[PassageRef] = []
+    for number, item in enumerate(listed(field, value, example), 1):
+        if not isinstance(item, dict) or not {"doc_id", "sha256", "start", "end", "role"} <= item.keys():
+            raise BadField(field, f"passage {number}: expected {example[1:-1]}, found {kind(item)} without all of these")
+        start, end = item["start"], item["end"]
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end):
+            raise BadField(field, f"passage {number}: expected 0 <= start < end, found {start!r} and {end!r}")
+        role = choice(field, item["role"], ROLES)
+        if role is None:
+            raise BadField(field, f"passage {number}: the role is missing; it is one of {', '.join(ROLES)}")
+        heading = tuple(string(field, part) for part in listed(field, item.get("heading") or [], '["Fees"]'))
+        found.append(PassageRef(string(field, item["doc_id"]), string(field, item["sha256"]), start, end, role, heading))
+    if all(passage.role == "withheld" for passage in found):
+        raise BadField(field, "no passage is shown with the question; at least one must be gold or negative")
+    return tuple(found)
 
 
 def history(field: str, value: Any) -> tuple[str | None, tuple[Turn, ...]]:

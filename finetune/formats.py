@@ -20,6 +20,7 @@ from finetune.fields import (
     identifier,
     listed,
     names,
+    passages,
     string,
     text,
     truth,
@@ -131,6 +132,7 @@ def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = 
         rejected=rejected,
         conversation=identifier(value.get("conversation"), column.get("conversation", "")) or None,
         task=_task(column.get("task", ""), value.get("task"), layout.task),
+        passages=passages(column.get("passages", ""), value.get("passages")),
     )
     every = layout.all_answers or layout.tags is not None
     pairs = _answers(last) if every and rejected is None and len(turns) > 1 else [last]

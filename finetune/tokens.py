@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,17 @@ from finetune.types import Example, TrainingError, Turn
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one example; the loss covers ``input_ids[prompt:]``, which ends with an end-of-turn token."""
+    """Token ids of one example; the loss covers ``input_ids[prompt:]``, which ends with an end-of-turn token.
+
+    Of an answer that is learnt in several `windows` only the last ends so. `shortened` is the number of messages of the
+    history that were left out.
+    """
 
     id: str
     input_ids: list[int]
     prompt: int
+    shortened: int = 0
+    windows: int = 1
 
     @property
     def labels(self) -> list[int]:
@@ -94,21 +100,75 @@ def encode_all(
 ) -> tuple[list[Encoded], int]:
     """(encoded examples, how many were dropped as over-long). `context` is the model's own limit in tokens.
 
-    Raises TrainingError naming the example if it is longer than max_length or the context and the policy is "error".
+    Raises TrainingError naming the example if it is longer than max_length or the context and the policy is "error", or it is
+    "window" and the question is too long for that.
     """
-    limit = min(settings.max_length, context)
-    kept: list[Encoded] = []
-    for example in examples:
-        encoded = encode(tokenizer, example, stops)
-        if len(encoded.input_ids) <= limit:
-            kept.append(encoded)
-        elif settings.over_long == "error":
-            answer = len(encoded.input_ids) - encoded.prompt
-            raise TrainingError(
-                f"example {example.id}: {len(encoded.input_ids)} tokens (prompt {encoded.prompt}, answer {answer}), at most {limit} fit; "
-                f'shorten it, raise max_length (the model takes {context}), or set over_long = "drop"'
-            )
+    if settings.over_long == "window":
+        limit = min(settings.max_length, context)
+        return [window for example in examples for window in windows_of(tokenizer, example, stops, limit)], 0
+    found = (encode(tokenizer, example, stops) for example in examples)
+    kept = [encoded for encoded in found if not over_long(encoded, settings, context)]
     return kept, len(examples) - len(kept)
+
+
+def windows_of(tokenizer: Any, example: Example, stops: frozenset[int], limit: int) -> list[Encoded]:
+    """The example in pieces of at most `limit` tokens, nothing of its answer lost; one piece if it fits.
+
+    First the oldest messages of the history are left out, a question with its answer at a time; system message and question
+    stay whole. If that is not enough, the answer is learnt in windows: each has the prompt, then (from the second on) the last
+    quarter of a window of what went before, without loss, then the next tokens. Each token of the answer has loss in
+    one window, and only the last window ends the turn. Raises TrainingError naming the example if the prompt that must stay
+    takes more than half of `limit`.
+    """
+    encoded, turns = encode(tokenizer, example, stops), list(example.prompt)
+    first = next(place for place, turn in enumerate(turns) if turn.role != "system")
+    while len(encoded.input_ids) > limit and len(turns) > first + 1:
+        del turns[first]
+        while len(turns) > first + 1 and turns[first].role != "user":
+            del turns[first]
+        encoded = encode(tokenizer, replace(example, prompt=tuple(turns)), stops)
+    shortened = len(example.prompt) - len(turns)
+    prompt, answer = encoded.input_ids[: encoded.prompt], encoded.input_ids[encoded.prompt :]
+    room = limit - len(prompt)
+    if len(answer) <= room:
+        return [replace(encoded, shortened=shortened)]
+    if 2 * room < limit:
+        raise TrainingError(
+            f"example {example.id}: the system message and the question take {len(prompt)} tokens, more than half of the {limit} that fit, "
+            'so the answer cannot be learnt in windows; shorten them, raise max_length, or set over_long = "drop"'
+        )
+    context = room // 4
+    starts = [0, *range(room, len(answer), room - context)]
+    windows: list[Encoded] = []
+    for start in starts:
+        seen = min(start, context)
+        piece = answer[start - seen : start - seen + room]
+        windows.append(Encoded(example.id, prompt + piece, len(prompt) + seen, shortened, len(starts)))
+    return windows
+
+
+def adjusted(rows: Sequence[Any]) -> dict[str, int]:
+    """How many examples the policy "window" changed: "history shortened", "answer in windows"."""
+    encoded = [row for row in rows if isinstance(row, Encoded)]
+    counts = {
+        "history shortened": len({row.id for row in encoded if row.shortened}),
+        "answer in windows": len({row.id for row in encoded if row.windows > 1}),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def over_long(encoded: Encoded, settings: TrainSettings, context: int) -> bool:
+    """Whether there are more tokens than max_length or the context. Raises TrainingError then, if the policy is "error"."""
+    limit = min(settings.max_length, context)
+    if len(encoded.input_ids) <= limit:
+        return False
+    if settings.over_long == "error":
+        answer = len(encoded.input_ids) - encoded.prompt
+        raise TrainingError(
+            f"example {encoded.id}: {len(encoded.input_ids)} tokens (prompt {encoded.prompt}, answer {answer}), at most {limit} fit; "
+            f'shorten it, raise max_length (the model takes {context}), or set over_long = "drop" or "window"'
+        )
+    return True
 
 
 def _ids(tokenizer: Any, example: Example, turns: Sequence[Turn], generate: bool) -> list[int]:

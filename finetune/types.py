@@ -20,13 +20,28 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class PassageRef:
+    """A passage that a pair is asked with: a span of a document whose text had the hash `sha256`. Its text stays in the knowledge base.
+
+    "gold" holds the answer, "negative" was found with it and does not; "withheld" would hold the answer and is not shown.
+    """
+
+    doc_id: str
+    sha256: str
+    start: int
+    end: int
+    role: Literal["gold", "negative", "withheld"]
+    heading: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One question with its answer, as read and validated from a file.
 
     `history` are the turns before the question (user and assistant in turn), `system` is the system message of whoever asks.
     `rejected` is the worse answer of a preference pair. Pairs of one multi-turn row share `conversation`. `doc_ids` are the
-    documents the answer rests on, as declared by the row. `row` counts from 1 and is the line (JSONL) or the record (other
-    formats) in `file`.
+    documents the answer rests on, as declared by the row. With `passages` (best first) the question is asked as `hybrid` asks it.
+    `row` counts from 1 and is the line (JSONL) or the record (other formats) in `file`.
     """
 
     id: str
@@ -45,15 +60,20 @@ class Pair:
     rejected: str | None = None
     conversation: str | None = None
     task: Task = "qa"
+    passages: tuple[PassageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is trained on: the loss covers the tokens of `completion` (and the end token) only."""
+    """What is trained on: the loss covers the tokens of `completion` (and the end token) only.
+
+    `rejected` is the worse completion of a preference. Without a prompt it is a plain text to be read.
+    """
 
     id: str
     prompt: tuple[Turn, ...]
     completion: str
+    rejected: str | None = None
 
 
 class DatasetError(Exception):

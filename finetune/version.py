@@ -1,4 +1,4 @@
-"""Immutable adapter versions: a folder named by domain and content, complete or not there at all."""
+"""Immutable versions of adapters and models: a folder named by domain and content, complete or not there at all."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from finetune.lint import CONFIG, MAX_RANK, WEIGHTS, lint_files
+from finetune.curve import draw
+from finetune.lint import CONFIG, MAX_RANK, WEIGHTS, EngineKind, lint_files
+from finetune.runs import CURVE, EVENTS
+from finetune.settings import yields
+from finetune.tokens import load_tokenizer, template_hash
 from finetune.train import TrainResult
 from finetune.types import TrainingError
 
-FACTS = "version.json"
+FACTS, LOG = "version.json", "log.jsonl"
+_MODEL_FILES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """A finished version as its version.json tells it. `sha256` is over weights and config, `settings` are the hyperparameters."""
+    """A finished version as its version.json tells it; `kind` says whether it is an adapter or a whole model.
+
+    `sha256` is over weights and config, `settings` are the hyperparameters, `base_ref` and `base_hash` name what it was trained from.
+    """
 
     name: str
     domain: str
@@ -46,6 +54,10 @@ class AdapterVersion:
     labels: tuple[str, ...]
     evidence: tuple[Mapping[str, Any], ...]
 
+    @property
+    def kind(self) -> Literal["adapter", "model"]:
+        return yields(self.method)
+
 
 def finish_version(
     result: TrainResult,
@@ -60,10 +72,10 @@ def finish_version(
 ) -> AdapterVersion:
     """Write the version into ``target_root/<domain>@<first 8 of its sha256>``: beside, fsync, rename.
 
-    The folder holds peft's two files (`adapter_model.safetensors`, `adapter_config.json`), `version.json`, `log.jsonl` and
-    `loss.png`. `evidence` says for each trained pair what it rests on, as plain data. Content that is there already is
-    returned as it is. Raises TrainingError if the domain cannot name a folder or the disk fails; nothing is left behind
-    then, and after a kill only a ``.tmp`` folder that no reader lists.
+    The folder holds peft's two files (`adapter_model.safetensors`, `adapter_config.json`), or a complete model with tokenizer
+    and chat template, and `version.json`, `log.jsonl`, `loss.png` and TensorBoard's files. `evidence` says for each trained pair
+    what it rests on, as plain data. Content that is there already is returned as it is. Raises TrainingError if the domain
+    cannot name a folder or the disk fails; nothing is left behind then, and after a kill only a ``.tmp`` folder that no reader lists.
     """
     if not _NAME.fullmatch(domain):
         raise TrainingError(f"domain {domain!r}: expected letters, digits, '_', '.' or '-', at most 64")
@@ -71,21 +83,28 @@ def finish_version(
     try:
         target_root.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
-        shutil.copyfile(result.adapter / WEIGHTS, staging / WEIGHTS)
-        _write(staging / CONFIG, _canonical(result.adapter / CONFIG, result.base_ref))
-        sha256 = adapter_hash(staging)
+        if yields(result.settings.method) == "model":
+            for file in result.adapter.iterdir():
+                shutil.copyfile(file, staging / file.name)
+        else:
+            shutil.copyfile(result.adapter / WEIGHTS, staging / WEIGHTS)
+            _write(staging / CONFIG, _canonical(result.adapter / CONFIG, result.base_ref))
+        sha256 = version_hash(staging)
         name = f"{domain}@{sha256[:8]}"
         target = target_root / name
         if target.exists():
             known = read_version(target)
             if known.sha256 == sha256:
                 return known
-            raise TrainingError(f"{target}: another adapter has the same short hash; train with another seed")
+            raise TrainingError(f"{target}: another version has the same short hash; train with another seed")
         facts = {"name": name, "domain": domain, "sha256": sha256, "dataset": dataset, "dataset_version": dataset_version}
         more = {"parent": parent, "labels": sorted(labels), "evidence": [dict(link) for link in evidence]}
         _write(staging / FACTS, json.dumps(facts | more | _facts(result), ensure_ascii=False, indent=2) + "\n")
-        _write(staging / "log.jsonl", "".join(json.dumps(event) + "\n" for event in result.log))
-        _plot(result.log, name, staging / "loss.png")
+        _write(staging / LOG, "".join(json.dumps(event) + "\n" for event in result.log))
+        draw(result.log, name, staging / CURVE)
+        events = result.adapter.parent / EVENTS
+        if events.is_dir():
+            shutil.copytree(events, staging / EVENTS)
         for file in staging.iterdir():
             _sync(file)
         _sync(staging)
@@ -98,8 +117,16 @@ def finish_version(
     return read_version(target)
 
 
-def adapter_hash(path: Path) -> str:
-    """The sha256 (hex) over the config in canonical form and the weights: what a version is named by. Raises OSError."""
+def version_hash(path: Path) -> str:
+    """The sha256 (hex) that a version is named by. Raises OSError.
+
+    For an adapter it is over the config in canonical form and the weights; for a model over the names and bytes of all its files.
+    """
+    if not (path / CONFIG).exists() and (path / "config.json").exists():
+        digest = hashlib.sha256()
+        for file in sorted(file for file in path.iterdir() if file.suffix in _MODEL_FILES and file.name not in (FACTS, LOG)):
+            digest.update(f"{file.name}\0{_file_hash(file)}\n".encode())
+        return digest.hexdigest()
     digest = hashlib.sha256(_canonical(path / CONFIG).encode())
     with (path / WEIGHTS).open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -118,24 +145,33 @@ def read_version(path: Path) -> AdapterVersion:
             evidence=tuple(values.pop("evidence")),
             **values,
         )
-        found = adapter_hash(path)
+        found = version_hash(path)
     except OSError as error:
-        raise TrainingError(f"{path}: not a complete adapter version ({error}); restore the folder or train again") from error
+        raise TrainingError(f"{path}: not a complete version ({error}); restore the folder or train again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path / FACTS}: not the facts of an adapter version ({error!r}); restore the file or train again") from error
+        raise TrainingError(f"{path / FACTS}: not the facts of a version ({error!r}); restore the file or train again") from error
     if found != version.sha256 or path.name != f"{version.domain}@{found[:8]}" or version.name != path.name:
         raise TrainingError(f"{path}: the files are not what was trained (content hash {found[:8]}); restore the folder or train again")
     return version
 
 
-def lint_adapter(path: Path, base: Path, *, base_hash: str = "", max_rank: int = MAX_RANK) -> list[str]:
+def lint_adapter(
+    path: Path,
+    base: Path,
+    *,
+    base_hash: str = "",
+    engine: EngineKind = "local",
+    max_rank: int = MAX_RANK,
+    chat_template: str | None = None,
+) -> list[str]:
     """What keeps the adapter in `path` from being served on the model in the folder `base`, in plain words; empty if nothing does.
 
-    LoRA only, safetensors only, no DoRA, no bias, no modules_to_save, a rank within `max_rank`, tensors that fit the base,
-    files as trained, and (unless '') trained for the base with `base_hash`. A folder without version.json, made elsewhere,
-    is judged by its files alone. Raises TrainingError if `base` itself holds no model.
+    Safetensors only, no bias, no modules_to_save, tensors that fit the base, a variant that the `engine` can serve (see
+    `finetune.lint.lint_files`), files as trained, trained with the template that the engine uses (`chat_template`, None for
+    the model's own), and (unless '') for the base with `base_hash`. A folder without version.json, made elsewhere, is judged
+    by its files alone. Raises TrainingError if `base` itself holds no model.
     """
-    problems = lint_files(path, base, max_rank)
+    problems = lint_files(path, base, engine, max_rank)
     if not (path / FACTS).exists():
         return problems
     try:
@@ -145,6 +181,11 @@ def lint_adapter(path: Path, base: Path, *, base_hash: str = "", max_rank: int =
     if base_hash and version.base_hash != base_hash:
         problems.append(
             f"trained for another base: {version.base_ref} ({version.base_hash[:8]}), this one is {base_hash[:8]}; train for it"
+        )
+    if version.template_hash != template_hash(load_tokenizer(base, chat_template)):
+        problems.append(
+            f"trained with another chat template ({version.template_hash[:8]}) than the engine uses; "
+            "set the engine's chat_template to the one of the training, or train again"
         )
     return problems
 
@@ -188,22 +229,9 @@ def _canonical(path: Path, base_ref: str | None = None) -> str:
     return json.dumps(values, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
 
 
-def _plot(log: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """The loss over steps, train and dev, as a PNG. Drawn without pyplot, which keeps state for the whole process."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss per token", title=title)
-    for key, label, style in (("loss", "train", "-"), ("eval_loss", "dev", "o-")):
-        points = [(event["step"], event[key]) for event in log if key in event]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

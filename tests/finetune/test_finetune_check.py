@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from finetune.check import check
+from finetune.report import html
 from finetune.types import Pair, Turn
 
 
@@ -11,10 +15,17 @@ def _pair(name: str, question: str, answer: str = "An answer.", **more: object) 
     return replace(Pair(name, question, answer, "zh" if question[0] > "z" else "en", split="train"), **more)  # type: ignore[arg-type]
 
 
+def _characters(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+    return [
+        (len(pair.system or "") + sum(len(turn.content) for turn in pair.history) + len(pair.question), len(pair.answer)) for pair in pairs
+    ]
+
+
 def test_counts_and_histograms() -> None:
     report = check([_pair("a", "One?"), _pair("b", "二？", split="dev"), _pair("c", "Three?" * 10, "", answerable=False, split=None)])
     assert report.total == 3
     assert report.splits == {"train": 1, "dev": 1, "undeclared": 1}
+    assert report.planned == {"train": 2, "dev": 1}
     assert report.languages == {"en": 2, "zh": 1}
     assert report.answerable == {"yes": 2, "no": 1}
     assert report.question_characters == {"<= 16": 2, "<= 64": 1}
@@ -24,8 +35,8 @@ def test_counts_and_histograms() -> None:
 
 
 def test_an_empty_data_set_is_checked_too() -> None:
-    report = check([], count_tokens=len, known_documents=set())
-    assert report.total == 0
+    report = check([], lengths=_characters, known_documents=set(), others={"none": []})
+    assert (report.total, report.planned) == (0, {})
     assert report.warnings() == []
 
 
@@ -37,7 +48,7 @@ def test_too_long_prompts_and_answers_are_told_apart() -> None:
         _pair("answer", "q", "长" * 40),
         _pair("together", "q" * 20, "a" * 20),
     ]
-    tokens = check(pairs, count_tokens=len, max_length=30).tokens
+    tokens = check(pairs, lengths=_characters, max_length=30).tokens
     assert tokens is not None
     assert (tokens.prompt_too_long, tokens.answer_too_long, tokens.together_too_long) == (("prompt",), ("answer",), ("together",))
 
@@ -49,13 +60,16 @@ def test_empty_boilerplate_and_repeated_answers() -> None:
         _pair("todo", "When?", "TODO"),
         _pair("model", "Who?", "As an AI language model, I cannot say."),
         _pair("同上", "如何？", "同上。"),
+        _pair("抱歉", "为何？", "抱歉，我无法提供这方面的信息。"),
+        _pair("sorry", "How?", "I'm sorry, but I cannot help with that."),
+        _pair("fine", "Why late?", "Sorry for being late is what the letter says."),
         *(_pair(f"r{number}", f"Question {number}?", same) for number in range(3)),
         _pair("yes1", "Is it open?", "Yes."),
         _pair("yes2", "Is it free?", "Yes."),
         _pair("yes3", "Is it new?", "Yes."),
         _pair("refused", "Why?", "", answerable=False),
     ]
-    assert [note.id for note in check(pairs).answers] == ["empty", "todo", "model", "同上", "r0", "r1", "r2"]
+    assert [note.id for note in check(pairs).answers] == ["empty", "todo", "model", "同上", "抱歉", "sorry", "r0", "r1", "r2"]
 
 
 def test_contradictions_need_the_same_question_in_the_same_talk() -> None:
@@ -70,7 +84,114 @@ def test_contradictions_need_the_same_question_in_the_same_talk() -> None:
         _pair("g", "Open on Sunday?", "", answerable=False),
     ]
     found = check(pairs).contradictions
-    assert [item.answers for item in found] == [{"a": "Four.", "b": "Five."}, {"f": "Yes.", "g": ""}]
+    assert [(item.answers, item.differ) for item in found] == [
+        ({"f": "Yes.", "g": ""}, ("answerable",)),
+        ({"a": "Four.", "b": "Five."}, ("wording",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ("The fee is 4 crowns.", "The fee is 5 crowns.", "numbers"),
+        ("挂号费为20元。", "挂号费为25元", "numbers"),
+        ("The deposit is 1,250 crowns", "the deposit is 1250 crowns.", "wording"),
+        ("Visitors may stay overnight.", "Visitors may not stay overnight.", "negation"),
+        ("可以退还押金。", "不可以退还押金。", "negation"),
+        ("Yes, with a permit.", "No.", "negation"),
+        ("需要，提前一天申请。", "无需申请。", "negation"),
+        ("At the front desk.", "Ask a nurse.", "wording"),
+        ("前台办理。", "请咨询护士。", "wording"),
+    ],
+)
+def test_how_answers_to_one_question_differ(one: str, other: str, how: str) -> None:
+    (found,) = check(
+        [_pair("a", "请问？" if one[0] > "z" else "What now?", one), _pair("b", "请问" if one[0] > "z" else "what now", other)]
+    ).contradictions
+    assert found.differ == (how,)
+
+
+def test_languages_declared_and_found() -> None:
+    long_en, long_zh = (
+        "The registration office on the ground floor issues it.",
+        "挂号处在一楼大厅左侧，工作日上午八点开始办理，请携带本人身份证件。",
+    )
+    pairs = [
+        _pair("en", "What is this?", long_en),
+        _pair("zh", "这是什么？", long_zh),
+        _pair("wrong", "这是什么费用？", long_zh, lang="en"),
+        _pair("mixed", "Where do I register?", long_zh),
+        _pair("name", "谁写的？", "William Shakespeare"),
+    ]
+    assert [note.id for note in check(pairs).other_language] == ["wrong", "mixed"]
+
+
+def test_personal_data_is_found_in_every_field_and_masked() -> None:
+    history = (Turn("user", "我的手机是13812345678。"), Turn("assistant", "好的。"))
+    pairs = [
+        _pair("q", "Is 536-22-8726 my number?", "Yes."),
+        _pair("h", "那费用呢？", "二十元。", history=history),
+        _pair("s", "Fee?", "Four.", system="Write to anna@example.org"),
+    ]
+    report = check(pairs)
+    assert [(item.id, item.field, item.kind) for item in report.personal] == [
+        ("q", "question", "us_ssn"),
+        ("h", "history", "chinese_mobile"),
+        ("s", "system", "email"),
+    ]
+    assert "13812345678" not in json.dumps(report.to_json())
+    assert report.reasons()["personal_data"] == 3
+
+
+def test_overlap_with_other_sets_is_a_leak_where_one_trains_and_the_other_measures() -> None:
+    ours = [
+        _pair("a", "What does parking cost per day?", split="train"),
+        _pair("b", "门诊挂号费是多少？", split=None),
+        _pair("c", "Who signs the contract?", split="test"),
+        _pair("d", "Where is the chapel?", split="train"),
+    ]
+    others = {
+        "exam": [_pair("x", "what does parking cost per day", split="test"), _pair("y", "门诊挂号费是多少", split="dev")],
+        "more": [_pair("z", "Who signs the contract", split="train"), _pair("w", "Where is the chapel?", split="train")],
+        "expert": [_pair("v", "Where is the chapel", split=None)],
+    }
+    shared = check(ours, others=others, measured={"expert"}).shared
+    assert {(item.id, item.other, item.other_id, item.leak) for item in shared} == {
+        ("a", "exam", "x", True),
+        ("b", "exam", "y", True),
+        ("c", "more", "z", True),
+        ("d", "more", "w", False),
+        ("d", "expert", "v", True),
+    }
+
+
+def test_undeclared_pairs_do_not_leak_for_they_follow_their_twins() -> None:
+    pairs = [_pair("a", "What is the fee for cards?", split="test"), _pair("b", "what is the fee for cards", split=None)]
+    report = check(pairs)
+    assert (report.leakage, report.planned) == ((), {"test": 2})
+
+
+def test_turns_of_one_conversation_are_no_near_duplicates() -> None:
+    history = (Turn("user", "Which documents prove my residence in Norland for a bank account?"), Turn("assistant", "A lease."))
+    pairs = [
+        _pair("a#1", history[0].content, conversation="a"),
+        _pair("a#2", "For?", history=history, conversation="a"),
+        *(_pair(f"x{number}", f"What does item {number} cost?") for number in range(20)),
+    ]
+    assert [twin for twin in check(pairs).duplicates if "a#1" in (twin.a, twin.b)] == []
+
+
+def test_the_page_escapes_what_the_data_say() -> None:
+    evil = "<script>alert('x')</script>"
+    pairs = [_pair("a", evil, "抱歉，<b>无法</b>回答。"), _pair("b", evil, "Five & six"), _pair(evil, "Fee?", "See above", split="dev")]
+    page = html(check(pairs, lengths=_characters, max_length=10), "数据 <集>")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "数据 &lt;集&gt;" in page
+    assert "抱歉，&lt;b&gt;无法" in page
+    assert "http" not in page
+    assert "Nothing wrong was found" in html(check([]), "empty")
 
 
 def test_leakage_and_duplicates_are_told_apart() -> None:

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from itertools import combinations
 
-from finetune.near import STOP_WEIGHT, group, near_duplicates
+from finetune.near import STOP_WEIGHT, Overlap, group, near_duplicates, overlaps
 from retrieval.text import content_words, normalise_question, words
 
 
@@ -25,8 +25,8 @@ def _exact(texts: list[str], threshold: float) -> set[tuple[int, int]]:
 def test_prefix_filtering_finds_what_comparing_all_finds() -> None:
     dice = random.Random(1)
     names = [f"name{number}" for number in range(40)] + ["费用", "合同", "期限", "what", "the", "is"]
-    texts = [" ".join(dice.sample(names, dice.randint(2, 7))) for _ in range(300)]
-    for threshold in (0.3, 0.6, 0.9):
+    texts = list({frozenset(text): " ".join(text) for text in (dice.sample(names, dice.randint(2, 7)) for _ in range(300))}.values())
+    for threshold in (0.3, 0.5, 0.7):
         expected = _exact(texts, threshold)
         assert expected
         assert {(i, j) for i, j, _ in near_duplicates(texts, threshold)} == expected
@@ -52,3 +52,37 @@ def test_groups_join_equal_questions_in_any_number() -> None:
     assert group(["same"] * 50_000) == [list(range(50_000))]
     assert group([]) == []
     assert group(["?", "!", ""]) == [[0, 1, 2]]
+
+
+def test_texts_of_the_same_words_are_listed_with_the_first_only() -> None:
+    found = near_duplicates(["fee for cards", "Cards: fee for?", "for cards fee", "加班费", "其他"])
+    assert found == [(0, 1, 1.0), (0, 2, 1.0)]
+
+
+def test_overlaps_of_two_lists_name_the_closest() -> None:
+    trained = ["门诊挂号费是多少？", "How long may visitors stay in the ward?", "Where is parking?", "Who signs?"]
+    asked = [
+        "Something else altogether",
+        "how long may visitors stay in the ward",
+        "门诊挂号费是多少",
+        "How long may visitors stay in the wards?",
+        "How long may visitors stay in this ward?",
+    ]
+    found = overlaps(asked, trained)
+    assert [(item.left, item.right, item.exact) for item in found] == [(1, 1, True), (2, 0, True), (4, 1, False)]
+    assert found[0] == Overlap(1, 1, 1.0, True)
+    assert 0.8 <= found[2].similarity < 1
+    assert overlaps([], trained) == overlaps(asked, []) == []
+    assert [item.left for item in overlaps(["same"] * 20_000, ["Same?"] * 20_000)] == list(range(20_000))
+
+
+def test_overlaps_agree_with_comparing_all() -> None:
+    dice = random.Random(2)
+    names = [f"name{number}" for number in range(30)] + ["费用", "合同", "the", "is"]
+    texts = [" ".join(dice.sample(names, dice.randint(2, 6))) for _ in range(200)]
+    left, right = texts[:120], texts[120:]
+    near = _exact(texts, 0.6)
+    expected = {i for i, j in near if i < 120 <= j} | {
+        i for i, text in enumerate(left) if any(set(text.split()) == set(o.split()) for o in right)
+    }
+    assert {item.left for item in overlaps(left, right, 0.6)} == expected

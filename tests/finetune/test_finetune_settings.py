@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune.settings import TrainSettings, load_settings, settings_from
+from finetune.config_file import load_settings
+from finetune.settings import TrainSettings, settings_from
 from finetune.types import TrainingError
 
 
 def test_defaults() -> None:
     settings = TrainSettings()
     assert (settings.method, settings.rank, settings.alpha, settings.dropout, settings.target) == ("lora", 16, 32, 0.05, "all-linear")
-    assert (settings.learning_rate, settings.epochs, settings.batch_size, settings.warmup_steps) == (2e-4, 3, 16, 100)
-    assert settings_from(settings.to_json()) == settings
+    assert (settings.rate, settings.epochs, settings.batch_size, settings.warmup_steps) == (2e-4, 3, 16, 100)
+    assert settings_from(settings.to_json()).to_json() == settings.to_json()
 
 
 @pytest.mark.parametrize(
@@ -46,9 +47,11 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("a.toml", 'learning_rate = "fast"', "learning_rate: expected a number, found 'fast'"),
         ("a.toml", "method = 1", "method: expected text"),
         ("a.toml", "target = [1]", "target: expected text or a list of texts"),
-        ("a.toml", 'method = "qlora"', "method: there is no 'qlora'; expected lora"),
+        ("a.toml", 'method = "qlorra"', "method: there is no 'qlorra'; expected lora, qlora"),
+        ("a.toml", "gradient_checkpointing = 1", "gradient_checkpointing: expected true or false, found 1"),
+        ("a.toml", "warmup_ratio = 1.5", "warmup_ratio: expected a value from 0 to 1"),
         ("a.toml", 'scheduler = "cosin"', 'did you mean "cosine"'),
-        ("a.toml", 'over_long = "cut"', "over_long: there is no 'cut'; expected error, drop"),
+        ("a.toml", 'over_long = "cut"', "over_long: there is no 'cut'; expected error, drop, window"),
         ("a.toml", "rank = 0", "rank: expected a value from 1 to 1024, found 0"),
         ("a.toml", "dropout = 1.0", "dropout: expected a value from"),
         ("a.toml", "learning_rate = 5", "learning_rate: expected a number above 0"),

@@ -8,7 +8,7 @@ import pytest
 from finetune_model import CHATML, build_model, make_examples
 
 from finetune.settings import TrainSettings
-from finetune.tokens import encode, encode_all, load_tokenizer, stop_tokens
+from finetune.tokens import adjusted, encode, encode_all, load_tokenizer, stop_tokens, windows_of
 from finetune.types import Example, TrainingError, Turn
 
 EXAMPLE = Example("e1", (Turn("user", "手续费是多少？"),), "四欧元。")
@@ -86,6 +86,51 @@ def test_over_long_examples_follow_the_policy(tiny: Path, tokenizer: Any) -> Non
     assert ([item.id for item in kept], dropped) == (["e0", "e1"], 1)
     with pytest.raises(TrainingError, match="at most 64 fit"):
         encode_all(tokenizer, examples, stops, TrainSettings(max_length=128), 64)
+
+
+@pytest.mark.parametrize("answer", ["长" * 60 + "。", "word " * 150, "手续费是 4 欧元，见第 7 条。" * 20])
+def test_windows_lose_nothing_of_the_answer(tiny: Path, tokenizer: Any, answer: str) -> None:
+    example, stops = replace(EXAMPLE, completion=answer), stop_tokens(tokenizer, tiny)
+    whole = encode(tokenizer, example, stops)
+    windows = windows_of(tokenizer, example, stops, 128)
+    assert len(windows) > 1 and all(len(window.input_ids) <= 128 for window in windows)
+    prompt, wanted = whole.input_ids[: whole.prompt], whole.input_ids[whole.prompt :]
+    trained = [token for window in windows for token in window.input_ids[window.prompt :]]
+    assert trained == wanted
+    assert [window.input_ids[-1] in stops for window in windows] == [False] * (len(windows) - 1) + [True]
+    done = 0
+    for window in windows:
+        seen = window.input_ids[len(prompt) : window.prompt]
+        assert window.input_ids[: len(prompt)] == prompt
+        # What is seen without loss is what came just before.
+        assert wanted[done - len(seen) : done] == seen
+        assert bool(seen) == (done > 0)
+        done += len(window.input_ids) - window.prompt
+    rows, dropped = encode_all(tokenizer, [example, EXAMPLE], stops, TrainSettings(max_length=128, over_long="window"), 256)
+    assert (len(rows), dropped, adjusted(rows)) == (len(windows) + 1, 0, {"answer in windows": 1})
+
+
+def test_windows_leave_out_the_oldest_history_first(tiny: Path, tokenizer: Any) -> None:
+    stops = stop_tokens(tokenizer, tiny)
+    history = tuple(Turn(role, f"{role} {number} {'旧' * 8}") for number in range(4) for role in ("user", "assistant"))  # type: ignore[arg-type]
+    example = replace(EXAMPLE, prompt=(Turn("system", "Briefly."), *history, *EXAMPLE.prompt))
+    (kept,) = windows_of(tokenizer, example, stops, 200)
+    text = tokenizer.decode(kept.input_ids)
+    assert 0 < kept.shortened < 8 and kept.shortened % 2 == 0
+    expected = replace(example, prompt=(example.prompt[0], *example.prompt[1 + kept.shortened :]))
+    assert kept.input_ids == encode(tokenizer, expected, stops).input_ids
+    assert "Briefly." in text and "手续费是多少？" in text and "user 0" not in text and "assistant 3" in text
+    # One more question with its answer would not fit.
+    more = replace(example, prompt=(example.prompt[0], *example.prompt[kept.shortened - 1 :]))
+    assert len(encode(tokenizer, more, stops).input_ids) > 200
+    assert adjusted([kept]) == {"history shortened": 1}
+    assert windows_of(tokenizer, example, stops, 10_000)[0].shortened == 0
+
+
+def test_a_question_too_long_for_windows_is_named(tiny: Path, tokenizer: Any) -> None:
+    example = replace(EXAMPLE, prompt=(Turn("user", "长" * 60),), completion="好" * 60)
+    with pytest.raises(TrainingError, match=r"example e1: the system message and the question take \d+ tokens, more than half of the 256"):
+        windows_of(tokenizer, example, stop_tokens(tokenizer, tiny), 256)
 
 
 def test_a_base_without_template_needs_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from finetune_model import QUICK, build_model, make_job
 from finetune import version as module
 from finetune.train import TrainResult, train
 from finetune.types import TrainingError
-from finetune.version import AdapterVersion, adapter_hash, finish_version, lint_adapter, list_versions, read_version
+from finetune.version import AdapterVersion, finish_version, lint_adapter, list_versions, read_version, version_hash
 
 Change = Callable[[Path], None]
 
@@ -34,8 +34,8 @@ def finished(trained: TrainResult, tmp_path: Path) -> AdapterVersion:
 def test_a_finished_version_is_complete(finished: AdapterVersion, trained: TrainResult) -> None:
     assert re.fullmatch(r"finance@[0-9a-f]{8}", finished.name)
     assert finished.path.name == finished.name == f"finance@{finished.sha256[:8]}"
-    assert finished.sha256 == adapter_hash(finished.path)
-    names = {"adapter_model.safetensors", "adapter_config.json", "version.json", "log.jsonl", "loss.png"}
+    assert finished.sha256 == version_hash(finished.path)
+    names = {"adapter_model.safetensors", "adapter_config.json", "version.json", "log.jsonl", "loss.png", "tensorboard"}
     assert {file.name for file in finished.path.iterdir()} == names
     assert (finished.path / "loss.png").read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (finished.path / "log.jsonl").read_text("utf-8").splitlines()]
@@ -76,10 +76,10 @@ def _set(key: str, value: Any, file: str = "adapter_config.json") -> Change:
     [
         (_truncate, "the files are not what was trained"),
         (_set("lora_alpha", 1), "the files are not what was trained"),
-        (lambda path: (path / "adapter_model.safetensors").unlink(), "not a complete adapter version"),
-        (lambda path: (path / "version.json").unlink(), "not a complete adapter version"),
-        (lambda path: (path / "version.json").write_text('{"name": "fin', "utf-8"), "not the facts of an adapter version"),
-        (lambda path: (path / "version.json").write_text("[]", "utf-8"), "not the facts of an adapter version"),
+        (lambda path: (path / "adapter_model.safetensors").unlink(), "not a complete version"),
+        (lambda path: (path / "version.json").unlink(), "not a complete version"),
+        (lambda path: (path / "version.json").write_text('{"name": "fin', "utf-8"), "not the facts of a version"),
+        (lambda path: (path / "version.json").write_text("[]", "utf-8"), "not the facts of a version"),
         (_set("domain", "legal", "version.json"), "the files are not what was trained"),
     ],
 )
@@ -108,7 +108,7 @@ def test_nothing_is_left_behind_by_a_failure(
     def fail(*args: object) -> None:
         raise fault
 
-    monkeypatch.setattr(module, "_plot", fail)
+    monkeypatch.setattr(module, "draw", fail)
     with pytest.raises(raised):
         _finish(trained, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -128,7 +128,8 @@ def test_what_was_trained_passes_the_lint(finished: AdapterVersion, tiny: Path, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set("peft_type", "PREFIX_TUNING"), "only LORA adapters"),
+        (_set("peft_type", "PREFIX_TUNING"), "engine vllm serves plain LoRA adapters only; an engine of kind local serves it"),
+        (_set("peft_type", "IA3"), "peft_type is 'IA3'"),
         (_set("use_dora", True), "DoRA"),
         (_set("bias", "all"), "bias is 'all'"),
         (_set("modules_to_save", ["lm_head"]), "modules_to_save (lm_head)"),
@@ -142,11 +143,12 @@ def test_what_was_trained_passes_the_lint(finished: AdapterVersion, tiny: Path, 
         (lambda path: (path / "adapter_model.safetensors").unlink(), "adapter_model.safetensors: cannot be read"),
         (_truncate, "not a complete safetensors file"),
         (_set("base_hash", "otherhash", "version.json"), "trained for another base"),
+        (_set("template_hash", "other", "version.json"), "trained with another chat template"),
     ],
 )
 def test_the_lint_names_what_cannot_be_served(finished: AdapterVersion, tiny: Path, change: Change, says: str) -> None:
     change(finished.path)
-    problems = lint_adapter(finished.path, tiny, base_hash="basehash")
+    problems = lint_adapter(finished.path, tiny, base_hash="basehash", engine="vllm")
     assert any(says in problem for problem in problems), problems
 
 

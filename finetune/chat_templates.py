@@ -1,0 +1,48 @@
+"""Chat templates for bases that have none: by name, as text, or from a file. Training and every engine take them from here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.types import TrainingError
+
+_BOS = "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
+# Every answer ends with the tokenizer's own EOS, so that a base learns to stop whatever its special tokens are.
+NAMED: Mapping[str, str] = {
+    "chatml": (
+        # Some tokenizers have its own first token for BOS.
+        _BOS.replace("bos_token %}", "bos_token and bos_token != '<|im_start|>' %}")
+        + "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+        "{{ (eos_token if message['role'] == 'assistant' else '<|im_end|>') + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        _BOS + "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+        "{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}"
+        "{% else %}{{ '### Response:\\n' + message['content'] + eos_token + '\\n\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+    ),
+}
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>|### [A-Z][a-z]+:")
+
+
+def resolve(given: str | None, root: Path) -> str | None:
+    """The text of a template: one of `NAMED`, a template itself (it has braces), or a file, relative to `root`; None for none.
+
+    Raises TrainingError that lists what can be named.
+    """
+    if given is None or "{" in given:
+        return given
+    if given in NAMED:
+        return NAMED[given]
+    try:
+        return (root / given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise TrainingError(f"chat_template {given!r}: expected {', '.join(NAMED)}, a Jinja template, or its file ({error})") from error
+
+
+def markers(template: str) -> frozenset[str]:
+    """The words in a template that begin or end a turn; in a message they would be taken for its structure."""
+    return frozenset(_MARKER.findall(template))

@@ -1,0 +1,261 @@
+"""A LLaMA-Factory training file (YAML) as settings of ours: what is taken, what has no meaning here, what is not supported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.llama_factory_keys import NO_MEANING, UNSUPPORTED
+from finetune.settings import SCHEDULERS, nearest
+from finetune.types import TrainingError
+
+# A file with one of these is LLaMA-Factory's.
+_MARKS = frozenset(
+    {"model_name_or_path", "finetuning_type", "stage", "per_device_train_batch_size", "cutoff_len", "dataset_dir", "template"}
+)
+# Theirs -> ours, where only the name differs.
+_RENAMED = {
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "learning_rate": "learning_rate",
+    "max_grad_norm": "max_grad_norm",
+    "weight_decay": "weight_decay",
+    "cutoff_len": "max_length",
+    "seed": "seed",
+    "pref_beta": "dpo_beta",
+    "freeze_trainable_layers": "freeze_layers",
+    "galore_rank": "galore_rank",
+    "galore_update_interval": "galore_every",
+    "galore_scale": "galore_scale",
+    "early_stopping_steps": "patience",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "full_determinism": "deterministic",
+}
+# What their program does when a key is not given, in our words.
+_DEFAULTS: Mapping[str, Any] = {
+    "rank": 8,
+    "dropout": 0.0,
+    "learning_rate": 5e-5,
+    "scheduler": "linear",
+    "warmup_steps": 0,
+    "max_length": 2048,
+    "patience": 0,
+    "galore_rank": 16,
+    "galore_scale": 2.0,
+}
+# Flags of LoRA training -> our method.
+_VARIANTS = {
+    "quantization_bit": "qlora",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+    "pissa_init": "pissa",
+    "loraplus_lr_ratio": "lora+",
+}
+_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
+_TRANSLATED = frozenset(
+    {
+        "model_name_or_path",
+        "dataset",
+        "stage",
+        "finetuning_type",
+        "lora_target",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "warmup_ratio",
+        "optim",
+    }
+    | {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "template", "val_size", "bf16", "packing"}
+    | {"neat_packing", "disable_gradient_checkpointing", "use_galore"}
+    | _RENAMED.keys()
+    | _VARIANTS.keys()
+)
+
+
+@dataclass(slots=True)
+class Translation:
+    """`values` are settings of ours, `dataset` and `base` what the file names; `taken`, `no_meaning` and `unsupported` explain its keys."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    base: str | None = None
+    taken: dict[str, str] = field(default_factory=dict)
+    no_meaning: dict[str, str] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+
+
+def is_llama_factory(values: Mapping[str, Any]) -> bool:
+    """Whether the keys of a file are LLaMA-Factory's."""
+    return not _MARKS.isdisjoint(values)
+
+
+def translate(given: Mapping[str, Any], where: str, ignore_unsupported: bool = False) -> Translation:
+    """The file's keys as ours. What it leaves out takes LLaMA-Factory's default, so that the same file trains the same way.
+
+    Raises TrainingError naming `where` and every key that is misspelt or would change the result and is not supported;
+    with `ignore_unsupported` they are only listed in the result.
+    """
+    found = _Reading(where, {key: value for key, value in given.items() if value is not None})
+    result = found.result
+    result.values.update(_DEFAULTS)
+    found.method()
+    found.renamed()
+    found.batches()
+    found.schedule()
+    found.data()
+    found.rest()
+    if result.unsupported and not ignore_unsupported:
+        listed = "".join(f"\n  {key}: {reason}" for key, reason in result.unsupported.items())
+        raise TrainingError(f"{where}: these keys would change the result and are not supported (--ignore-unsupported goes on):{listed}")
+    return result
+
+
+class _Reading:
+    """One pass over the keys of a file."""
+
+    def __init__(self, where: str, given: Mapping[str, Any]) -> None:
+        self.where, self.given, self.result = where, given, Translation()
+
+    def method(self) -> None:
+        given, result = self.given, self.result
+        stage, kind = given.get("stage", "sft"), given.get("finetuning_type", "lora")
+        variants = {key: name for key, name in _VARIANTS.items() if given.get(key) not in (None, False)}
+        if given.get("quantization_bit") not in (None, 4):
+            result.unsupported["quantization_bit"] = f"{given['quantization_bit']} bits; only 4 (method qlora)"
+            del variants["quantization_bit"]
+        galore = bool(given.get("use_galore"))
+        method = {
+            ("sft", "lora"): next(iter(variants.values()), "lora"),
+            ("sft", "freeze"): "freeze",
+            ("sft", "full"): "galore" if galore else "full",
+            ("dpo", "lora"): "dpo",
+            ("pt", "full"): "pretrain",
+        }.get((stage, kind))
+        if method is None:
+            valid = "stage sft with lora, freeze or full; dpo with lora; pt with full"
+            result.unsupported["stage"] = f"{stage} with finetuning_type {kind}; {valid}"
+            method = "lora"
+        used = next((key for key, name in variants.items() if name == method), None)
+        result.unsupported.update({key: f"not together with method {method}" for key in variants if key != used})
+        if galore and method != "galore":
+            result.unsupported["use_galore"] = f"not together with method {method}; GaLore needs finetuning_type: full"
+        elif galore:
+            result.taken["use_galore"] = "method"
+        keys = [key for key in ("stage", "finetuning_type", used) if key is not None and key in given]
+        result.taken.update({key: "method" for key in keys if key not in result.unsupported})
+        result.values["method"] = method
+        if method == "lora+":
+            result.values["lora_plus_ratio"] = given["loraplus_lr_ratio"]
+
+    def renamed(self) -> None:
+        result = self.result
+        for theirs, ours in _RENAMED.items():
+            if theirs in self.given:
+                result.values[ours] = self.given[theirs]
+                result.taken[theirs] = ours
+        # Their alpha is twice the rank unless it is given.
+        result.values.setdefault("alpha", 2 * self._whole("lora_rank", 8))
+        target = self.given.get("lora_target", "all")
+        names = [str(name).strip() for name in (target if isinstance(target, list) else str(target).split(","))]
+        result.values["target"] = "all-linear" if names == ["all"] else names
+        if "lora_target" in self.given:
+            result.taken["lora_target"] = "target"
+        if "disable_gradient_checkpointing" in self.given:
+            result.values["gradient_checkpointing"] = not self.given["disable_gradient_checkpointing"]
+            result.taken["disable_gradient_checkpointing"] = "gradient_checkpointing"
+
+    def batches(self) -> None:
+        micro, times = self._whole("per_device_train_batch_size", 8), self._whole("gradient_accumulation_steps", 1)
+        self.result.values.update(micro_batch=micro, batch_size=micro * times)
+        for key, ours in (("per_device_train_batch_size", "micro_batch"), ("gradient_accumulation_steps", "batch_size")):
+            if key in self.given:
+                self.result.taken[key] = ours
+
+    def schedule(self) -> None:
+        given, result = self.given, self.result
+        epochs = self._number("num_train_epochs", 3.0)
+        if epochs != int(epochs):
+            result.unsupported["num_train_epochs"] = f"{epochs}; only whole epochs"
+        else:
+            result.values["epochs"] = int(epochs)
+            if "num_train_epochs" in given:
+                result.taken["num_train_epochs"] = "epochs"
+        scheduler = str(given.get("lr_scheduler_type", "linear")).replace("constant_with_warmup", "constant")
+        if scheduler not in SCHEDULERS:
+            result.unsupported["lr_scheduler_type"] = f"{scheduler}; {nearest(scheduler, SCHEDULERS)}"
+        else:
+            result.values["scheduler"] = scheduler
+            if "lr_scheduler_type" in given:
+                result.taken["lr_scheduler_type"] = "scheduler"
+        steps, ratio = self._number("warmup_steps", 0.0), self._number("warmup_ratio", 0.0)
+        # Steps win over a ratio; steps below 1 are a ratio.
+        if steps >= 1:
+            result.values.update(warmup_steps=int(steps), warmup_ratio=1.0)
+        elif steps or ratio:
+            result.values.update(warmup_steps=10**6, warmup_ratio=steps or ratio)
+        result.taken.update({key: key for key in ("warmup_steps", "warmup_ratio") if key in given})
+        optimizer = str(given.get("optim", "adamw_torch"))
+        if optimizer not in _ADAMW:
+            result.unsupported["optim"] = f"{optimizer}; AdamW is used (adamw_torch)"
+        elif "optim" in given:
+            result.taken["optim"] = "AdamW"
+
+    def data(self) -> None:
+        given, result = self.given, self.result
+        if given.get("model_name_or_path"):
+            base = str(given["model_name_or_path"])
+            local = base.startswith(("/", ".", "~")) or base.count("/") != 1
+            result.base = f"path:{base}" if local else f"hub:{base}"
+            result.taken["model_name_or_path"] = "base"
+        names = given.get("dataset", [])
+        listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+        if len(listed) > 1:
+            result.unsupported["dataset"] = (
+                "several data sets; register their files as one (appliance dataset add FILE…) or write [[stages]]"
+            )
+        elif listed:
+            result.dataset = listed[0]
+            result.taken["dataset"] = "dataset"
+        size = given.get("val_size", 0.1)
+        if size != 0.1:
+            result.unsupported["val_size"] = f"{size}; a tenth is held out (0.1) unless the rows say their split"
+        elif "val_size" in given:
+            result.taken["val_size"] = "a tenth is held out"
+        notes = {
+            "template": "the tokenizer's own chat template, or the engine's chat_template, is used in training and serving alike",
+            "bf16": "bfloat16 is used where the device has it",
+            "packing": "batches are packed only where that is proven to change nothing",
+            "neat_packing": "batches are packed only where that is proven to change nothing",
+        }
+        result.no_meaning.update({key: note for key, note in notes.items() if key in given})
+
+    def rest(self) -> None:
+        for key, value in self.given.items():
+            if key in _TRANSLATED:
+                continue
+            if key in NO_MEANING:
+                self.result.no_meaning[key] = ""
+            elif key not in UNSUPPORTED:
+                known = sorted(_TRANSLATED | NO_MEANING | UNSUPPORTED.keys())
+                hint = nearest(str(key), known)
+                self.result.unsupported[key] = hint if hint.startswith("did") else "no key of LLaMA-Factory"
+            elif value == UNSUPPORTED[key]:
+                self.result.no_meaning[key] = "the default"
+            else:
+                self.result.unsupported[key] = f"{value!r}; only {UNSUPPORTED[key]!r}" if UNSUPPORTED[key] is not None else "leave it out"
+
+    def _number(self, key: str, default: float) -> float:
+        value = self.given.get(key, default)
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TrainingError(f"{self.where}: {key}: expected a number, found {value!r}") from error
+
+    def _whole(self, key: str, default: int) -> int:
+        value = self._number(key, default)
+        if value != int(value) or value < 1:
+            raise TrainingError(f"{self.where}: {key}: expected a whole number above 0, found {self.given[key]!r}")
+        return int(value)
