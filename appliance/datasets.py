@@ -187,6 +187,13 @@ class Datasets:
             raise UsageError(f"no data set {name!r}; known: {known or 'none yet, register one with `appliance dataset add FILE`'}")
         return info
 
+    def state(self, name: str, version: str) -> DatasetInfo:
+        """One registered state of `name`, live or not. Raises ApplianceError if it is not there any more."""
+        info = self._row(name, version)
+        if info is None:
+            raise ApplianceError(f"data set {name}@{version} is not registered any more; add its file again with `appliance dataset add`")
+        return info
+
     def pairs(self, info: DatasetInfo) -> list[Pair]:
         """The pairs of a registered state. Raises ApplianceError if the file was altered."""
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from appliance.cli.curation import check, from_documents, review
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, say, table
 from appliance.errors import DONE, FAILURE, PARTLY, UsageError
 from finetune.types import Task
@@ -136,43 +137,5 @@ def list_datasets(session: Session, as_json: bool) -> None:
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 
 
-@dataset.command()
-@click.argument("name")
-@click.option(
-    "--max-length", type=click.IntRange(16), default=1024, show_default=True, help="Tokens of an example before it counts as too long."
-)
-@json_option
-@pass_session
-def check(session: Session, name: str, max_length: int, as_json: bool) -> None:
-    """What is in a data set and what is wrong with it."""
-    from appliance.datasets import Datasets
-    from appliance.service import open_service
-    from finetune.check import check as examine
-
-    service = open_service(session.workspace)
-    datasets = Datasets(session.workspace)
-    info = datasets.get(name)
-    known = frozenset(document.id for document in service.knowledge.documents.documents(info.domain))
-    report = examine(
-        datasets.pairs(info), count_tokens=_counter(service, info.domain), max_length=max_length, known_documents=known or None
-    )
-
-    def human() -> None:
-        counts = {"pairs": info.counts["pairs"], **info.counts["splits"], **info.counts["languages"]}
-        table(("what", "count"), counts.items())
-        click.echo("\n".join(report.warnings()) or "nothing wrong was found")
-
-    emit(report.to_json(), as_json, human)
-
-
-def _counter(service: Any, domain: str | None) -> Any:
-    """Counts tokens with the tokenizer of the domain's base model, where that is on this machine."""
-    if domain is None:
-        return None
-    _, engine = service.workspace.config.engine_of(domain)
-    if engine.kind != "local":
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(service.models.path(service.workspace.model(engine.base)))
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+for curating in (check, from_documents, review):
+    dataset.add_command(curating)

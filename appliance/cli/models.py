@@ -52,8 +52,9 @@ def pull(session: Session, references: tuple[str, ...], as_json: bool) -> None:
 
 @model.command(name="list")
 @json_option
-def list_models(as_json: bool) -> None:
-    """The models on this machine."""
+@pass_session
+def list_models(session: Session, as_json: bool) -> None:
+    """The models on this machine, and those trained in the workspace."""
     rows = [
         {
             "reference": info.ref,
@@ -66,8 +67,34 @@ def list_models(as_json: bool) -> None:
         }
         for info in _store().list()
     ]
+    rows += _trained(session)
     columns = ("reference", "kind", "licence", "languages", "bytes")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
+
+
+def _trained(session: Session) -> list[dict[str, object]]:
+    """The model versions of the workspace, if there is one."""
+    from appliance.adapters import Registry
+
+    try:
+        workspace = session.workspace
+    except UsageError:
+        return []
+    versions = [version for version in Registry(workspace).versions() if version.kind == "model"]
+    return [
+        {
+            "reference": version.reference,
+            "kind": "chat",
+            "licence": "",
+            "languages": [],
+            "hash": version.sha256,
+            "bytes": sum(file.stat().st_size for file in version.path.glob("*")),
+            "path": str(version.path),
+            "method": version.method,
+            "trained_from": version.base,
+        }
+        for version in versions
+    ]
 
 
 @model.command()

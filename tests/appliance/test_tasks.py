@@ -13,8 +13,8 @@ from helpers import answering_with
 from appliance import prompts
 from appliance.adapters import AdapterVersion, Registry
 from appliance.engines.base import Message
+from appliance.examples import example
 from appliance.knowledge import Knowledge
-from appliance.tuning import example
 from appliance.types import Request
 from finetune.types import Pair, Task, Turn
 
@@ -54,6 +54,7 @@ def test_training_equals_serving(knowledge: Knowledge, task: Task, turns: int) -
     folder = knowledge.workspace.folder("adapters")
     _live(knowledge, task, folder)
     engine, pair = ScriptedEngine("是。"), _pair(task)
+    engine.loaded.append(f"medical@{task}")
     answering = answering_with(knowledge, engine)
     answering.config = knowledge.workspace.config.model_copy(
         update={"answering": knowledge.workspace.config.answering.model_copy(update={"max_history_messages": turns})}

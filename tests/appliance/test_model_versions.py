@@ -1,0 +1,135 @@
+"""Model versions: trained on the domain's documents, used as a base, and bound to what they were trained on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from test_engines_local import base
+
+from appliance.adapters import AdapterVersion
+from appliance.answering import Answering
+from appliance.availability import ArmUnavailable
+from appliance.cli.main import cli
+from appliance.costs import CostBook
+from appliance.datasets import Datasets
+from appliance.engines.pool import EnginePool
+from appliance.errors import UsageError
+from appliance.knowledge import Knowledge
+from appliance.models.store import ModelStore
+from appliance.service import Service, open_service
+from appliance.tuning import tune
+from appliance.types import Answer, Caller, Request
+from appliance.workspace import Workspace
+from finetune.settings import TrainSettings
+from retrieval.types import DocumentKey, Scope
+
+__all__ = ["base"]
+QUICK = TrainSettings(rank=2, alpha=4, epochs=1, batch_size=4, micro_batch=4, max_length=700, learning_rate=1e-2, patience=0)
+SPLITS = ["train"] * 6 + ["dev"] * 2
+PAIRS = [
+    {"question": f"挂号费第{n}档是多少？", "answer": f"{n}元。", "rejected": "不知道。", "split": split}
+    for n, split in enumerate(SPLITS, 1)
+]
+
+
+@pytest.fixture
+def service(knowledge: Knowledge, base: Path, tmp_path: Path) -> Iterator[Service]:
+    yield _service(knowledge.workspace, knowledge, f"path:{base}", tmp_path)
+
+
+def _service(workspace: Workspace, knowledge: Knowledge, reference: str, tmp_path: Path) -> Service:
+    """The service with `reference` as base of the default engine, and a store of models of its own."""
+    workspace.save_setting("engines.default.base", reference)
+    workspace.save_setting("engines.default.languages", ["en", "zh"])
+    whole, models = open_service(workspace), ModelStore(tmp_path / "models")
+    engines = EnginePool(workspace, models)
+    answering = Answering(knowledge, engines, whole.registry, whole.verified, whole.answering.router, CostBook())
+    return replace(whole, models=models, knowledge=knowledge, engines=engines, answering=answering)
+
+
+def _tune(service: Service, method: str, dataset: str | None = None, start: AdapterVersion | None = None) -> AdapterVersion:
+    return tune(service, "medical", dataset, replace(QUICK, method=method), lambda event: None, start=start)[0]
+
+
+def _ask(service: Service, labels: frozenset[str]) -> Answer:
+    async def ask() -> Answer:
+        try:
+            caller = Caller(scope=Scope(frozenset({"medical"}), labels))
+            return await service.answering.ask(Request("门诊挂号费是多少？", domain="medical", arm="base"), caller)
+        finally:
+            await service.engines.close()
+
+    return asyncio.run(ask())
+
+
+def _command(workspace: Workspace, *words: str) -> Any:
+    done = CliRunner().invoke(cli, ["--workspace", str(workspace.root), *words, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_from_documents_to_a_base_and_adapters_on_it(service: Service, tmp_path: Path) -> None:
+    workspace, registry, knowledge = service.workspace, service.registry, service.knowledge
+    model = _tune(service, "pretrain")
+    # Immutable, complete, listed, and of every document it read.
+    assert model.kind == "model" and model.path == workspace.root / "models" / model.name
+    assert [version.name for version in registry.versions("medical")] == [model.name]
+    assert {(link.doc_id, link.kind) for link in registry.links(model.name)} == {
+        (name, "declared") for name in ("visiting.md", "parking.md", "zh/registration.md", "pay.md")
+    }
+    assert model.labels == {"management"} and model.parent is None
+    with pytest.raises(UsageError, match=rf'is a model, .*base = "path:models/{model.name}"'):
+        registry.promote(model.name)
+
+    on_it = _service(workspace, knowledge, model.reference, tmp_path)
+    with pytest.raises(ArmUnavailable, match="the engine's model was trained on documents this caller may not see"):
+        _ask(on_it, frozenset())
+    assert _ask(_service(workspace, knowledge, model.reference, tmp_path), frozenset({"management"})).arm == "base"
+
+    assert registry.in_use() == {model.name}
+    with pytest.raises(UsageError, match=r"is the base of engine default"):
+        registry.remove(model.name)
+    assert model.reference in {row["reference"] for row in _command(workspace, "model", "list")}
+    listed = [(row["version"], row["kind"], row["live"]) for row in _command(workspace, "adapter", "list")]
+    assert listed == [(model.name, "model", True)]
+    assert _command(workspace, "adapter", "show", model.name)["method"] == "pretrain"
+
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in PAIRS), "utf-8")
+    Datasets(workspace).add(file, domain="medical")
+    lora = _tune(on_it, "lora", "pairs")
+    assert (lora.base, lora.base_hash, lora.kind) == (model.reference, on_it.models.model_hash(workspace.model(model.reference)), "adapter")
+    assert lora.base_hash != model.base_hash
+    dpo = _tune(on_it, "dpo", "pairs", start=lora)
+    assert (dpo.base, dpo.parent) == (model.reference, lora.name)
+    frozen = _tune(on_it, "freeze", "pairs")
+    assert (frozen.base, frozen.parent, frozen.labels) == (model.reference, model.name, model.labels)
+
+    knowledge.remove([DocumentKey("medical", "pay.md")])
+    deleted = registry.deleted()
+    assert {name for name, keys in deleted.items() if DocumentKey("medical", "pay.md") in keys} >= {model.name, frozen.name}
+
+
+def test_what_cannot_be_trained_on_is_said(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "plain.jsonl"
+    file.write_text(json.dumps({"question": "When?", "answer": "At noon."}) + "\n", "utf-8")
+    Datasets(service.workspace).add(file, domain="medical")
+    with pytest.raises(UsageError, match=r"\{'no rejected answer': 1\}; pairs with a rejected answer"):
+        _tune(service, "dpo", "plain")
+    with pytest.raises(UsageError, match="method lora needs a data set"):
+        _tune(service, "lora")
+    refused = CliRunner().invoke(
+        cli, ["--workspace", str(service.workspace.root), "tune", "--dataset", "plain", "--method", "full", "--promote"]
+    )
+    assert "method full makes a model, which no alias points at" in str(refused.exception)
+    service.workspace.save_setting("engines.default.languages", ["de"])
+    with pytest.raises(UsageError, match="medical has no document to read"):
+        _tune(service, "pretrain")
