@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
-from appliance.adapters import AdapterVersion
+from appliance.adapters import AdapterVersion, Registry
 from appliance.engines.base import Engine
 from appliance.errors import UsageError
 from appliance.types import Caller
@@ -35,6 +36,19 @@ def forced(arm: Arm, situation: Situation, version: str) -> Decision:
     return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
 
 
+async def load_adapter(registry: Registry, engine: Engine, version: AdapterVersion, alone: bool) -> None:
+    """Load the version, after checking its files; `alone`: others of its domain leave once the requests that use them are done.
+
+    Raises ApplianceError where the files are not what was registered, EngineError where the engine cannot use them.
+    """
+    if version.name not in await engine.adapters():
+        await asyncio.to_thread(registry.check, version)
+        await engine.load(version.ref)
+    for name in await engine.adapters() if alone else ():
+        if name.startswith(f"{version.domain}@") and name != version.name:
+            await engine.unload(name)
+
+
 def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
     """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
     if adapter is None:
@@ -46,6 +60,13 @@ def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Call
     if not adapter.labels <= caller.scope.labels:
         return "the adapter was trained on documents this caller may not see"
     return ""
+
+
+def base_trouble(base: AdapterVersion | None, caller: Caller) -> str:
+    """Why the engine cannot generate for this caller: `base`, a model version it runs, was trained on what the caller may not see."""
+    if base is None or base.labels <= caller.scope.labels:
+        return ""
+    return "the engine's model was trained on documents this caller may not see"
 
 
 def readable(passages: Sequence[Passage], flagged: str) -> list[Passage]:

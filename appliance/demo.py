@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from appliance.adapters import AdapterVersion
+from appliance.config import GateConfig
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import Message
 from appliance.evaluation import MEASURED, evaluate, finished_run
-from appliance.promotion import check_fit
+from appliance.gates import Promotion, promote
 from appliance.service import Service
 from appliance.tuning import tune
 from appliance.types import Answer, Request
 from appliance.workspace import Workspace
-from finetune.settings import load_settings
+from finetune.config_file import load_settings
 from finetune.types import Pair
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -25,6 +26,8 @@ DOMAINS = ("medical", "legal", "finance")
 TUNED = ("medical", "legal")
 QUESTIONS_A_DOMAIN = 6
 ANSWER_TOKENS = 40
+# The gate's share of the time stays small: short answers, and two questions asked one at a time.
+GATE = GateConfig(questions=QUESTIONS_A_DOMAIN, latency_questions=2, max_tokens=24)
 Say = Callable[[str], None]
 Progress = Callable[..., None]
 
@@ -64,10 +67,12 @@ def register(service: Service) -> dict[str, DatasetInfo]:
     return {domain: datasets.add(SAMPLE / domain / "qa.jsonl", name=f"{domain}-qa", domain=domain).info for domain in DOMAINS}
 
 
-def train(service: Service, infos: dict[str, DatasetInfo], progress: Progress) -> dict[str, AdapterVersion]:
-    """`appliance tune --domain DOMAIN --dataset DOMAIN-qa --config SAMPLE/tune.toml --promote`.
+async def train(
+    service: Service, infos: dict[str, DatasetInfo], progress: Progress, show: Callable[[Promotion], None]
+) -> dict[str, AdapterVersion]:
+    """`appliance tune --domain DOMAIN --dataset DOMAIN-qa --config SAMPLE/tune.toml --promote`, with a short gate.
 
-    Only where no live adapter was trained on this data and base.
+    Only where no live adapter was trained on this data and base. `show` gets what the gate made of each new version.
     """
     trained = {}
     settings = load_settings(SAMPLE / "tune.toml")
@@ -81,8 +86,7 @@ def train(service: Service, infos: dict[str, DatasetInfo], progress: Progress) -
                 progress(f"training {domain}", event["step"], event["steps"], loss=event.get("loss"))
 
             live, _ = tune(service, domain, infos[domain].name, settings, report)
-            check_fit(service.workspace, service.models, live)
-            service.registry.promote(live.name, "demo")
+            show(await promote(service, live.name, settings=GATE, progress=progress))
         trained[domain] = live
     return trained
 

@@ -20,7 +20,7 @@ from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Finished, Request
-from eval.run import run
+from eval.run import Ask, RunResult, run
 from eval.tasks import MEASURES
 from eval.types import AUTO, UNAVAILABLE, Item, Outcome
 from finetune.types import Pair
@@ -33,6 +33,8 @@ MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
 
 def items(pairs: Sequence[Pair], split: str | None, limit: int | None) -> list[Item]:
     """The questions of `split` (every question if the set has none of it), at most `limit`, in the file's order."""
+    # A question whose passage was withheld for training has its answer in the knowledge base all the same.
+    pairs = [pair for pair in pairs if pair.answerable or not pair.passages]
     chosen = [pair for pair in pairs if split is None or pair.split == split]
     if not chosen and not any(pair.split for pair in pairs):
         chosen = list(pairs)
@@ -69,32 +71,51 @@ async def evaluate(
     chosen = items(Datasets(service.workspace).pairs(info), split, limit)
     if not chosen:
         raise UsageError(f"data set {info.name} has no questions in split {split!r}; name another with --split")
-    settings = _settings(service, arms, split, limit, max_tokens)
-    identity, folder = _open_run(service, info, settings, run_id)
+    settings = state_of(service, arms, split, limit, max_tokens)
     sampling = Sampling(max_tokens=max_tokens)
 
     async def ask(item: Item, arm: str) -> Outcome:
-        return await _ask(service, item, arm, item.domain or info.domain, sampling)
+        return await answered(service, item, arm, item.domain or info.domain, sampling)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress(f"evaluating {info.name}", done, total)
 
-    result = await run(chosen, [*arms, AUTO], ask, folder, concurrency=concurrency, progress=report)
+    _, summary = await kept_run(
+        service, info, chosen, [*arms, AUTO], ask, settings, concurrency=concurrency, progress=report, run_id=run_id
+    )
+    return summary
+
+
+async def kept_run(
+    service: Service,
+    info: DatasetInfo,
+    chosen: Sequence[Item],
+    arms: Sequence[str],
+    ask: Ask,
+    settings: dict[str, Any],
+    *,
+    concurrency: int,
+    progress: Callable[[int, int], None] | None = None,
+    run_id: str | None = None,
+) -> tuple[RunResult, dict[str, Any]]:
+    """Ask `arms` the questions in a registered run, whose answers are kept and forgotten with the documents they rest on."""
+    identity, folder = _open_run(service, info, settings, run_id)
+    result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=progress)
     assert result.summary is not None  # a run that came back is complete
     summary = {"run_id": identity, "dataset": info.name, "task": info.task, "measures": list(MEASURES[info.task]), **result.summary}
     with service.workspace.db.write() as connection:
         connection.execute(schema.run.update().where(schema.run.c.id == identity).values(summary=summary, finished_at=utcnow()))
     # What was deleted while it ran.
     forget(service.workspace.db, service.workspace.root)
-    return summary
+    return result, summary
 
 
 def finished_run(
     service: Service, info: DatasetInfo, arms: Sequence[str], *, split: str | None, limit: int | None, max_tokens: int
 ) -> dict[str, Any] | None:
     """The summary of a finished run that measured this very state of data set, index, adapters and router."""
-    settings = _settings(service, arms, split, limit, max_tokens)
+    settings = state_of(service, arms, split, limit, max_tokens)
     for row in runs(service):
         if row.finished_at is not None and (row.dataset, row.dataset_version, row.settings) == (info.name, info.version, settings):
             summary: dict[str, Any] = row.summary
@@ -102,7 +123,7 @@ def finished_run(
     return None
 
 
-def _settings(service: Service, arms: Sequence[str], split: str | None, limit: int | None, max_tokens: int) -> dict[str, Any]:
+def state_of(service: Service, arms: Sequence[str], split: str | None, limit: int | None, max_tokens: int) -> dict[str, Any]:
     """What decides a run's answers: what was asked for, and the state it was asked of."""
     live = {name: service.registry.live(name) for name in service.workspace.domains()}
     return {
@@ -118,8 +139,9 @@ def _settings(service: Service, arms: Sequence[str], split: str | None, limit: i
     }
 
 
-async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampling: Sampling) -> Outcome:
-    request = Request(
+def request_of(item: Item, arm: str, domain: str | None, sampling: Sampling, adapter: str | None = None) -> Request:
+    """`item` as a user would ask it; `adapter` names a version in place of the live one, '' for none."""
+    return Request(
         question=item.question,
         history=tuple(Message(role=role, content=content) for role, content in item.history),  # type: ignore[typeddict-item]
         domain=domain,
@@ -127,11 +149,17 @@ async def _ask(service: Service, item: Item, arm: str, domain: str | None, sampl
         sampling=sampling,
         system=item.system,
         task=item.task,
+        adapter=adapter,
     )
-    retrieved: tuple[str, ...] = ()
+
+
+async def answered(service: Service, item: Item, arm: str, domain: str | None, sampling: Sampling, adapter: str | None = None) -> Outcome:
+    """What `arm` makes of `item`; see `request_of`."""
+    request = request_of(item, arm, domain, sampling, adapter)
+    retrieved: tuple[str, ...] | None = None
     try:
-        async for event in service.answering.stream(request, Caller(_everything(service))):
-            if isinstance(event, Decided):
+        async for event in service.answering.stream(request, evaluator(service)):
+            if isinstance(event, Decided) and event.evidence.generation is not None:
                 found = [[info.id for info in passage.sources or (passage.document,)] for passage in event.evidence.passages]
                 retrieved = tuple(dict.fromkeys(_known_as(names, item) for names in found))
             if isinstance(event, Finished):
@@ -157,9 +185,9 @@ def _known_as(names: Sequence[str], item: Item) -> str:
     return next((name for name in names if name in item.doc_ids), names[0])
 
 
-def _everything(service: Service) -> Scope:
+def evaluator(service: Service) -> Caller:
     """Evaluation is the team's own: it sees every label."""
-    return Scope(None, service.knowledge.documents.labels())
+    return Caller(Scope(None, service.knowledge.documents.labels()))
 
 
 def _open_run(service: Service, info: DatasetInfo, settings: dict[str, Any], run_id: str | None) -> tuple[str, Path]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.errors import DONE, GATE_MISSED, UsageError
+
+if TYPE_CHECKING:
+    from appliance.adapters import Registry
+    from appliance.gate_checks import GateResult
+    from appliance.gates import Promotion
+    from appliance.service import Service
 
 
 @click.group()
 def adapter() -> None:
-    """List, promote and roll back adapters."""
+    """List, compare, promote, roll back and remove adapters."""
 
 
-def _registry(session: Session) -> Any:
+def _registry(session: Session) -> Registry:
     from appliance.adapters import Registry
 
     return Registry(session.workspace)
@@ -25,26 +33,32 @@ def _registry(session: Session) -> Any:
 @json_option
 @pass_session
 def list_adapters(session: Session, domain: str | None, as_json: bool) -> None:
-    """Every adapter version; the live one of each domain is marked."""
+    """Every version; the live adapter of each domain and the models that engines have as base are marked."""
+    from appliance.gate_checks import last_gate
+
     registry = _registry(session)
     if domain:
         session.workspace.check_domain(domain)
-    live = {name: registry.live(name) for name in session.workspace.domains()}
+    live = registry.in_use()
     deleted = registry.deleted()
-    rows = [
-        {
-            "version": version.name,
-            "domain": version.domain,
-            "live": live.get(version.domain) is not None and live[version.domain].name == version.name,
-            "method": version.method,
-            "dataset": f"{version.dataset}@{version.dataset_version}",
-            "eval_loss": version.metrics.get("eval_loss"),
-            "deleted_documents": [key.id for key in deleted.get(version.name, ())],
-            "created_at": version.created_at.isoformat(timespec="seconds"),
-        }
-        for version in registry.versions(domain)
-    ]
-    columns = ("version", "live", "method", "dataset", "eval_loss", "created_at")
+    rows: list[dict[str, Any]] = []
+    for version in registry.versions(domain):
+        gate = last_gate(session.workspace, version.name)
+        rows.append(
+            {
+                "version": version.name,
+                "domain": version.domain,
+                "live": version.name in live,
+                "kind": version.kind,
+                "method": version.method,
+                "dataset": f"{version.dataset}@{version.dataset_version}",
+                "eval_loss": version.metrics.get("eval_loss"),
+                "gate": None if gate is None else "passed" if gate.passed else "missed",
+                "deleted_documents": [key.id for key in deleted.get(version.name, ())],
+                "created_at": version.created_at.isoformat(timespec="seconds"),
+            }
+        )
+    columns = ("version", "live", "kind", "method", "dataset", "eval_loss", "gate", "created_at")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
     for row in rows:
         if row["deleted_documents"]:
@@ -53,48 +67,146 @@ def list_adapters(session: Session, domain: str | None, as_json: bool) -> None:
 
 @adapter.command(name="show")
 @click.argument("version")
+@click.option("--card", is_flag=True, help="Print its card, in Markdown: the README.md in its folder as it would be written now.")
 @json_option
 @pass_session
-def show_adapter(session: Session, version: str, as_json: bool) -> None:
-    """Everything recorded about a version, with the state of its evidence."""
+def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> None:
+    """Everything recorded about a version: base, data, documents with their hashes, settings, figures, gates."""
+    from appliance.adapter_card import card_text, facts, moves
+    from appliance.gate_checks import gates_of
+
     registry = _registry(session)
     found = registry.get(version)
-    links = registry.links(version)
-    data = {
-        "version": found.name,
-        "domain": found.domain,
-        "base": found.base,
-        "base_hash": found.base_hash,
-        "method": found.method,
-        "path": str(found.path),
-        "sha256": found.sha256,
-        "dataset": found.dataset,
-        "dataset_version": found.dataset_version,
-        "parent": found.parent,
-        "labels": sorted(found.labels),
-        "config": found.config,
-        "metrics": found.metrics,
-        "created_at": found.created_at.isoformat(timespec="seconds"),
-        "evidence": {kind: sum(link.kind == kind for link in links) for kind in ("declared", "inferred", "unlinked")},
-        "documents": sorted({link.doc_id for link in links if link.doc_id}),
-        "deleted_documents": [key.id for key in registry.deleted().get(version, ())],
-    }
-    emit(data, as_json, lambda: table(("what", "value"), data.items()))
+    if card:
+        text = card_text(registry, found)
+        emit({"version": version, "card": text}, as_json, lambda: click.echo(text))
+        return
+    gates = gates_of(session.workspace, version)
+    data = {**facts(registry, found), "gates": [gate.to_json() for gate in gates], "went_live": moves(registry, found)}
+    long = ("document_hashes", "documents", "gates")
+    emit(data, as_json, lambda: table(("what", "value"), [(name, value) for name, value in data.items() if name not in long]))
+    if gates and not as_json:
+        _show_gate(gates[-1])
+
+
+@adapter.command()
+@click.argument("first")
+@click.argument("second")
+@json_option
+@pass_session
+def diff(session: Session, first: str, second: str, as_json: bool) -> None:
+    """What differs between two versions: base, data, documents, settings, libraries, figures."""
+    from appliance.adapter_card import differences
+
+    registry = _registry(session)
+    rows = differences(registry, registry.get(first), registry.get(second))
+    emit(rows, as_json, lambda: table(("what", first, second), [list(row.values()) for row in rows]))
 
 
 @adapter.command()
 @click.argument("version")
+@click.option("--kind", type=click.Choice(["local", "vllm"]), help="By the rules of this kind of engine (default: its domain's engine).")
 @json_option
 @pass_session
-def promote(session: Session, version: str, as_json: bool) -> None:
-    """Make VERSION the live adapter of its domain, after checking its files and that it fits the engine's base."""
+def lint(session: Session, version: str, kind: Any, as_json: bool) -> int:
+    """What keeps VERSION from being served: altered files, tensors that do not fit the base, variants the engine does not take.
+
+    Exits 4 if anything does.
+    """
+    from appliance.gates import lint as problems_of
     from appliance.models.store import ModelStore
-    from appliance.promotion import check_fit
 
     registry = _registry(session)
-    check_fit(session.workspace, ModelStore.default(), registry.get(version))
-    promoted = registry.promote(version)
-    emit({"domain": promoted.domain, "live": promoted.name}, as_json, lambda: click.echo(f"{promoted.domain} → {promoted.name}"))
+    found = registry.get(version)
+    registry.check(found)
+    problems = problems_of(session.workspace, ModelStore.default(), found, kind)
+    data = {"version": version, "problems": problems}
+    emit(data, as_json, lambda: click.echo("\n".join(problems) or f"{version} can be served"))
+    return GATE_MISSED if problems else DONE
+
+
+@adapter.command()
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Make it live although it missed the gate, or without measuring; --why is recorded.")
+@click.option("--why", help="The reason for --force.")
+@json_option
+@pass_session
+def promote(session: Session, version: str, force: bool, why: str | None, as_json: bool) -> int:
+    """Make VERSION the live adapter of its domain if it passes the domain's gate ([domains.NAME.gate]).
+
+    Exits 4 with the table if it does not.
+    """
+    from appliance.service import open_service
+
+    if force and not (why or "").strip():
+        raise UsageError("--force needs a reason, which is recorded: --why TEXT")
+    if why is not None and not force:
+        raise UsageError("--why is the reason for --force; give both or neither")
+    done = through_gate(open_service(session.workspace), version, why if force else None)
+    emit(promotion_json(done), as_json, lambda: print_promotion(done))
+    return promotion_code(done)
+
+
+def through_gate(service: Service, version: str, force: str | None = None) -> Promotion:
+    """Promote with a progress bar; see `appliance.gates.promote`."""
+    from appliance.gates import promote as promoted
+
+    async def go(progress: Progress) -> Promotion:
+        try:
+            return await promoted(service, version, force=force, progress=progress)
+        finally:
+            await service.answering.close()
+
+    with Progress() as progress:
+        return asyncio.run(go(progress))
+
+
+def promotion_json(done: Promotion) -> dict[str, Any]:
+    """What a promotion did, as `adapter promote --json` prints it."""
+    return {
+        "domain": done.version.domain,
+        "version": done.version.name,
+        "promoted": done.promoted,
+        "why": done.why,
+        "gate": None if done.gate is None else done.gate.to_json(),
+    }
+
+
+def print_promotion(done: Promotion) -> None:
+    """The gate's table and what came of it."""
+    if done.gate is not None:
+        _show_gate(done.gate)
+    click.echo(f"{done.version.domain} → {done.version.name}" if done.promoted else f"{done.version.name} does not go live")
+
+
+def promotion_code(done: Promotion) -> int:
+    """The exit code; says on stderr how to go on where the gate was missed."""
+    if done.promoted:
+        return DONE
+    name = done.version.name
+    say(f"{name} missed the gate; if it must go live all the same: appliance adapter promote {name} --force --why TEXT")
+    return GATE_MISSED
+
+
+def _show_gate(gate: GateResult) -> None:
+    rows = [
+        (
+            check.name,
+            check.status,
+            check.measure,
+            check.n or None,
+            check.candidate,
+            check.reference,
+            None if check.low is None else f"{check.difference:+.3f} [{check.low:+.3f}, {check.high:+.3f}]",
+            check.required,
+            check.note,
+        )
+        for check in gate.checks
+    ]
+    heading = f"gate {gate.id}: {'passed' if gate.passed else 'missed'}, compared with {gate.reference or 'the base model'}"
+    table(("check", "result", "measure", "n", "version", "reference", "difference", "required", "note"), rows, heading)
+    if gate.left_out:
+        click.echo("left out: " + ", ".join(f"{count} {reason}" for reason, count in gate.left_out.items()))
 
 
 @adapter.command()
@@ -107,3 +219,14 @@ def rollback(session: Session, domain: str | None, as_json: bool) -> None:
     version = _registry(session).rollback(name)
     live = version.name if version else None
     emit({"domain": name, "live": live}, as_json, lambda: click.echo(f"{name} → {live or 'no adapter'}"))
+
+
+@adapter.command()
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Also if it is live, or others were trained further from it.")
+@json_option
+@pass_session
+def remove(session: Session, version: str, force: bool, as_json: bool) -> None:
+    """Delete a version with its files. Its name stays in the history of its domain."""
+    removed = _registry(session).remove(version, force=force)
+    emit({"removed": removed.name, "domain": removed.domain}, as_json, lambda: click.echo(f"{removed.name} is removed"))

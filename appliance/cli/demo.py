@@ -47,7 +47,7 @@ async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any
             watch.start("data sets: appliance dataset add …/qa.jsonl --domain DOMAIN")
             infos = steps.register(service)
             watch.start("adapters: appliance tune --domain DOMAIN --dataset DOMAIN-qa --config …/tune.toml --promote")
-            adapters = steps.train(service, infos, progress)
+            adapters = await steps.train(service, infos, progress, _show_gate)
             watch.start("evaluation: appliance eval run --dataset DOMAIN-qa --limit 6")
             evaluated = await steps.measure(service, infos, progress)
             watch.start("questions: appliance ask QUESTION --domain DOMAIN")
@@ -63,6 +63,11 @@ async def _run(folder: Path, as_json: bool, progress: Progress) -> dict[str, Any
         "answers": [{"question": one.question, "expected": one.expected, **answer_json(one.answer)} for one in asked],
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _show_gate(done: Any) -> None:
+    said = "; ".join(f"{check.name} {check.status}" for check in done.gate.checks)
+    say(f"   {done.version.name} {'goes live' if done.promoted else 'does not go live'}: {said}")
 
 
 def _show(asked: Any) -> None:

@@ -15,7 +15,7 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge import Knowledge
 from appliance.store.database import utcnow
 from appliance.types import Answer, Caller, Request
-from finetune.version import adapter_hash
+from finetune.version import version_hash
 from retrieval.types import DocumentKey, Evidence, Scope
 
 
@@ -32,7 +32,7 @@ def make(knowledge: Knowledge, number: int = 1, labels: frozenset[str] = frozens
         base_hash="base",
         method="lora",
         path=folder,
-        sha256=adapter_hash(folder),
+        sha256=version_hash(folder),
         dataset="pairs",
         dataset_version="1",
         parent=None,

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_bootstrap, questions_needed
 
 
 def test_a_clear_difference_is_shown():
@@ -52,3 +52,54 @@ def test_bad_values(a, b):
         paired_bootstrap(a, b)
     with pytest.raises(ValueError, match="n: 0"):
         paired_bootstrap([1.0], [1.0], n=0)
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_intervals_are_those_of_scipy(method, confidence):
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    generator = np.random.default_rng(5)
+    for values in (generator.exponential(1.0, 40) - 0.5, generator.choice([0.0, 1.0, -0.5], 60)):
+        reference = bootstrap(
+            (values,),
+            np.mean,
+            method={"bca": "BCa"}.get(method, method),
+            n_resamples=10_000,
+            confidence_level=confidence,
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        found = paired_bootstrap(values.tolist(), [0.0] * len(values), confidence=confidence, method=method)
+        assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.03)
+
+
+def test_skewed_differences_are_covered_better_by_bca():
+    """Lognormal differences of known mean: the percentile interval misses it above more often than it should, BCa less."""
+    generator = random.Random(11)
+    mean = math.exp(0.5)
+    missed = {"percentile": 0, "bca": 0}
+    for _ in range(300):
+        values = [generator.lognormvariate(0, 1) for _ in range(25)]
+        for method in missed:
+            missed[method] += paired_bootstrap(values, [0.0] * 25, n=800, method=method).high < mean
+    assert missed["bca"] < missed["percentile"]
+
+
+def test_constant_differences_have_no_width_by_either_method():
+    assert paired_bootstrap([0.5] * 12, [0.25] * 12, method="bca") == (0.25, 0.25, 0.25)
+    assert paired_bootstrap([1.0], [0.0], method="bca") == (1.0, 1.0, 1.0)
+
+
+def test_the_number_of_questions_that_would_show_it():
+    values = [0.6, -0.5] * 50
+    needed = questions_needed(values, [0.0] * 100, above=-0.02)
+    assert needed is not None and needed > 100
+    generator = random.Random(3)
+    more = [0.05 + generator.choice([0.55, -0.55]) for _ in range(4 * needed)]
+    assert paired_bootstrap(more, [0.0] * len(more)).low > -0.02
+    assert questions_needed([0.5] * 10, [0.0] * 10, above=0.0) == 10
+    assert questions_needed([-0.5, 0.1], [0.0, 0.0], above=0.0) is None
+    assert questions_needed([0.5], [0.0], above=0.0) is None
+    with pytest.raises(ValueError, match=r"confidence: 1\.0"):
+        questions_needed([0.5], [0.0], above=0.0, confidence=1.0)
