@@ -22,7 +22,7 @@ _NAME_LENGTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key without its secret. `domains` None means every domain; times are UTC."""
+    """One key without its secret. `domains` None means every domain; times are UTC; the quotas are None where there is none."""
 
     id: str
     name: str
@@ -31,6 +31,8 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     @property
     def scope(self) -> Scope:
@@ -55,10 +57,13 @@ class Keys:
         domains: Iterable[str] | None = None,
         labels: Iterable[str] = (),
         expires_at: datetime | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> tuple[Key, str]:
         """Make a key; returns it and its secret (``apl_`` and 32 random bytes, url-safe), which is stored nowhere.
 
-        Raises UsageError for an empty or overlong name, an unknown domain, an empty label, or an expiry without zone or in the past.
+        Raises UsageError for an empty or overlong name, an unknown domain, an empty label, an expiry without zone or in the past, or a
+        quota below 1.
         """
         name = name.strip()
         if not name or len(name) > _NAME_LENGTH or not name.isprintable():
@@ -69,7 +74,10 @@ class Keys:
         now = utcnow()
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise UsageError(f"a key must expire in the future, at a time with a zone, not at {expires_at.isoformat()}")
-        key = Key(secrets.token_hex(8), name, None if domains is None else frozenset(domains), held, now, expires_at, None)
+        if any(quota is not None and not 1 <= quota < 2**31 for quota in (requests_per_minute, tokens_per_minute)):
+            raise UsageError("a quota is a number from 1 to 2147483647 a minute; leave it out for a key without one")
+        limited = None if domains is None else frozenset(domains)
+        key = Key(secrets.token_hex(8), name, limited, held, now, expires_at, None, requests_per_minute, tokens_per_minute)
         secret = PREFIX + secrets.token_urlsafe(32)
         with self._database.write() as connection:
             if key.domains is not None:
@@ -84,8 +92,12 @@ class Keys:
                     labels=sorted(key.labels),
                     created_at=key.created_at,
                     expires_at=key.expires_at,
+                    requests_per_minute=key.requests_per_minute,
+                    tokens_per_minute=key.tokens_per_minute,
                 )
             )
+            facts = {"key": key.id, "domains": None if key.domains is None else sorted(key.domains), "labels": sorted(key.labels)}
+            self._database.audit(connection, "key.create", facts)
         return key, secret
 
     def list(self) -> list[Key]:
@@ -107,7 +119,9 @@ class Keys:
             raise UsageError(f"{len(found)} keys are named {which!r}; give one of the ids {', '.join(key.id for key in found)}")
         table = schema.api_key
         with self._database.write() as connection:
-            connection.execute(table.update().where(table.c.id == found[0].id, table.c.revoked_at.is_(None)).values(revoked_at=utcnow()))
+            still_valid = (table.c.id == found[0].id, table.c.revoked_at.is_(None))
+            if connection.execute(table.update().where(*still_valid).values(revoked_at=utcnow())).rowcount:
+                self._database.audit(connection, "key.revoke", {"key": found[0].id})
             return _key(connection.execute(sa.select(table).where(table.c.id == found[0].id)).one())
 
     def authenticate(self, token: str) -> Key | None:
@@ -126,7 +140,17 @@ def _digest(secret: str) -> str:
 
 def _key(row: Any) -> Key:
     domains = None if row.domains is None else frozenset(row.domains)
-    return Key(row.id, row.name, domains, frozenset(row.labels), row.created_at, row.expires_at, row.revoked_at)
+    return Key(
+        row.id,
+        row.name,
+        domains,
+        frozenset(row.labels),
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+        row.requests_per_minute,
+        row.tokens_per_minute,
+    )
 
 
 def _check_domains(wanted: frozenset[str], known: set[str]) -> None:

@@ -29,16 +29,34 @@ def _keys(session: Session) -> Keys:
 @click.option("--domain", "domains", multiple=True, help="Only this domain. Repeatable; without it, every domain.")
 @click.option("--label", "labels", multiple=True, help="May see documents with this label. Repeatable.")
 @click.option("--days", type=click.IntRange(1), help="Valid for this many days (default: until revoked).")
+@click.option("--requests-per-minute", type=click.IntRange(1, 2**31 - 1), help="More get 429 (default: no quota).")
+@click.option("--tokens-per-minute", type=click.IntRange(1, 2**31 - 1), help="Read and generated ones; more get 429 (default: no quota).")
 @json_option
 @pass_session
-def create(session: Session, name: str, domains: tuple[str, ...], labels: tuple[str, ...], days: int | None, as_json: bool) -> None:
+def create(
+    session: Session,
+    name: str,
+    domains: tuple[str, ...],
+    labels: tuple[str, ...],
+    days: int | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    as_json: bool,
+) -> None:
     """Make a key for NAME and print it, this once."""
     from appliance.store.database import utcnow
 
     for domain in domains:
         session.workspace.check_domain(domain)
     expires: datetime | None = utcnow() + timedelta(days=days) if days else None
-    made, token = _keys(session).create(name, domains=frozenset(domains) if domains else None, labels=frozenset(labels), expires_at=expires)
+    made, token = _keys(session).create(
+        name,
+        domains=frozenset(domains) if domains else None,
+        labels=frozenset(labels),
+        expires_at=expires,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
     emit({"id": made.id, "name": made.name, "key": token}, as_json, lambda: click.echo(token))
     say("keep it now: it is stored as a hash and cannot be shown again")
 
@@ -56,10 +74,12 @@ def list_keys(session: Session, as_json: bool) -> None:
             "labels": sorted(found.labels),
             "expires_at": found.expires_at.isoformat(timespec="seconds") if found.expires_at else None,
             "revoked": found.revoked_at is not None,
+            "requests_per_minute": found.requests_per_minute,
+            "tokens_per_minute": found.tokens_per_minute,
         }
         for found in _keys(session).list()
     ]
-    columns = ("id", "name", "domains", "labels", "expires_at", "revoked")
+    columns = ("id", "name", "domains", "labels", "expires_at", "revoked", "requests_per_minute", "tokens_per_minute")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 
 

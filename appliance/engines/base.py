@@ -67,6 +67,18 @@ class EngineError(ApplianceError):
     """The engine failed; the message says what happened and what to do."""
 
 
+class EngineDown(EngineError):
+    """The engine itself is at fault: it cannot be reached, broke off, or failed inside. `retry_after` seconds may help."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineLate(EngineDown):
+    """The engine took longer than it may."""
+
+
 class EngineBusy(EngineError):
     """The queue is full; try again after `retry_after` seconds."""
 
@@ -97,7 +109,7 @@ class Engine(Protocol):
     context_window: int
 
     def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
-        """Stream the assistant's next message; raises EngineError, EngineBusy, PromptTooLong."""
+        """Stream the assistant's next message; raises EngineError, EngineDown, EngineBusy, PromptTooLong."""
         ...
 
     async def count_tokens(self, messages: Sequence[Message]) -> int: ...

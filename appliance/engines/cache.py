@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The tokens of the last forward pass now belong to their rows."""
         for row in range(self._first, self._last):
             self.lengths[row] += self._new
+
+    def fill(self, row: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put keys and values, [1, heads, positions, size] for every layer, behind what `row` has."""
+        self.prepare(row, row + 1, layers[0][0].shape[2])
+        for number, (keys, values) in enumerate(layers):
+            self.update(keys, values, number)
+        self.commit()
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Called by the model's layers: store the new keys and values [rows, heads, new, size], return all of these rows."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.engines.base import EngineError, Message
+from finetune.chat_templates import markers
 
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
@@ -16,22 +17,21 @@ _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 class ChatFormat:
     """A model's tokenizer and chat template. Safe to use from several threads."""
 
-    def __init__(self, path: Path, chat_template: str | Path | None) -> None:
+    def __init__(self, path: Path, chat_template: str | None) -> None:
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            # A template is known by its braces; anything else names a file.
-            if isinstance(chat_template, Path) or (chat_template and "{" not in chat_template):
-                chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise EngineError(f"the tokenizer or chat template of {path} cannot be loaded: {error}") from error
+            raise EngineError(f"the tokenizer of {path} cannot be loaded: {error}") from error
         self._template = chat_template or self._tokenizer.chat_template
         if not self._template:
-            raise EngineError(f"the model in {path} has no chat template; set chat_template for this engine")
+            raise EngineError(f"the model in {path} has no chat template; set chat_template for this engine (chatml, alpaca or a file)")
         # Some control tokens ("<tool_call>") are not marked as special; added tokens that are words or white space are no control tokens.
         added = self._tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special or _BRACKETED.fullmatch(token.content)}
+        # A template named for a base without one may begin its turns with words that are no tokens of that base.
+        special |= markers(str(self._template))
         # Longest first, so that a token inside a longer one is not split out of it.
         self._special = sorted(special, key=len, reverse=True)
         self.end_token: int | None = self._tokenizer.eos_token_id

@@ -25,7 +25,7 @@ class LocalEngine:
     """One base model in memory, served by one thread; see `appliance.engines.base.Engine` for the contract.
 
     `path` is a folder that `from_pretrained` loads; `base_hash` identifies its weights. At most `max_batch` requests run together and
-    `max_queue` more may wait. `chat_template` overrides the tokenizer's own (a Path is read, a str is the template). The model is loaded
+    `max_queue` more may wait. `chat_template` overrides the tokenizer's own. The model is loaded
     on first use or by `start`. May be used from several event loops. Raises EngineError at construction when `path` has no readable config.
     """
 
@@ -40,7 +40,7 @@ class LocalEngine:
         max_batch: int = 8,
         max_queue: int = 64,
         threads: int | None = None,
-        chat_template: str | Path | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.name, self.base_hash, self.languages = name, base_hash, frozenset(languages)
         self._path, self._max_batch, self._max_queue, self._threads, self._template = path, max_batch, max_queue, threads, chat_template
@@ -49,6 +49,8 @@ class LocalEngine:
         self._format: ChatFormat | None = None
         self._worker: Worker | None = None
         self._closed = False
+        # How many positions each loaded adapter takes before the prompt.
+        self._prefixes: dict[str, int] = {}
 
     async def start(self) -> None:
         """Load the model now; later calls return at once. Raises EngineError when it cannot be loaded."""
@@ -58,9 +60,10 @@ class LocalEngine:
         """See the contract. Sampling that makes no sense is an EngineError."""
         _check_sampling(sampling)
         prompt = await asyncio.to_thread(self._encode, messages)
-        # At least one token must have room for the answer.
-        if len(prompt) >= self.context_window:
-            raise PromptTooLong(len(prompt), self.context_window - 1)
+        # A prefix stands before the prompt. At least one token must have room for the answer.
+        window = self.context_window - (self._prefixes.get(adapter, 0) if adapter else 0)
+        if len(prompt) >= window:
+            raise PromptTooLong(len(prompt), window - 1)
         worker = await self._started()
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Delta | EngineError] = asyncio.Queue()
@@ -70,7 +73,7 @@ class LocalEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-        row = Row(prompt, sampling, adapter, min(sampling.max_tokens, self.context_window - len(prompt)), sink)
+        row = Row(prompt, sampling, adapter, min(sampling.max_tokens, window - len(prompt)), sink)
         worker.submit(row)
         try:
             while True:
@@ -91,9 +94,10 @@ class LocalEngine:
         return [] if self._worker is None else self._worker.adapters()
 
     async def load(self, adapter: AdapterRef) -> None:
-        """Load a plain LoRA adapter trained on this base; loading a name again does nothing."""
+        """Load a LoRA, DoRA or prefix adapter trained on this base; loading a name again does nothing."""
         await asyncio.to_thread(_check_base, adapter, self.base_hash)
         worker = await self._started()
+        self._prefixes[adapter.name] = await asyncio.to_thread(_positions, adapter)
         await _finished(worker.load(adapter))
 
     async def unload(self, name: str) -> None:
@@ -177,6 +181,12 @@ def _check_sampling(sampling: Sampling) -> None:
         raise EngineError(f"temperature is {sampling.temperature}, expected 0 (greedy) to 100")
     if not 0 < sampling.top_p <= 1:
         raise EngineError(f"top_p is {sampling.top_p}, expected more than 0 and at most 1")
+
+
+def _positions(adapter: AdapterRef) -> int:
+    from appliance.engines.variants import read_config
+
+    return int(read_config(adapter.path).get("num_virtual_tokens") or 0)
 
 
 def _check_base(adapter: AdapterRef, base_hash: str) -> None:

@@ -10,13 +10,28 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, FinishReason, Health, Message, PromptTooLong, Sampling, Usage
+from appliance.engines.base import (
+    AdapterRef,
+    Delta,
+    EngineBusy,
+    EngineDown,
+    EngineError,
+    EngineLate,
+    FinishReason,
+    Health,
+    Message,
+    PromptTooLong,
+    Sampling,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import httpx
 
 # A line of a stream that grows beyond this is not a stream of deltas.
 _MAX_LINE_BYTES = 4 << 20
+# Idle connections that are kept for the next requests.
+_IDLE_CONNECTIONS = 100
 
 
 @dataclass(slots=True)
@@ -31,8 +46,8 @@ class _Stream:
 class OpenAIEngine:
     """A model behind ``{url}/chat/completions``; `url` normally ends in ``/v1``. See `appliance.engines.base.Engine` for the contract.
 
-    Timeouts in seconds: `connect_timeout` to reach the server, `token_timeout` between two pieces of an answer (and before the first),
-    `total_timeout` for one answer. `base_hash` is unknown. May be used from one event loop at a time. Raises EngineError for a bad `url`.
+    `connect_timeout` is in seconds; tokens are waited for without end (see `appliance.engines.guard`). `base_hash` is unknown. May be used
+    from one event loop at a time. Raises EngineError for a bad `url`.
     """
 
     serves_adapters = False
@@ -46,56 +61,49 @@ class OpenAIEngine:
         api_key: str | None,
         languages: Iterable[str],
         context_window: int = 8192,
-        connect_timeout: float = 5.0,
-        token_timeout: float = 60.0,
-        total_timeout: float = 600.0,
+        connect_timeout: float = 1.5,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise EngineError(f"engine {name}: url is {url!r}, expected http://HOST:PORT/v1 or https://HOST/v1")
         self.name, self.languages, self.context_window = name, frozenset(languages), context_window
         self._url, self._model, self._key = url.rstrip("/"), model, api_key
-        self._connect, self._between, self._total = connect_timeout, token_timeout, total_timeout
+        self._connect = connect_timeout
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """See the contract. A busy server (429, 503) is EngineBusy with its Retry-After; a prompt it finds too long is PromptTooLong."""
+        """See the contract. A busy server (429, 503) is EngineBusy with its Retry-After, one that fails EngineDown, a prompt it finds too
+        long PromptTooLong; what it refuses for another reason is a plain EngineError."""
         import httpx
 
         if adapter is not None:
             raise EngineError(f"engine {self.name} serves no adapters, {adapter!r} was asked for")
         if not messages:
             raise EngineError("there are no messages to answer; send at least one user message")
-        deadline = asyncio.get_running_loop().time() + self._total
         request = self._http().build_request("POST", f"{self._url}/chat/completions", json=self._body(messages, sampling))
         try:
-            async with asyncio.timeout_at(deadline):
-                response = await self._http().send(request, stream=True)
+            response = await self._http().send(request, stream=True)
             try:
                 await self._check(response, messages)
                 stream = _Stream()
-                async for data in _events(response, deadline):
+                async for data in _events(response):
                     text = _absorb(json.loads(data), stream)
                     if text:
                         stream.text.append(text)
                         yield Delta(text)
             finally:
                 await response.aclose()
-        except TimeoutError as error:
-            raise EngineError(f"{self._url} did not complete the answer within {self._total:g} s") from error
         except httpx.ConnectTimeout as error:
-            raise EngineError(f"{self._url} did not accept the connection within {self._connect:g} s; is the server running?") from error
-        except httpx.TimeoutException as error:
-            raise EngineError(f"{self._url} sent nothing for {self._between:g} s") from error
+            raise EngineLate(f"{self._url} did not accept the connection within {self._connect:g} s; is the server running?") from error
         except httpx.ConnectError as error:
-            raise EngineError(f"{self._url} cannot be reached ({error}); is the server running?") from error
+            raise EngineDown(f"{self._url} cannot be reached ({error}); is the server running?") from error
         except httpx.HTTPError as error:
-            raise EngineError(f"the connection to {self._url} broke during the answer ({type(error).__name__}: {error})") from error
+            raise EngineDown(f"the connection to {self._url} broke during the answer ({type(error).__name__}: {error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise EngineError(f"{self._url} sent something that is not a stream of chat completions: {error}") from error
+            raise EngineDown(f"{self._url} sent something that is not a stream of chat completions: {error}") from error
         if stream.reason is None:
-            raise EngineError(f"{self._url} ended the answer without a finish_reason")
+            raise EngineDown(f"{self._url} ended the answer without a finish_reason")
         yield Delta("", stream.reason, stream.usage or Usage(_estimate(messages), _tokens("".join(stream.text))))
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
@@ -112,7 +120,7 @@ class OpenAIEngine:
         """Nothing is ever loaded."""
 
     async def health(self) -> Health:
-        """Asks the server for its models."""
+        """Asks the server for its models. The detail names no address: clients see it."""
         import httpx
 
         if self._closed:
@@ -120,11 +128,11 @@ class OpenAIEngine:
         try:
             response = await self._http().get(f"{self._url}/models", timeout=self._connect)
         except httpx.HTTPError as error:
-            return Health(False, f"{self._url} cannot be reached ({type(error).__name__}); is the server running?")
+            return Health(False, f"its server cannot be reached ({type(error).__name__}); is it running?")
         if response.status_code in (401, 403):
-            return Health(False, f"{self._url} refuses the API key ({response.status_code})")
+            return Health(False, f"its server refuses the API key ({response.status_code})")
         # Some servers have no list of models; that they answer is enough.
-        return Health(response.status_code < 500, "" if response.status_code < 500 else f"{self._url} answers {response.status_code}")
+        return Health(response.status_code < 500, "" if response.status_code < 500 else f"its server answers {response.status_code}")
 
     async def close(self) -> None:
         self._closed = True
@@ -141,8 +149,9 @@ class OpenAIEngine:
         # Pooled connections belong to the loop that opened them.
         if self._client is None or self._loop is not loop:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            timeout = httpx.Timeout(self._between, connect=self._connect)
-            self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout), loop
+            timeout = httpx.Timeout(None, connect=self._connect)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS)
+            self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits), loop
         return self._client
 
     def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
@@ -177,19 +186,15 @@ class OpenAIEngine:
         if status in (400, 413) and ("context_length" in said or "maximum context" in said):
             raise PromptTooLong(_estimate(messages), self.context_window)
         if status != 200:
-            raise EngineError(f"{self._url} answers {status}{said and ': ' + said}")
+            kind_of = EngineDown if status >= 500 else EngineError
+            raise kind_of(f"{self._url} answers {status}{said and ': ' + said}")
         raise EngineError(f"{self._url} answers {kind or 'something without a type'}, expected text/event-stream; is this the right url?")
 
 
-async def _events(response: httpx.Response, deadline: float) -> AsyncIterator[str]:
+async def _events(response: httpx.Response) -> AsyncIterator[str]:
     """The data of each server-sent event until ``[DONE]``. Splits bytes at newlines only: JSON may hold other line separators as text."""
-    pieces = response.aiter_bytes()
     rest = b""
-    while True:
-        async with asyncio.timeout_at(deadline):
-            piece = await anext(pieces, None)
-        if piece is None:
-            raise ValueError("it ended without [DONE]" + (f", in the middle of {rest[:80]!r}" if rest.strip() else ""))
+    async for piece in response.aiter_bytes():
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
             raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
@@ -201,13 +206,14 @@ async def _events(response: httpx.Response, deadline: float) -> AsyncIterator[st
             if data == "[DONE]":
                 return
             yield data
+    raise ValueError("it ended without [DONE]" + (f", in the middle of {rest[:80]!r}" if rest.strip() else ""))
 
 
 def _absorb(chunk: dict[str, Any], stream: _Stream) -> str:
     """Take one chunk in; returns its text. Raises EngineError if the server reports a failure inside the stream."""
     if "error" in chunk:
         error = chunk["error"]
-        raise EngineError(f"the server failed during the answer: {error.get('message', error) if isinstance(error, dict) else error}")
+        raise EngineDown(f"the server failed during the answer: {error.get('message', error) if isinstance(error, dict) else error}")
     if usage := chunk.get("usage"):
         stream.usage = Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
     if not chunk["choices"]:

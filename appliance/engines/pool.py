@@ -1,14 +1,27 @@
-"""The engines of a workspace by name, each started on first use."""
+"""The engines of a workspace by name, each started on first use and guarded."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections.abc import Mapping
 from typing import Any
 
+from appliance.config import EngineConfig
 from appliance.engines.base import Engine
+from appliance.engines.breaker import Breaker
+from appliance.engines.broken import BrokenEngine
 from appliance.engines.build import build
+from appliance.engines.guard import Guarded, TimeLimits
+from appliance.errors import ApplianceError, UsageError
 from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
+
+logger = logging.getLogger("appliance.engines")
+
+# Seconds until an engine that could not be started is started again.
+_AGAIN = 5.0
 
 
 class EnginePool:
@@ -17,7 +30,8 @@ class EnginePool:
     def __init__(self, workspace: Workspace, models: ModelStore) -> None:
         self._workspace = workspace
         self._models = models
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Guarded] = {}
+        self._broken: dict[str, tuple[float, BrokenEngine]] = {}
         self._lock = asyncio.Lock()
 
     async def of(self, domain: str) -> Engine:
@@ -25,19 +39,47 @@ class EnginePool:
         return await self.named(self._workspace.config.engine_of(domain)[0])
 
     async def named(self, name: str) -> Engine:
-        """The engine called `name` in the configuration."""
+        """The engine called `name` in the configuration; one that is not well where it cannot be started now.
+
+        Raises UsageError for settings that do not go together.
+        """
+        if name in self._engines:
+            return self._engines[name]
         settings = self._workspace.config.engines[name]
         async with self._lock:
             if name not in self._engines:
-                self._engines[name] = await asyncio.to_thread(build, name, settings, self._models, self._workspace.root)
+                since, broken = self._broken.get(name, (0.0, None))
+                if broken is not None and time.monotonic() < since + _AGAIN:
+                    return broken
+                try:
+                    engine = await asyncio.to_thread(build, name, settings, self._models, self._workspace.root)
+                except UsageError:
+                    raise
+                except ApplianceError as error:
+                    logger.error("engine %s cannot be started: %s", name, error)
+                    broken = BrokenEngine(name, settings.languages, settings.context_window)
+                    self._broken[name] = (time.monotonic(), broken)
+                    return broken
+                self._broken.pop(name, None)
+                self._engines[name] = _guarded(engine, settings)
             return self._engines[name]
 
     async def health(self) -> dict[str, Any]:
-        """State of every engine started so far."""
-        states = {name: await engine.health() for name, engine in self._engines.items()}
-        return {name: {"ok": state.ok, "detail": state.detail} for name, state in states.items()}
+        """State of every engine that was asked for so far."""
+        known: dict[str, Engine] = {**{name: broken for name, (_, broken) in self._broken.items()}, **self._engines}
+        states = await asyncio.gather(*(engine.health() for engine in known.values()))
+        return {name: {"ok": state.ok, "detail": state.detail} for name, state in zip(known, states, strict=True)}
+
+    def started(self) -> Mapping[str, Guarded]:
+        """The engines that run, for the metrics."""
+        return dict(self._engines)
 
     async def close(self) -> None:
         for engine in self._engines.values():
             await engine.close()
         self._engines.clear()
+
+
+def _guarded(engine: Engine, settings: EngineConfig) -> Guarded:
+    limits = TimeLimits(settings.connect_seconds, settings.first_token_seconds, settings.between_tokens_seconds, settings.total_seconds)
+    return Guarded(engine, limits, Breaker(settings.breaker_failures, settings.breaker_seconds))

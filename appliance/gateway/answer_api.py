@@ -12,9 +12,11 @@ from starlette.responses import JSONResponse, Response
 
 from appliance.engines.base import Message
 from appliance.gateway.auth import caller_of
+from appliance.gateway.desk import Desk
 from appliance.gateway.errors import ApiError
-from appliance.gateway.events import Answers, finished
+from appliance.gateway.events import finished
 from appliance.gateway.target import ChosenArm, Labels, check_domain, narrowing
+from appliance.gateway.trace import trace_of
 from appliance.types import Caller, answer_json
 from appliance.types import Request as Question
 from router.types import Constraints
@@ -54,8 +56,9 @@ class AnswerRequest(_Strict):
     constraints: Conditions = Conditions()
 
 
-def answer_router(answering: Answers, passage: Passage, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
+def answer_router(desk: Desk, passage: Passage, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """The routes; `passage` looks a citation's text up, `responses` documents the errors."""
+    answering = desk.answering
     router = APIRouter(prefix="/v1", tags=["Appliance"], responses=responses)
 
     @router.post("/answer", summary="Answer one question")
@@ -63,12 +66,13 @@ def answer_router(answering: Answers, passage: Passage, responses: dict[int | st
         """The same JSON as `appliance ask --json`: the answer, its citations, what no passage supports, the decision and its reasons."""
         caller = caller_of(request)
         if body.domain is not None:
-            await check_domain(answering, caller, body.domain, "domain")
+            await run_in_threadpool(check_domain, answering, caller, body.domain, "domain")
         history = tuple(Message(role=turn.role, content=turn.content) for turn in body.history)
         constraints = Constraints(body.constraints.must_cite, body.constraints.max_latency_ms)
         labels = narrowing(caller, body.labels, "labels")
-        events = answering.stream(Question(body.question, history, body.domain, body.arm, constraints, labels=labels), caller)
-        return JSONResponse(answer_json(await finished(request.scope, request.receive, events)))
+        question = Question(body.question, history, body.domain, body.arm, constraints, labels=labels)
+        events = desk.ask(trace_of(request.scope), question, caller)
+        return JSONResponse(answer_json(await finished(request.receive, events)))
 
     @router.get("/documents/{domain}/{id:path}", summary="A citation's passage in its context")
     async def document(domain: str, id: str, start: Offset, end: Offset, request: Request) -> Response:
@@ -77,7 +81,7 @@ def answer_router(answering: Answers, passage: Passage, responses: dict[int | st
         caller = caller_of(request)
         if end < start:
             raise ApiError(400, f"end: must not be before start ({end} < {start})", param="end", code="invalid_field")
-        await check_domain(answering, caller, domain, "domain")
+        await run_in_threadpool(check_domain, answering, caller, domain, "domain")
         # No document id has a NUL, and some databases refuse to look for one.
         found = None if "\0" in id else await run_in_threadpool(passage, domain, id, start, end, caller)
         if found is None:

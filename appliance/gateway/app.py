@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +14,23 @@ from starlette.middleware import Middleware
 
 from appliance.engines.base import EngineError, Sampling
 from appliance.errors import ApplianceError
+from appliance.feedback import Feedback
+from appliance.gateway.admission import Admission
 from appliance.gateway.answer_api import Passage, answer_router
 from appliance.gateway.auth import BEARER
+from appliance.gateway.desk import Desk
+from appliance.gateway.embeddings_api import Embedding, embeddings_router
 from appliance.gateway.errors import ErrorBody, install_errors
 from appliance.gateway.events import Answers
+from appliance.gateway.feedback_api import feedback_router
 from appliance.gateway.health import Lifecycle, health_router
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.middleware import Authenticate, BodyCap, LoopbackHosts, Recorder
 from appliance.gateway.openai_api import openai_router
+from appliance.gateway.trace import Trace
 from appliance.gateway.web import web_router
 from appliance.keys import Keys
+from appliance.quotas import Quotas
 from appliance.types import Caller
 from retrieval.types import RetrievalError
 
@@ -39,17 +46,24 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorBody, "description": "Outside the key's scope"},
     404: {"model": ErrorBody, "description": "Unknown model, domain or document"},
     413: {"model": ErrorBody, "description": "Body too large"},
+    429: {"model": ErrorBody, "description": "The key's quota is used up; Retry-After says for how long"},
     500: {"model": ErrorBody, "description": "The server failed"},
-    503: {"model": ErrorBody, "description": "Engine busy or down, or index unreadable; Retry-After says when to try again"},
+    503: {"model": ErrorBody, "description": "Gateway or engine busy or down, or index unreadable; Retry-After says when to try again"},
     "default": {"model": ErrorBody, "description": "Any other failure"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`body_bytes` caps a request's body; `sampling` fills in the sampling fields that a request sets only some of."""
+    """`body_bytes` caps a request's body; `sampling` fills in the sampling fields that a request sets only some of.
+
+    `running` answers and embeddings run at once and `queued` wait; one call embeds at most `embedding_inputs` texts.
+    """
 
     body_bytes: int = 1 << 20
+    running: int = 64
+    queued: int = 128
+    embedding_inputs: int = 256
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -58,18 +72,25 @@ def create_app(
     keys: Keys,
     *,
     passage: Passage,
+    embedding: Callable[[], Embedding],
+    feedback: Feedback,
     auth_required: bool,
     version: str,
     limits: Limits = Limits(),
     anonymous: Caller | None = None,
+    audit: Callable[[Trace, int], None] = lambda trace, status: None,
 ) -> FastAPI:
     """The gateway over `answering`; it warms it up in the background when the server starts and closes it when the server ends.
 
+    `embedding` gives the embedding model, `feedback` takes what is said about answers.
     `passage` returns ``{"domain", "doc_id", "title", "uri", "start", "end", "before", "quote", "after", …}`` or None.
+    `audit` gets the trace and status of every request that was routed to an answer.
     Without `auth_required`, requests without a key are `anonymous` (by default one who holds no labels), and only requests
     addressed to a loopback name are served. ``app.state.lifecycle`` is the `Lifecycle` that ``/readyz`` reports.
     """
-    metrics, lifecycle = Metrics(), Lifecycle()
+    admission, lifecycle = Admission(limits.running, limits.queued), Lifecycle()
+    metrics = Metrics(answering, admission)
+    desk = Desk(answering, admission, feedback)
 
     async def warm() -> None:
         try:
@@ -77,24 +98,30 @@ def create_app(
         except (ApplianceError, EngineError, RetrievalError) as error:
             # Requests and /readyz will report what is wrong; what still works is served.
             logger.error("warming up failed: %s", error)
-        finally:
-            lifecycle.starting = False
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(warm())
+        beside = [asyncio.create_task(warm()), asyncio.create_task(desk.write())]
         try:
             yield
         finally:
-            warming.cancel()
-            await asyncio.gather(warming, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await answering.close()
 
     middleware = [
-        Middleware(Recorder, metrics=metrics),
+        Middleware(Recorder, metrics=metrics, audit=audit),
         *([] if auth_required else [Middleware(LoopbackHosts)]),
         Middleware(BodyCap, limit=limits.body_bytes),
-        Middleware(Authenticate, authenticate=keys.authenticate, required=auth_required, anonymous=anonymous or Caller()),
+        Middleware(
+            Authenticate,
+            authenticate=keys.authenticate,
+            required=auth_required,
+            anonymous=anonymous or Caller(),
+            quotas=Quotas(),
+            metrics=metrics,
+        ),
     ]
     app = FastAPI(
         title="Appliance",
@@ -108,8 +135,10 @@ def create_app(
     app.state.lifecycle = lifecycle
     install_errors(app)
     needs_key = [Depends(BEARER)]
-    app.include_router(openai_router(answering, limits.sampling, _ERRORS), dependencies=needs_key)
-    app.include_router(answer_router(answering, passage, _ERRORS), dependencies=needs_key)
+    app.include_router(openai_router(desk, limits.sampling, _ERRORS), dependencies=needs_key)
+    app.include_router(embeddings_router(embedding, admission, limits.embedding_inputs, _ERRORS), dependencies=needs_key)
+    app.include_router(answer_router(desk, passage, _ERRORS), dependencies=needs_key)
+    app.include_router(feedback_router(feedback, _ERRORS), dependencies=needs_key)
     app.include_router(health_router(answering, lifecycle, metrics))
     app.include_router(web_router(app.openapi))
     return app

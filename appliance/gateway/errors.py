@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from appliance.engines.base import EngineBusy, EngineError, PromptTooLong
+from appliance.engines.base import EngineBusy, EngineDown, EngineError, EngineLate, PromptTooLong
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.gateway.trace import RESPONSE_HEADERS, trace_of
 from retrieval.types import RetrievalError
@@ -23,7 +23,8 @@ logger = logging.getLogger("appliance.gateway")
 
 # Not in the standard: what proxies log for a client that went away. Nobody receives it.
 CLIENT_GONE = 499
-_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ELSEWHERE = "try again, or ask for the arm 'quote', which needs no engine"
 
 
 class ErrorDetail(BaseModel):
@@ -66,10 +67,14 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, "the engine's queue is full; try again later", code="engine_busy", headers={"Retry-After": wait})
         case PromptTooLong():
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case EngineLate():
+            return ApiError(503, f"the model engine took too long; {_ELSEWHERE}", code="engine_timeout", headers={"Retry-After": "1"})
+        case EngineDown():
+            wait = str(max(1, math.ceil(error.retry_after)))
+            message = f"the model engine is not available; {_ELSEWHERE}"
+            return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": wait})
         case EngineError():
-            return ApiError(
-                503, "the model engine failed; try again, or ask for the arm 'quote', which needs no engine", code="engine_error"
-            )
+            return ApiError(503, f"the model engine failed; {_ELSEWHERE}", code="engine_error")
         case UsageError():
             return ApiError(400, str(error), code="invalid_request")
         case DatabaseFailed():
@@ -84,7 +89,8 @@ def report(error: Exception, request_id: str) -> ApiError:
     """`as_api_error`, with the failures that are the server's own written to the log."""
     shown = as_api_error(error)
     if shown.status_code >= 500 and not isinstance(error, EngineBusy | ApiError):
-        logger.error("request %s failed: %s", request_id, error, exc_info=error)
+        # Where the engine's server failed, our own stack tells nothing.
+        logger.error("request %s failed: %s", request_id, error, exc_info=None if isinstance(error, EngineDown) else error)
     return shown
 
 

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from appliance.gateway.errors import CLIENT_GONE, as_api_error
+from appliance.engines.breaker import State
+from appliance.engines.guard import Faults
+from appliance.gateway.errors import CLIENT_GONE, ApiError, report
 from appliance.gateway.trace import Trace, trace_of
 from appliance.types import Answer, Caller, Event, Finished, Request
 
-logger = logging.getLogger("appliance.gateway")
 T = TypeVar("T")
 
 _SEPARATORS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+class Guard(Protocol):
+    """What the metrics tell of an engine: the state of its circuit breaker and what went wrong."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def faults(self) -> Faults: ...
 
 
 class Answers(Protocol):
@@ -42,14 +52,9 @@ class Answers(Protocol):
         """``{"index": {"ok", …}, "database": {"ok", …}, "engines": {name: {"ok", "detail"}}}``."""
         ...
 
-
-@asynccontextmanager
-async def _closing(events: AsyncIterator[Event]) -> AsyncGenerator[AsyncIterator[Event]]:
-    try:
-        yield events
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()
+    def guards(self) -> Mapping[str, Guard]:
+        """The engines that run, by name."""
+        ...
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -74,14 +79,12 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(job, watch, return_exceptions=True)
 
 
-async def finished(scope: Scope, receive: Receive, events: AsyncIterator[Event]) -> Answer:
+async def finished(receive: Receive, events: AsyncGenerator[Event]) -> Answer:
     """The answer at the end of `events`. Raises what they raise, and ClientDisconnect."""
-    trace = trace_of(scope)
 
     async def drain() -> Answer:
-        async with _closing(events) as open_events:
-            async for event in open_events:
-                trace.note(event)
+        async with aclosing(events):
+            async for event in events:
                 if isinstance(event, Finished):
                     return event.answer
         raise RuntimeError("the events ended without an answer")
@@ -98,10 +101,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[Event], chunks: Callable[[Event], Iterable[Mapping[str, Any]]]) -> None:
+    def __init__(self, events: AsyncGenerator[Event], chunks: Callable[[Event], Iterable[Mapping[str, Any]]]) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.events, self.chunks = events, chunks
+        self._begun = self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = trace_of(scope)
@@ -112,37 +116,37 @@ class EventStream(Response):
         except asyncio.CancelledError:
             # The server's deadline for ending streams has passed.
             trace.late_status = 503
+            if self._begun and not self._ended:
+                stopped = ApiError(503, "the server is shutting down and could not finish this answer", code="shutting_down")
+                await self._put(send, frame(stopped.body()), more=False)
             raise
 
     async def _run(self, trace: Trace, send: Send) -> None:
-        begun = done = False
-
-        async def put(data: bytes, more: bool = True) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
+        done = False
         try:
-            async with _closing(self.events) as events:
+            async with aclosing(self.events) as events:
                 async for event in events:
-                    trace.note(event)
                     if frames := b"".join(map(frame, self.chunks(event))):
-                        await put(frames)
+                        await self._put(send, frames)
                     if done := isinstance(event, Finished):
                         break
             if not done:
                 raise RuntimeError("the events ended without an answer")
         except Exception as error:
-            if not begun:
+            if not self._begun:
                 raise
-            logger.exception("request %s failed after its stream had begun", trace.request_id)
-            failure = as_api_error(error)
+            failure = report(error, trace.request_id)
             trace.late_status = failure.status_code
-            await put(frame(failure.body()), more=False)
+            await self._put(send, frame(failure.body()), more=False)
         else:
-            await put(b"data: [DONE]\n\n", more=False)
+            await self._put(send, b"data: [DONE]\n\n", more=False)
+
+    async def _put(self, send: Send, data: bytes, more: bool = True) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._ended = not more
+        await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 def frame(data: Mapping[str, Any]) -> bytes:

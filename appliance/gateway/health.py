@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,15 @@ from starlette.responses import JSONResponse, Response
 from appliance.gateway.events import Answers
 from appliance.gateway.metrics import Metrics
 
+logger = logging.getLogger("appliance.gateway")
+
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Whether the server is still warming up, or already on its way out."""
+    """Whether the server is on its way out, and the last problem that the log was told of."""
 
-    starting: bool = True
     draining: bool = False
+    problem: str = ""
 
 
 def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
@@ -30,22 +33,29 @@ def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) ->
 
     @router.get("/readyz", summary="The appliance can answer questions", responses={503: {"description": "Not ready"}})
     async def readyz() -> Response:
-        """503 while starting or draining and when index or database cannot be read.
+        """503 while draining and when index or database cannot be read.
 
-        `degraded` lists the engines that are down, and `index` while an older generation stands in for a damaged one.
+        `degraded` lists `engine` while one is down (what needs no engine is still answered), and `index` while an older generation stands
+        in for a damaged one. What is wrong is in the operator's log.
         """
         health = await answering.health()
         unreadable = [part for part in ("index", "database") if not health[part]["ok"]]
-        if lifecycle.draining:
-            status = "draining"
-        elif lifecycle.starting:
-            status = "starting"
-        else:
-            status = "unavailable" if unreadable else "ready"
-        degraded = [name for name, engine in health["engines"].items() if not engine["ok"]]
+        status = "draining" if lifecycle.draining else "unavailable" if unreadable else "ready"
+        degraded = [] if all(engine["ok"] for engine in health["engines"].values()) else ["engine"]
         if health["index"].get("problem"):
             degraded.append("index")
-        body: dict[str, Any] = {"status": status, "degraded": degraded, **health}
+        details = (health[part].get("detail") or health[part].get("problem") for part in ("index", "database"))
+        problem = "; ".join(detail for detail in details if detail)
+        if problem and problem != lifecycle.problem:
+            logger.error("%s", problem)
+        lifecycle.problem = problem
+        body: dict[str, Any] = {
+            "status": status,
+            "degraded": degraded,
+            "index": {"ok": health["index"]["ok"], "generation": health["index"].get("generation")},
+            "database": {"ok": health["database"]["ok"]},
+            "engines": {name: {"ok": engine["ok"]} for name, engine in health["engines"].items()},
+        }
         return JSONResponse(body, 200 if status == "ready" else 503)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from collections.abc import Iterator
+from dataclasses import fields
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from appliance.engines.guard import Faults
+from appliance.gateway.admission import Admission
+from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
 
+# `queue` is the wait before an answer; the other stages are counted from its end.
 STAGES = ("retrieval", "decision", "first_token", "total")
+_FAULTS = tuple(field.name for field in fields(Faults))
+_STATES = ("closed", "half-open", "open")
 # Seconds: from a cached lookup to a long answer on a small machine.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
-    """The gateway's metrics: requests, answers by stage, and the process itself."""
+    """The gateway's metrics: requests, answers by stage, the queue, the engines, and the process itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, answering: Answers, admission: Admission) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "appliance_requests",
@@ -25,12 +37,14 @@ class Metrics:
         self.stage = Histogram(
             "appliance_stage_seconds",
             "Time to finish each stage of an answer.",
-            ["stage", "arm", "domain"],
+            ["stage", "arm", "domain", "adapter"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self.tokens = Counter("appliance_tokens", "Tokens read and generated.", ["kind", "domain"], registry=self.registry)
+        self.over_quota = Counter("appliance_quota_exceeded", "Requests refused with 429, by the quota.", ["quota"], registry=self.registry)
         self.in_progress = Gauge("appliance_requests_in_progress", "Requests being served now.", registry=self.registry)
+        self.registry.register(_State(answering, admission))
         ProcessCollector(registry=self.registry)
 
     def count(self, route: str, trace: Trace, status: int) -> None:
@@ -39,8 +53,38 @@ class Metrics:
         answer = trace.answer
         if answer is None:
             return
+        about = (answer.arm, answer.domain, answer.adapter or "")
         for stage in STAGES:
             if stage in answer.timings:
-                self.stage.labels(stage, answer.arm, answer.domain).observe(answer.timings[stage] / 1000)
+                self.stage.labels(stage, *about).observe(answer.timings[stage] / 1000)
+        if trace.queued is not None:
+            self.stage.labels("queue", *about).observe(trace.queued / 1000)
         self.tokens.labels("prompt", answer.domain).inc(answer.usage.prompt_tokens)
         self.tokens.labels("completion", answer.domain).inc(answer.usage.completion_tokens)
+
+
+class _State(Collector):
+    """What is read at the moment of a scrape: the queue and the engines."""
+
+    def __init__(self, answering: Answers, admission: Admission) -> None:
+        self.answering, self.admission = answering, admission
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.admission.running)
+        yield GaugeMetricFamily("appliance_answers_queued", "Answers and embeddings that wait for their turn.", self.admission.queued)
+        yield CounterMetricFamily("appliance_queue_full", "Requests refused with 503 because the queue was full.", self.admission.refused)
+        state = GaugeMetricFamily(
+            "appliance_engine_state", "1 for the state that an engine's circuit breaker is in.", labels=["engine", "state"]
+        )
+        faults = CounterMetricFamily(
+            "appliance_engine_faults",
+            "Failures, timeouts and retries of an engine, and requests refused because it keeps failing.",
+            labels=["engine", "fault"],
+        )
+        for name, guard in self.answering.guards().items():
+            for known in _STATES:
+                state.add_metric([name, known], float(guard.state == known))
+            for kind in _FAULTS:
+                faults.add_metric([name, kind], getattr(guard.faults, kind))
+        yield state
+        yield faults

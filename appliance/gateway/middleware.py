@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from appliance.gateway.errors import ApiError
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
 from appliance.keys import PREFIX, Key
+from appliance.quotas import Exceeded, Quotas
 from appliance.types import Caller
 
 access_log = logging.getLogger("appliance.access")
@@ -28,10 +30,13 @@ _LOOPBACK = re.compile(r"(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|
 
 
 class Recorder:
-    """Gives every request an id and every response the id and the security headers, then logs and counts it."""
+    """Gives every request an id and every response the id and the security headers, then logs and counts it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    `audit` gets the trace and status of every request that was routed to an answer.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Callable[[Trace, int], None]) -> None:
+        self.app, self.metrics, self.audit = app, metrics, audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +69,8 @@ class Recorder:
             route = getattr(scope.get("route"), "path", "other")
             outcome = trace.late_status or status
             self.metrics.count(route, trace, outcome)
+            if trace.answer_id:
+                self.audit(trace, outcome)
             _log(scope, trace, route, outcome, (time.perf_counter() - started) * 1000)
 
 
@@ -133,11 +140,21 @@ class BodyCap:
 class Authenticate:
     """Finds the caller of every ``/v1/`` request from ``Authorization: Bearer``, before any of its body is read.
 
-    Where keys are not required, a token that is not one of ours (clients often insist on sending something) counts as none.
+    Where keys are not required, a token that is not one of ours (clients often insist on sending something) counts as none. A key whose
+    quota is used up gets 429; `metrics` count that.
     """
 
-    def __init__(self, app: ASGIApp, authenticate: Callable[[str], Key | None], required: bool, anonymous: Caller) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticate: Callable[[str], Key | None],
+        required: bool,
+        anonymous: Caller,
+        quotas: Quotas,
+        metrics: Metrics,
+    ) -> None:
         self.app, self.authenticate, self.required, self.anonymous = app, authenticate, required, anonymous
+        self.quotas, self.metrics = quotas, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
@@ -155,9 +172,24 @@ class Authenticate:
                     await refusal.response()(scope, receive, send)
                     return
                 trace.caller = Caller(key.scope, key.id)
-            else:
-                trace.caller = self.anonymous
+                if exceeded := self.quotas.admit(key.id, key.requests_per_minute, key.tokens_per_minute):
+                    self.metrics.over_quota.labels(exceeded.kind).inc()
+                    await _over(exceeded).response()(scope, receive, send)
+                    return
+                try:
+                    await self.app(scope, receive, send)
+                finally:
+                    if key.tokens_per_minute is not None:
+                        self.quotas.spend(key.id, trace.spent)
+                return
+            trace.caller = self.anonymous
         await self.app(scope, receive, send)
+
+
+def _over(exceeded: Exceeded) -> ApiError:
+    wait = max(1, math.ceil(exceeded.wait))
+    message = f"this key's quota of {exceeded.limit} {exceeded.kind} a minute is used up; try again in {wait} s"
+    return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait)})
 
 
 def _bearer(values: Sequence[str]) -> str:

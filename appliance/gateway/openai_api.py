@@ -14,9 +14,11 @@ from starlette.responses import JSONResponse, Response
 
 from appliance.engines.base import Message, Sampling
 from appliance.gateway.auth import caller_of
+from appliance.gateway.desk import Desk
 from appliance.gateway.errors import ApiError
-from appliance.gateway.events import Answers, EventStream, finished
+from appliance.gateway.events import EventStream, finished
 from appliance.gateway.target import ChosenArm, Labels, model_ids, narrowing, resolve
+from appliance.gateway.trace import trace_of
 from appliance.types import Answer, Event, Finished, Text, answer_json
 from appliance.types import Request as Question
 from router.types import Constraints
@@ -190,8 +192,9 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "appliance"}
 
 
-def openai_router(answering: Answers, default: Sampling, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
+def openai_router(desk: Desk, default: Sampling, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     """The routes; `default` fills in the sampling fields a request leaves out, `responses` documents the errors."""
+    answering = desk.answering
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=responses)
 
     @router.post("/chat/completions", summary="Answer the last message of a chat")
@@ -200,14 +203,14 @@ def openai_router(answering: Answers, default: Sampling, responses: dict[int | s
         the last chunk of a stream. A stream that fails ends with an error event and without `[DONE]`."""
         caller = caller_of(request)
         text, history, system = body.turns()
-        domain, arm = await resolve(answering, caller, body.model, body.appliance.domain, body.appliance.arm)
+        domain, arm = await run_in_threadpool(resolve, answering, caller, body.model, body.appliance.domain, body.appliance.arm)
         labels = narrowing(caller, body.appliance.labels, "appliance.labels")
         constraints = Constraints(body.appliance.must_cite, body.appliance.max_latency_ms)
         question = Question(text, history, domain, arm, constraints, body.sampling(default), system, labels)
-        events = answering.stream(question, caller)
+        events = desk.ask(trace_of(request.scope), question, caller)
         if body.stream:
             return EventStream(events, Chunks(body.model, body.stream_options is not None and body.stream_options.include_usage))
-        return JSONResponse(_completion(await finished(request.scope, request.receive, events), body.model))
+        return JSONResponse(_completion(await finished(request.receive, events), body.model))
 
     @router.get("/models", summary="The models this key may use")
     async def models(request: Request) -> dict[str, Any]:

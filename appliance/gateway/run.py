@@ -5,11 +5,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
+from appliance.audit import AnswerLog, answer_facts
 from appliance.engines.base import Sampling
+from appliance.engines.build import check
 from appliance.errors import UsageError
+from appliance.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import serve
+from appliance.gateway.trace import Trace
 from appliance.keys import Keys
 from appliance.service import open_service
 from appliance.worker import beside
@@ -19,27 +24,57 @@ from appliance.workspace import Workspace
 def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve `workspace` until SIGTERM, with a worker beside it where a domain has a schedule.
 
-    Raises UsageError where keys are turned off on an address others can reach.
+    Raises UsageError where keys are turned off on an address others can reach, and for settings of an engine that do not go together.
     """
-    settings = workspace.config.server
+    settings, serving = workspace.config.server, workspace.config.gateway
     loopback = is_loopback(host)
     required = not loopback if settings.require_keys is None else settings.require_keys
     if not required and not loopback:
         raise UsageError(f"[server] require_keys = false is only allowed on a loopback address, and {host} is none")
+    for name, engine in workspace.config.engines.items():
+        check(name, engine)
     keys = Keys(workspace.db)
     if required and not any(key.state == "active" for key in keys.list()):
         say("no API key can be used yet; make one with: appliance key create NAME")
     service = open_service(workspace)
+    log = AnswerLog(workspace.db)
     app = create_app(
         service.answering,
         keys,
         passage=service.knowledge.passage,
+        embedding=lambda: service.knowledge.embedder,
+        feedback=Feedback(workspace.db, workspace.config.feedback),
         auth_required=required,
         version=version("appliance"),
-        limits=Limits(settings.max_body_bytes, Sampling(max_tokens=workspace.config.answering.max_tokens)),
+        limits=Limits(
+            settings.max_body_bytes,
+            serving.max_running,
+            serving.max_queued,
+            serving.max_embedding_inputs,
+            Sampling(max_tokens=workspace.config.answering.max_tokens),
+        ),
+        audit=lambda trace, status: log.note(_actor(trace), _facts(trace), "done" if status == 200 else f"failed with {status}"),
     )
-    with beside(workspace):
-        serve(app, host, port, announce=lambda address: say(f"serving {workspace.root} at {address}"))
+    with log, beside(workspace):
+        serve(
+            app,
+            host,
+            port,
+            grace_seconds=serving.grace_seconds,
+            drain_seconds=serving.drain_seconds,
+            announce=lambda address: say(f"serving {workspace.root} at {address}"),
+        )
+
+
+def _actor(trace: Trace) -> str:
+    caller = trace.caller
+    return "nobody" if caller is None else caller.name if caller.name == "local" else f"key:{caller.name}"
+
+
+def _facts(trace: Trace) -> dict[str, Any]:
+    """What the audit log keeps of a request; of one without an answer how far it came."""
+    known = {"id": trace.answer_id, "arm": trace.arm, "domain": trace.domain} if trace.answer is None else answer_facts(trace.answer)
+    return {**known, "request": trace.request_id}
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,17 +35,25 @@ _LOGGING: dict[str, Any] = {
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain: float, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app, self._ready = app, ready
+        self._app, self._drain, self._ready = app, drain, ready
+        self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A second signal does not wait.
+        wait = 0.0 if self._leave_at is not None else self._drain
         self._app.state.lifecycle.draining = True
-        super().handle_exit(sig, frame)
+        self._leave_at = time.monotonic() + wait
+        if wait == 0:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or (self._leave_at is not None and time.monotonic() >= self._leave_at)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -60,9 +69,11 @@ def serve(
     port: int,
     *,
     grace_seconds: int = 30,
+    drain_seconds: float = 0,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end open streams within `grace_seconds` and return.
+    """Serve until SIGTERM or SIGINT; then ``/readyz`` says so at once, new requests are taken for another `drain_seconds`, and open streams
+    have `grace_seconds` to end before this returns.
 
     `announce` gets the real address (port 0 picks a free port) once requests are accepted; logs go to stderr. Raises ApplianceError when
     the address cannot be bound.
@@ -80,7 +91,7 @@ def serve(
         lifespan="on",
         timeout_graceful_shutdown=grace_seconds,
     )
-    _Server(config, app, lambda: announce(address)).run(sockets=[bound])
+    _Server(config, app, drain_seconds, lambda: announce(address)).run(sockets=[bound])
 
 
 def bind(host: str, port: int) -> socket.socket:

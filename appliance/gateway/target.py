@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
-from starlette.concurrency import run_in_threadpool
 
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import Answers
@@ -14,24 +13,26 @@ from router.types import ARMS, Arm
 
 # The same as ArmChoice, in one literal: validation then names the field and lists every choice.
 ChosenArm = Literal["auto", Arm]
+# The embedding model's name in requests; which one it is the configuration says ([models] embedding).
+EMBEDDING = "embedding"
 # A request may see less than its key: only documents whose labels are all among these.
 Labels = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(max_length=100)]
 
 
 def model_ids(answering: Answers, caller: Caller) -> list[str]:
-    """``auto``, every domain the caller may ask, and every ``domain/arm``."""
+    """``auto``, every domain the caller may ask, every ``domain/arm``, and the embedding model."""
     ids = ["auto"]
     for domain in answering.domains(caller):
         ids += [domain, *(f"{domain}/{arm}" for arm in answering.arms(domain, caller))]
-    return ids
+    return [*ids, EMBEDDING]
 
 
-async def check_domain(answering: Answers, caller: Caller, domain: str, param: str) -> None:
+def check_domain(answering: Answers, caller: Caller, domain: str, param: str) -> None:
     """Raises ApiError 403 for a domain outside the key's scope, known or not, and 404 for one that does not exist."""
     allowed = caller.scope.domains
     if allowed is not None and domain not in allowed:
         raise ApiError(403, f"this key may not ask the domain {domain!r}", param=param, code="domain_not_allowed")
-    known = await run_in_threadpool(answering.domains, caller)
+    known = answering.domains(caller)
     if domain not in known:
         listed = ", ".join(known) or "none yet"
         raise ApiError(404, f"unknown domain {domain!r}; known domains: {listed}", param=param, code="domain_not_found")
@@ -45,9 +46,7 @@ def narrowing(caller: Caller, labels: list[str] | None, param: str) -> frozenset
     return None if labels is None else frozenset(labels)
 
 
-async def resolve(
-    answering: Answers, caller: Caller, model: str, domain: str | None, arm: ArmChoice | None
-) -> tuple[str | None, ArmChoice]:
+def resolve(answering: Answers, caller: Caller, model: str, domain: str | None, arm: ArmChoice | None) -> tuple[str | None, ArmChoice]:
     """Domain and arm from a chat request's `model` and its ``appliance`` object.
 
     Raises ApiError: 404 for an unknown model, 403 for a domain outside the key's scope, 400 when the two contradict each other.
@@ -67,9 +66,9 @@ async def resolve(
                 raise ApiError(400, f"the model names the arm {known!r}, appliance.arm is {arm!r}", param="appliance.arm")
             choice = known
     if wanted is not None:
-        await check_domain(answering, caller, wanted, "appliance.domain" if model == "auto" else "model")
+        check_domain(answering, caller, wanted, "appliance.domain" if model == "auto" else "model")
     if slash and wanted is not None:
-        offered = await run_in_threadpool(answering.arms, wanted, caller)
+        offered = answering.arms(wanted, caller)
         if model_arm not in offered:
             message = f"the domain {wanted!r} has no arm {model_arm!r} now; it has {', '.join(offered)}"
             raise ApiError(404, message, param="model", code="model_not_found")

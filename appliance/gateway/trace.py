@@ -26,6 +26,7 @@ class Trace:
     """Filled in while the request is served.
 
     `caller` is None until it is known who asks; `late_status` is what a stream that began with 200 turned out to be (0: it went well).
+    `queued` is how many milliseconds a question waited for its turn. `spent` counts tokens; of an answer that was broken off the pieces.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -35,6 +36,8 @@ class Trace:
     domain: str = ""
     answer: Answer | None = None
     late_status: int = 0
+    queued: float | None = None
+    spent: int = 0
 
     def note(self, event: Event) -> None:
         """Take the route from an event; the answer's own arm wins, for it may have fallen back."""
@@ -43,6 +46,9 @@ class Trace:
         elif isinstance(event, Finished):
             self.answer = event.answer
             self.answer_id, self.arm, self.domain = event.answer.id, event.answer.arm, event.answer.domain
+            self.spent = event.answer.usage.prompt_tokens + event.answer.usage.completion_tokens
+        else:
+            self.spent += 1
 
 
 def trace_of(scope: Any) -> Trace:

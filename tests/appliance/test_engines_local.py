@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from appliance.config import EngineConfig
 from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, Message, PromptTooLong, Sampling, Usage
 from appliance.engines.local import LocalEngine
+from appliance.errors import UsageError
 
 pytestmark = pytest.mark.anyio
 WINDOW = 900
@@ -219,14 +221,16 @@ async def test_adapters_that_do_not_fit_are_refused_and_change_nothing(base: Pat
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small)).save_pretrained(small)
     misfit = make_adapter(small, tmp_path / "misfit", "x").path
-    dora = make_adapter(base, tmp_path / "dora", "x", use_dora=True).path
+    strange = changed("strange")
+    config = json.loads((strange / "adapter_config.json").read_text(encoding="utf-8")) | {"peft_type": "IA3"}
+    (strange / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     for path, message in (
         (tmp_path, "has no adapter_config.json"),
         (other, "was trained for another base model"),
         (garbled, "cannot be read"),
         (bad_card, "version.json cannot be read"),
         (misfit, "does not fit this model.*is for 32 values, the model's layer has 64"),
-        (dora, "is of type DoRA"),
+        (strange, "is of type IA3"),
     ):
         with pytest.raises(EngineError, match=message):
             await engine.load(AdapterRef("bad", path))
@@ -312,14 +316,12 @@ async def test_the_template_can_be_replaced_by_text_or_file(base: Path, tmp_path
     text = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     (tmp_path / "template.jinja").write_text(text, encoding="utf-8")
     own = await engine_on(base).count_tokens(user("Hi"))
-    counts = [
-        await engine_on(base, chat_template=t).count_tokens(user("Hi"))
-        for t in (text, tmp_path / "template.jinja", str(tmp_path / "template.jinja"))
-    ]
+    given = [EngineConfig(chat_template=t).template(tmp_path) for t in (text, "template.jinja", str(tmp_path / "template.jinja"))]
+    counts = [await engine_on(base, chat_template=t).count_tokens(user("Hi")) for t in given]
     assert len(set(counts)) == 1
     assert counts[0] < own
-    with pytest.raises(EngineError, match=r"cannot be loaded.*nowhere.jinja"):
-        await engine_on(base, chat_template="nowhere.jinja").count_tokens(user("Hi"))
+    with pytest.raises(UsageError, match=r"'nowhere.jinja': expected chatml, alpaca, a Jinja template, or its file"):
+        EngineConfig(chat_template="nowhere.jinja").template(tmp_path)
 
 
 async def test_a_closed_iterator_frees_its_place(base: Path) -> None:

@@ -27,7 +27,9 @@ def keys(database: Database) -> Keys:
 def start(keys: Keys) -> Iterator[Callable[..., Served]]:
     """Starts a gateway with an answering of the test's own."""
     with ExitStack() as stack:
-        yield lambda answering=None, auth_required=True: stack.enter_context(running(keys, answering or FakeAnswering(), auth_required))
+        yield lambda answering=None, auth_required=True, **parts: stack.enter_context(
+            running(keys, answering or FakeAnswering(), auth_required, **parts)
+        )
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from appliance.engines.base import Usage
 from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Request, Text
 from retrieval.types import Evidence
@@ -26,6 +28,7 @@ class FakeAnswering:
     pause: float = 0.0
     stall: bool = False
     endless: bool = False
+    numbered: bool = False
     health_state: dict[str, Any] = field(
         default_factory=lambda: {
             "index": {"ok": True, "generation": 7},
@@ -49,7 +52,8 @@ class FakeAnswering:
         reasons = ("The passages answer the question directly.", "已找到直接相关的原文。")
         features = {"dense_top": 0.87, "overlap": 0.4}
         decision = Decision(arm, domain, "evidence_strong", reasons, predicted, {"finetuned": "no adapter yet"}, features, "rules-1")
-        yield Decided("a1b2", decision, Evidence(request.question, (), 7))
+        id = f"a1b2-{len(self.asked)}" if self.numbered else "a1b2"
+        yield Decided(id, decision, Evidence(request.question, (), 7))
         try:
             for number, piece in enumerate(self.pieces):
                 if self.fault and number == self.fault_after:
@@ -70,7 +74,7 @@ class FakeAnswering:
             )
             timings = {"retrieval": 12.0, "decision": 1.0, "first_token": 80.0, "total": 240.0}
             query = request.question
-            answer = Answer("a1b2", text, arm, domain, (citation,), (), decision, "local", None, 7, Usage(21, 9), timings, "stop", query)
+            answer = Answer(id, text, arm, domain, (citation,), (), decision, "local", None, 7, Usage(21, 9), timings, "stop", query)
             yield Finished(answer)
         except (GeneratorExit, asyncio.CancelledError):
             self.abandoned.set()
@@ -91,6 +95,24 @@ class FakeAnswering:
 
     async def health(self) -> dict[str, Any]:
         return self.health_state
+
+    def guards(self) -> dict[str, Any]:
+        return {}
+
+
+class FakeEmbedding:
+    """Vectors of two numbers: the length of the text, and 1 for a question."""
+
+    dim = 2
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    def encode_passages(self, texts: Sequence[str]) -> Any:
+        return np.array([[len(text), 0] for text in texts], dtype=np.float32)
+
+    def encode_queries(self, texts: Sequence[str]) -> Any:
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
 
 
 def passage(domain: str, id: str, start: int, end: int, caller: Caller) -> dict[str, Any] | None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import uvicorn
-from gateway_fake import FakeAnswering, passage
+from gateway_fake import FakeEmbedding, passage
 
+from appliance.config import FeedbackConfig
+from appliance.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import bind
 from appliance.keys import Keys
@@ -22,7 +24,7 @@ from appliance.store.database import Database, utcnow
 from appliance.types import Caller
 from retrieval.types import Scope
 
-LIMITS = Limits(body_bytes=20_000)
+LIMITS = Limits(body_bytes=20_000, embedding_inputs=20)
 
 
 @contextmanager
@@ -43,8 +45,10 @@ class Served:
     url: str
     key: str
     keys: Keys
-    answering: FakeAnswering
+    answering: Any
     app: Any
+    feedback: Feedback
+    server: uvicorn.Server
 
     def http(self, key: str | None = None) -> httpx.Client:
         token = self.key if key is None else key
@@ -52,11 +56,20 @@ class Served:
 
 
 @contextmanager
-def running(keys: Keys, answering: FakeAnswering, auth_required: bool = True) -> Iterator[Served]:
-    """The real app under a real uvicorn on a free loopback port."""
+def running(
+    keys: Keys,
+    answering: Any,
+    auth_required: bool = True,
+    limits: Limits = LIMITS,
+    feedback: FeedbackConfig | None = None,
+    **parts: Any,
+) -> Iterator[Served]:
+    """The real app under a real uvicorn on a free loopback port; `parts` stand in for others of `create_app`."""
     _, secret = keys.create("everything", labels=["staff"])
     local = Caller(Scope(labels=frozenset({"staff"})))
-    app = create_app(answering, keys, passage=passage, auth_required=auth_required, version="0.0", limits=LIMITS, anonymous=local)
+    book = Feedback(keys._database, feedback or FeedbackConfig())
+    given: dict[str, Any] = {"passage": passage, "embedding": FakeEmbedding, "feedback": book, **parts}
+    app = create_app(answering, keys, **given, auth_required=auth_required, version="0.0", limits=limits, anonymous=local)
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -65,9 +78,9 @@ def running(keys: Keys, answering: FakeAnswering, auth_required: bool = True) ->
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
-        yield Served(f"http://127.0.0.1:{bound.getsockname()[1]}", secret, keys, answering, app)
+        yield Served(f"http://127.0.0.1:{bound.getsockname()[1]}", secret, keys, answering, app, book, server)
     finally:
         server.should_exit = True
         thread.join(timeout=20)
     assert not thread.is_alive()
-    assert answering.closed
+    assert getattr(answering, "closed", True)

@@ -1,0 +1,167 @@
+"""Time limits, one retry and a circuit breaker around any engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from appliance.engines.base import AdapterRef, Delta, Engine, EngineBusy, EngineDown, EngineLate, Health, Message, PromptTooLong, Sampling
+from appliance.engines.breaker import Breaker, State
+
+logger = logging.getLogger("appliance.engines")
+
+# Seconds for which a sign of life spares the engine the question whether it is well.
+_FRESH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds: to say that it is well, to the first token, from one token to the next, for a whole answer."""
+
+    connect: float = 1.5
+    first_token: float = 120.0
+    between_tokens: float = 30.0
+    total: float = 600.0
+
+
+@dataclass(slots=True)
+class Faults:
+    """What went wrong with an engine since it was started; for the metrics."""
+
+    failed: int = 0
+    late: int = 0
+    retried: int = 0
+    refused: int = 0
+
+
+class Guarded:
+    """`engine` under `limits` and `breaker`; an `Engine` itself.
+
+    A request that fails before its first token, not by being late, is sent once more. An engine that is not well, or that failed too often
+    in a row, is not asked: EngineDown says so at once.
+    """
+
+    def __init__(self, engine: Engine, limits: TimeLimits, breaker: Breaker) -> None:
+        self.engine, self.limits, self.breaker = engine, limits, breaker
+        self.name, self.base_hash, self.languages = engine.name, engine.base_hash, engine.languages
+        self.serves_adapters, self.context_window = engine.serves_adapters, engine.context_window
+        self.faults = Faults()
+        self._alive_at = float("-inf")
+        self._last = Health(True)
+        self._probing = False
+
+    @property
+    def state(self) -> State:
+        """The breaker's state."""
+        return self.breaker.state
+
+    async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
+        """See the contract; also raises EngineDown (left alone for now, or failed) and EngineLate."""
+        if not self.breaker.allows():
+            self.faults.refused += 1
+            wait = self.breaker.wait()
+            raise EngineDown(f"engine {self.name} keeps failing and is left alone; try again in {max(1, round(wait))} s", retry_after=wait)
+        trial = self.breaker.enter()
+        deadline = asyncio.get_running_loop().time() + self.limits.total
+        try:
+            for again in (True, False):
+                begun = False
+                try:
+                    async with aclosing(self._timed(messages, adapter, sampling, deadline)) as deltas:
+                        async for delta in deltas:
+                            if trial and not begun:
+                                self.breaker.succeed()
+                            begun = True
+                            yield delta
+                except (EngineBusy, PromptTooLong):
+                    # It answers, if not what was hoped for.
+                    self.breaker.succeed()
+                    raise
+                except EngineDown as error:
+                    self._count(error)
+                    if begun or not again or isinstance(error, EngineLate) or not self.breaker.allows():
+                        raise
+                    self.faults.retried += 1
+                else:
+                    self.breaker.succeed()
+                    return
+        finally:
+            if trial:
+                self.breaker.leave()
+
+    async def _timed(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling, deadline: float) -> AsyncGenerator[Delta]:
+        loop = asyncio.get_running_loop()
+        patience, what = self.limits.first_token, "no first token"
+        async with aclosing(self.engine.chat(messages, adapter, sampling)) as deltas:
+            while True:
+                timeout = asyncio.timeout_at(min(deadline, loop.time() + patience))
+                try:
+                    async with timeout:
+                        delta = await anext(deltas, None)
+                except TimeoutError as error:
+                    if not timeout.expired():
+                        raise
+                    if loop.time() >= deadline:
+                        raise EngineLate(f"engine {self.name} did not complete the answer within {self.limits.total:g} s") from error
+                    raise EngineLate(f"engine {self.name} sent {what} within {patience:g} s") from error
+                if delta is None:
+                    return
+                self._alive_at = time.monotonic()
+                yield delta
+                patience, what = self.limits.between_tokens, "nothing more"
+
+    def _count(self, error: EngineDown) -> None:
+        if isinstance(error, EngineLate):
+            self.faults.late += 1
+        else:
+            self.faults.failed += 1
+        self._alive_at = float("-inf")
+        before = self.breaker.state
+        self.breaker.fail()
+        logger.warning("%s", error)
+        if before != "open" and self.breaker.state == "open":
+            logger.error("engine %s keeps failing and is left alone for %g s", self.name, self.breaker.wait())
+
+    async def health(self) -> Health:
+        """What the engine says of itself, unless it has just shown it by answering or failing; takes no longer than `limits.connect`."""
+        if not self.breaker.allows():
+            return Health(False, "it keeps failing and is left alone for now" if self.breaker.wait() else "it is being tried again")
+        if self._probing:
+            return self._last
+        if time.monotonic() - self._alive_at < _FRESH:
+            return Health(True)
+        self._probing = True
+        try:
+            async with asyncio.timeout(self.limits.connect):
+                found = await self.engine.health()
+        except TimeoutError:
+            found = Health(False, f"it did not answer within {self.limits.connect:g} s")
+        finally:
+            self._probing = False
+        if found.ok:
+            self._alive_at = time.monotonic()
+        else:
+            self.breaker.open()
+        if found != self._last and not found.ok:
+            logger.error("engine %s is not available: %s", self.name, found.detail)
+        self._last = found
+        return found
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        return await self.engine.count_tokens(messages)
+
+    async def adapters(self) -> list[str]:
+        return await self.engine.adapters()
+
+    async def load(self, adapter: AdapterRef) -> None:
+        await self.engine.load(adapter)
+
+    async def unload(self, name: str) -> None:
+        await self.engine.unload(name)
+
+    async def close(self) -> None:
+        await self.engine.close()

@@ -1,0 +1,68 @@
+"""What every question passes on its way: the queue before it is answered, the book of answers after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.concurrency import run_in_threadpool
+
+from appliance.errors import ApplianceError
+from appliance.feedback import Feedback
+from appliance.gateway.admission import Admission
+from appliance.gateway.events import Answers
+from appliance.gateway.trace import Trace
+from appliance.types import Caller, Decided, Event, Finished, Request
+from retrieval.types import Evidence
+
+logger = logging.getLogger("appliance.gateway")
+
+# Seconds between two writings of the answers that feedback may be given on.
+_FLUSH = 0.5
+
+
+class Desk:
+    """Questions go to `answering` when it is their turn; answers are noted in `feedback`."""
+
+    def __init__(self, answering: Answers, admission: Admission, feedback: Feedback) -> None:
+        self.answering, self.admission, self.feedback = answering, admission, feedback
+
+    async def ask(self, trace: Trace, question: Request, caller: Caller) -> AsyncGenerator[Event]:
+        """The events of one answer, each noted in `trace`. Raises ApiError (busy) and what the answering raises."""
+        evidence: Evidence | None = None
+        async with self.admission.turn() as waited, _closing(self.answering.stream(question, caller)) as events:
+            trace.queued = waited
+            async for event in events:
+                trace.note(event)
+                if isinstance(event, Decided):
+                    evidence = event.evidence
+                elif isinstance(event, Finished):
+                    self.feedback.remember(event.answer, question.question, evidence, caller)
+                yield event
+
+    async def write(self) -> None:
+        """Keep writing the noted answers, until cancelled; then the last ones."""
+        try:
+            while True:
+                await asyncio.sleep(_FLUSH)
+                if self.feedback.waiting():
+                    await run_in_threadpool(self._flush)
+        finally:
+            await asyncio.shield(run_in_threadpool(self._flush))
+
+    def _flush(self) -> None:
+        try:
+            self.feedback.flush()
+        except (ApplianceError, OSError) as error:
+            logger.error("answers cannot be noted, so no feedback can be given on them: %s", error)
+
+
+@asynccontextmanager
+async def _closing(events: AsyncIterator[Event]) -> AsyncGenerator[AsyncIterator[Event]]:
+    try:
+        yield events
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

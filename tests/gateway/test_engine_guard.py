@@ -1,0 +1,169 @@
+"""Time limits, the retry and the circuit breaker, over a real engine client and a server that lies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from lying_engine import LyingEngine, lying
+
+from appliance.engines.base import EngineBusy, EngineDown, EngineError, EngineLate, Message, Sampling
+from appliance.engines.breaker import Breaker
+from appliance.engines.guard import Guarded, TimeLimits
+from appliance.engines.openai import OpenAIEngine
+
+pytestmark = pytest.mark.anyio
+ASK: list[Message] = [{"role": "user", "content": "挂号费是多少？"}]
+QUICK = TimeLimits(connect=0.3, first_token=0.3, between_tokens=0.3, total=5.0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def guarded(server: LyingEngine, limits: TimeLimits = QUICK, failures: int = 3, pause: float = 0.2) -> AsyncIterator[Guarded]:
+    engine = OpenAIEngine("remote", server.url, "m", None, ["zh"], connect_timeout=limits.connect)
+    guard = Guarded(engine, limits, Breaker(failures, pause))
+    yield guard
+    await guard.close()
+
+
+async def ask(guard: Guarded) -> str:
+    return "".join([delta.text async for delta in guard.chat(ASK, None, Sampling())])
+
+
+@pytest.mark.parametrize("fault", ["reset", "500", "garbage"])
+async def test_one_fault_before_the_first_token_is_never_seen(fault: str) -> None:
+    with lying(fault=fault, faults_left=1) as server:
+        async with guarded(server) as guard:
+            assert (await ask(guard)).split() == ["第0词", "第1词", "第2词", "第3词", "第4词"]
+    assert server.chats == 2 and (guard.faults.failed, guard.faults.retried) == (1, 1) and guard.state == "closed"
+
+
+@pytest.mark.parametrize("fault", ["reset_later", "half_chunk", "no_done", "error_event"])
+async def test_a_fault_after_the_first_token_is_an_error_and_not_retried(fault: str) -> None:
+    with lying(fault=fault) as server:
+        async with guarded(server) as guard:
+            seen = []
+            with pytest.raises(EngineDown):
+                async for delta in guard.chat(ASK, None, Sampling()):
+                    seen.append(delta.text)
+    assert seen == ["第0词 ", "第1词 "] and server.chats == 1
+
+
+async def test_each_time_limit_is_kept_and_lateness_is_not_retried() -> None:
+    for fault, words, limits, said in [
+        ("hang", 5, QUICK, "no first token within 0.3 s"),
+        ("hang_later", 5, QUICK, "nothing more within 0.3 s"),
+        ("", 200, TimeLimits(0.3, 0.3, 0.3, total=0.4), "did not complete the answer within 0.4 s"),
+    ]:
+        with lying(fault=fault, words=words, pause=0.02) as server:
+            async with guarded(server, limits) as guard:
+                with pytest.raises(EngineLate, match=said):
+                    await ask(guard)
+        assert server.chats == 1 and guard.faults.late == 1
+        # The server learns that nobody waits any more.
+        assert server.left
+
+
+async def test_the_breaker_opens_tries_once_and_closes() -> None:
+    with lying(fault="reset") as server:
+        async with guarded(server, failures=2) as guard:
+            with pytest.raises(EngineDown):
+                await ask(guard)
+            assert guard.state == "open" and not (await guard.health()).ok
+            asked = server.chats
+            with pytest.raises(EngineDown, match="is left alone; try again in 1 s") as refused:
+                await ask(guard)
+            assert server.chats == asked and 0 < refused.value.retry_after <= 0.2 and guard.faults.refused == 1
+            await asyncio.sleep(0.25)
+            assert guard.state == "half-open"
+            with pytest.raises(EngineDown):
+                await ask(guard)
+            assert guard.state == "open" and server.chats == asked + 1
+            server.fault = ""
+            await asyncio.sleep(0.25)
+            assert (await guard.health()).ok
+            assert await ask(guard) and guard.state == "closed"
+
+
+async def test_while_one_request_tries_the_engine_others_are_refused_until_its_first_token() -> None:
+    with lying(fault="reset", pause=0.1) as server:
+        async with guarded(server, failures=1) as guard:
+            with pytest.raises(EngineDown):
+                await ask(guard)
+            server.fault = ""
+            await asyncio.sleep(0.25)
+            trial = guard.chat(ASK, None, Sampling())
+            waiting = asyncio.ensure_future(anext(trial))
+            await asyncio.sleep(0)
+            with pytest.raises(EngineDown):
+                await ask(guard)
+            await waiting
+            assert guard.state == "closed" and await ask(guard)
+            await trial.aclose()
+
+
+async def test_a_trial_that_is_given_up_leaves_the_breaker_half_open() -> None:
+    with lying(fault="hang", pause=0.0) as server:
+        async with guarded(server, failures=1) as guard:
+            with pytest.raises(EngineLate):
+                await ask(guard)
+            await asyncio.sleep(0.25)
+            trial = asyncio.ensure_future(ask(guard))
+            await asyncio.sleep(0.05)
+            trial.cancel()
+            await asyncio.gather(trial, return_exceptions=True)
+            assert guard.state == "half-open" and guard.breaker.allows()
+
+
+async def test_a_hanging_engine_is_known_to_be_ill_within_its_limit_and_back_by_itself() -> None:
+    with lying(sick=True) as server:
+        async with guarded(server) as guard:
+            health = await guard.health()
+            assert not health.ok and "did not answer within 0.3 s" in health.detail
+            assert not (await guard.health()).ok and server.probes == 1
+            server.sick = False
+            await asyncio.sleep(0.25)
+            assert (await guard.health()).ok and await ask(guard)
+
+
+async def test_an_engine_that_has_just_answered_is_not_asked_whether_it_is_well() -> None:
+    with lying() as server:
+        async with guarded(server) as guard:
+            await ask(guard)
+            assert (await guard.health()).ok and server.probes == 0
+
+
+async def test_a_busy_engine_is_no_broken_one() -> None:
+    class Busy(OpenAIEngine):
+        async def chat(self, *_: object):  # type: ignore[no-untyped-def, override]
+            raise EngineBusy("full", 3.0)
+            yield
+
+    guard = Guarded(Busy("busy", "http://127.0.0.1:9/v1", "m", None, ["zh"]), QUICK, Breaker(1, 5))
+    for _ in range(3):
+        with pytest.raises(EngineBusy):
+            await ask(guard)
+    assert guard.state == "closed"
+
+
+async def test_closing_the_iterator_reaches_the_server() -> None:
+    with lying(words=10_000, pause=0.01) as server:
+        async with guarded(server) as guard:
+            stream = guard.chat(ASK, None, Sampling())
+            assert (await anext(stream)).text == "第0词 "
+            await stream.aclose()
+            for _ in range(100):
+                if server.left:
+                    break
+                await asyncio.sleep(0.01)
+            assert server.left and server.sent < server.words
+
+
+def test_errors_know_their_kind() -> None:
+    assert issubclass(EngineLate, EngineDown) and issubclass(EngineDown, EngineError)

@@ -1,0 +1,172 @@
+"""Feedback over HTTP and in the database: whose, with which texts, and what a deletion takes away."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+from gateway_fake import FakeAnswering
+from gateway_real import make_knowledge, real_answering
+from gateway_server import Served, running
+from lying_engine import LyingEngine, lying
+
+from appliance.cli.main import cli
+from appliance.config import FeedbackConfig
+from appliance.keys import Keys
+from appliance.knowledge import Knowledge
+from appliance.store import schema
+from appliance.store.database import Database, utcnow
+from retrieval.types import DocumentKey
+
+KEPT = FeedbackConfig(retain_hours=24)
+QUESTION = "专家门诊挂号费是多少？"
+
+
+def asked(served: Served, key: str | None = None) -> str:
+    response = served.http(key).post("/v1/answer", json={"question": QUESTION, "domain": "medical"})
+    return str(response.json()["id"])
+
+
+def give(served: Served, id: str, key: str | None = None, **body: Any) -> int:
+    return served.http(key).post("/v1/feedback", json={"id": id, "rating": "down", **body}).status_code
+
+
+def texts(database: Database) -> str:
+    with database.read() as connection:
+        rows = [connection.execute(sa.select(table)).all() for table in (schema.answer, schema.feedback)]
+    return str(rows)
+
+
+def test_without_retention_only_what_was_sent_is_stored(start: Callable[..., Served], database: Database) -> None:
+    served = start(FakeAnswering(numbered=True))
+    plain, sent = asked(served), asked(served)
+    served.feedback.flush()
+    assert QUESTION not in texts(database) and "最多 4 克" not in texts(database)
+    assert give(served, plain) == 200
+    assert give(served, sent, question="我的问题", answer="你的回答", correction="应为 3 克。", rating="down") == 200
+    newest, oldest = served.feedback.list()
+    assert (newest.question, newest.answer, newest.correction) == ("我的问题", "你的回答", "应为 3 克。")
+    assert (oldest.question, oldest.answer, oldest.correction) == (None, None, None)
+    assert (oldest.domain, oldest.arm, oldest.documents) == ("medical", "rag", (("medical", "药品/paracetamol.md"),))
+
+
+def test_retained_texts_need_not_be_sent_and_expire(start: Callable[..., Served], database: Database) -> None:
+    served = start(FakeAnswering(numbered=True), feedback=KEPT)
+    first, second = asked(served), asked(served)
+    assert give(served, first) == 200
+    (kept,) = served.feedback.list()
+    assert kept.question == QUESTION and kept.answer is not None and "最多 4 克" in kept.answer
+    with database.write() as connection:
+        connection.execute(schema.answer.update().values(created_at=utcnow() - timedelta(hours=25)))
+    assert give(served, second) == 200
+    assert served.feedback.list()[0].answer is None
+    served.feedback.flush()
+    with database.read() as connection:
+        assert connection.execute(sa.select(schema.answer.c.answer, schema.answer.c.question)).all() == [(None, None)] * 2
+    with database.write() as connection:
+        connection.execute(schema.answer.update().values(created_at=utcnow() - timedelta(days=8)))
+    assert give(served, first) == 404
+    served.feedback.flush()
+    with database.read() as connection:
+        assert connection.execute(sa.select(schema.answer.c.id)).all() == []
+
+
+def test_the_id_of_a_chat_completion_and_a_second_thought(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(numbered=True), feedback=KEPT)
+    body = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
+    stream = served.http().post("/v1/chat/completions", json=body).text
+    id = json.loads(stream.split("\n\n")[0].removeprefix("data: "))["id"]
+    assert id.startswith("chatcmpl-") and give(served, id) == 200
+    assert give(served, id, rating="up") == 200
+    assert [given.rating for given in served.feedback.list()] == ["up"]
+    assert served.feedback.list(rating="down") == [] and served.feedback.list(domain="legal") == []
+
+
+def test_only_who_got_the_answer_may_judge_it(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(numbered=True))
+    id = asked(served)
+    _, other = served.keys.create("other")
+    assert (give(served, id, other), give(served, "ans-unknown"), give(served, id)) == (404, 404, 200)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"id": "x"},
+        {"id": "x", "rating": "meh"},
+        {"id": "", "rating": "up"},
+        {"id": "x\0", "rating": "up"},
+        {"id": "x", "rating": "up", "correction": ""},
+        {"id": "x", "rating": "up", "answer": "a\0b"},
+        {"id": "x", "rating": "up", "surprise": 1},
+        {"id": "x" * 81, "rating": "up"},
+    ],
+)
+def test_bad_feedback(served: Served, body: dict[str, Any]) -> None:
+    response = served.http().post("/v1/feedback", json=body)
+    assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_a_full_or_locked_disk_costs_feedback_but_no_answer(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = start(FakeAnswering(numbered=True))
+    original = served.feedback._database.write
+
+    def full() -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(served.feedback._database, "write", full)
+    id = asked(served)
+    assert served.feedback.waiting() == 1
+    monkeypatch.setattr(served.feedback._database, "write", original)
+    assert give(served, id) == 200 and served.feedback.waiting() == 0
+
+
+# --- with real documents
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[tuple[Served, Knowledge, LyingEngine]]:
+    with lying() as engine:
+        knowledge = make_knowledge(tmp_path, engine.url)
+        parts = {"passage": knowledge.passage, "feedback": KEPT}
+        with running(Keys(knowledge.workspace.db), real_answering(knowledge), **parts) as served:  # type: ignore[arg-type]
+            yield served, knowledge, engine
+        knowledge.workspace.close()
+
+
+def test_a_deletion_withholds_texts_at_once_and_erases_them(real: tuple[Served, Knowledge, LyingEngine]) -> None:
+    served, knowledge, _ = real
+    mark = f"标记{secrets.token_hex(4)}"
+    kept, judged = (served.http().post("/v1/answer", json={"question": QUESTION, "arm": "rag"}).json()["id"] for _ in range(2))
+    assert give(served, judged, correction=mark, question="问题在此") == 200
+    (given,) = served.feedback.list()
+    assert given.answer is not None and given.correction == mark and not given.withheld
+    assert ("medical", "zh/registration.md") in given.documents
+    database = knowledge.workspace.db
+    knowledge.remove([DocumentKey("medical", "zh/registration.md")])
+    (given,) = served.feedback.list()
+    assert given.withheld and (given.answer, given.correction, given.question) == (None, None, "问题在此")
+    assert mark not in texts(database) and "第0词" not in texts(database)
+    # What is said about it later is not kept either.
+    assert give(served, kept, answer="第0词", correction=mark) == 200
+    assert mark not in texts(database) and [one.withheld for one in served.feedback.list()] == [True, True]
+
+
+def test_feedback_carries_the_labels_of_what_the_answer_rests_on(real: tuple[Served, Knowledge, LyingEngine]) -> None:
+    served, knowledge, _ = real
+    _, manager = served.keys.create("manager", labels=["management"])
+    question = {"question": "What does the head nurse receive a month?", "domain": "medical", "arm": "quote"}
+    answer = served.http(manager).post("/v1/answer", json=question).json()
+    assert "5400" in answer["answer"] and give(served, answer["id"], manager) == 200
+    assert served.feedback.list()[0].labels == {"management"}
+    listed = CliRunner().invoke(cli, ["--workspace", str(knowledge.workspace.root), "feedback", "list", "--json", "--rating", "down"])
+    (row,) = json.loads(listed.stdout)
+    assert row["labels"] == ["management"] and "5400" in row["answer"] and row["documents"][0]["doc_id"]

@@ -1,0 +1,215 @@
+"""What a gateway under load refuses, and how: the queue, quotas, the deadline for open streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx
+import openai
+import pytest
+from gateway_fake import FakeAnswering
+from gateway_server import Served
+
+from appliance.errors import UsageError
+from appliance.gateway.admission import Admission
+from appliance.gateway.app import Limits
+from appliance.gateway.errors import ApiError
+from appliance.keys import Keys
+from appliance.quotas import Quotas
+
+QUESTION = {"question": "成人一天最多吃多少？"}
+CHAT = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metric(served: Served, name: str) -> float:
+    lines = served.http("").get("/metrics").text.splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(name)))
+
+
+# --- the queue
+
+
+def test_a_full_queue_is_503_with_retry_after_and_drains(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(stall=True), limits=Limits(running=1, queued=1))
+    with ExitStack() as stack:
+        first = stack.enter_context(served.http().stream("POST", "/v1/chat/completions", json=CHAT))
+        pieces = first.iter_bytes()
+        next(pieces)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        second = pool.submit(lambda: served.http().post("/v1/answer", json=QUESTION))
+        wait_for(lambda: metric(served, "appliance_answers_queued ") == 1)
+        for path, body in (
+            ("/v1/answer", QUESTION),
+            ("/v1/chat/completions", CHAT),
+            ("/v1/embeddings", {"model": "embedding", "input": "药"}),
+        ):
+            refused = served.http().post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_busy"), path
+            assert int(refused.headers["retry-after"]) >= 1
+        assert served.http().get("/v1/models").status_code == 200 and served.http("").get("/readyz").status_code == 200
+        assert metric(served, "appliance_queue_full_total") == 3 and metric(served, "appliance_answers_running ") == 1
+        served.answering.stall = False
+        first.close()
+        assert second.result(20).status_code == 200
+    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+    assert 'stage="queue"' in served.http("").get("/metrics").text
+
+
+def test_a_client_that_leaves_the_queue_takes_no_turn(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(stall=True), limits=Limits(running=1, queued=5))
+    with served.http().stream("POST", "/v1/chat/completions", json=CHAT) as first:
+        pieces = first.iter_bytes()
+        next(pieces)
+        with pytest.raises(httpx.ReadTimeout):
+            served.http().post("/v1/answer", json=QUESTION, timeout=0.5)
+        wait_for(lambda: metric(served, "appliance_answers_queued ") == 0)
+    assert len(served.answering.asked) == 1
+    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+
+
+def test_turns_are_first_come_first_served_and_never_lost() -> None:
+    async def run() -> None:
+        admission, order = Admission(2, 50), []
+
+        async def one(number: int) -> None:
+            async with admission.turn():
+                order.append(number)
+                await asyncio.sleep(0.001)
+
+        tasks = []
+        for number in range(30):
+            tasks.append(asyncio.create_task(one(number)))
+            await asyncio.sleep(0)
+        for task in tasks[5:30:3]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == sorted(order) and len(order) == 21
+        assert (admission.running, admission.queued) == (0, 0)
+
+        # A turn that comes at the moment its owner goes is passed on.
+        holding = admission.turn(), admission.turn()
+        for turn in holding:
+            await turn.__aenter__()
+        leaving, staying = asyncio.create_task(one(100)), asyncio.create_task(one(101))
+        await asyncio.sleep(0)
+        await holding[0].__aexit__(None, None, None)
+        leaving.cancel()
+        await holding[1].__aexit__(None, None, None)
+        await asyncio.gather(leaving, staying, return_exceptions=True)
+        assert order[-1] == 101 and (admission.running, admission.queued) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_without_a_queue_the_next_is_refused_at_once() -> None:
+    async def run() -> None:
+        admission = Admission(1, 0)
+        async with admission.turn():
+            with pytest.raises(ApiError) as refused:
+                async with admission.turn():
+                    pass
+        assert refused.value.status_code == 503 and admission.refused == 1 and admission.running == 0
+
+    asyncio.run(run())
+
+
+# --- quotas
+
+
+def test_requests_a_minute(served: Served) -> None:
+    _, secret = served.keys.create("限额", requests_per_minute=2)
+    http = served.http(secret)
+    assert [http.get("/v1/models").status_code, http.post("/v1/answer", json=QUESTION).status_code] == [200, 200]
+    refused = http.post("/v1/answer", json=QUESTION)
+    assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 61
+    assert refused.json()["error"]["type"] == "rate_limit_error" and refused.json()["error"]["code"] == "rate_limit_exceeded"
+    with pytest.raises(openai.RateLimitError):
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=secret, max_retries=0).models.list()
+    assert metric(served, 'appliance_quota_exceeded_total{quota="requests"}') >= 2
+    assert served.http().get("/v1/models").status_code == 200 and "限额" not in served.http("").get("/metrics").text
+
+
+def test_tokens_a_minute_also_of_streams_and_embeddings(served: Served) -> None:
+    for path, body in (
+        ("/v1/answer", QUESTION),
+        ("/v1/chat/completions", CHAT),
+        ("/v1/embeddings", {"model": "embedding", "input": ["药" * 20, "b" * 10]}),
+    ):
+        _, secret = served.keys.create("tokens", tokens_per_minute=30)
+        assert served.http(secret).post(path, json=body).status_code == 200
+        # The server counts after the response's last byte.
+        wait_for(lambda secret=secret: served.http(secret).get("/v1/models").status_code == 429)  # type: ignore[misc]
+
+
+def test_a_broken_off_answer_counts_what_was_sent(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(endless=True))
+    _, secret = served.keys.create("impatient", tokens_per_minute=3)
+    with served.http(secret).stream("POST", "/v1/chat/completions", json=CHAT) as response:
+        for number, _ in enumerate(response.iter_bytes()):
+            if number > 6:
+                break
+    wait_for(lambda: served.http(secret).get("/v1/models").status_code == 429)
+
+
+def test_the_window_slides() -> None:
+    now = 1000.5
+    quotas = Quotas(clock=lambda: now)
+    assert [quotas.admit("k", 2, None) for _ in range(2)] == [None, None]
+    exceeded = quotas.admit("k", 2, None)
+    assert exceeded is not None and exceeded.kind == "requests" and exceeded.wait == pytest.approx(59.5)
+    assert quotas.admit("other", 2, None) is None
+    now += exceeded.wait
+    assert quotas.admit("k", 2, None) is None
+    quotas.spend("t", 5)
+    now += 30
+    quotas.spend("t", 6)
+    full = quotas.admit("t", None, 10)
+    assert full is not None and full.kind == "tokens" and full.wait == pytest.approx(30)
+    now += 30.01
+    assert quotas.admit("t", None, 10) is None
+    now += 1e6
+    assert quotas.admit("t", 1, 1) is None and len(quotas._used["t"]) == 1
+
+
+def test_a_quota_is_kept_with_its_key(keys: Keys) -> None:
+    made, secret = keys.create("a", requests_per_minute=5, tokens_per_minute=6000)
+    assert keys.authenticate(secret) == made and (made.requests_per_minute, made.tokens_per_minute) == (5, 6000)
+    for wrong in (0, -1, 2**31):
+        with pytest.raises(UsageError, match="a quota is a number from 1"):
+            keys.create("b", tokens_per_minute=wrong)
+
+
+# --- the end
+
+
+def test_the_deadline_for_streams_is_an_error_event(start: Callable[..., Served]) -> None:
+    """What uvicorn does at the deadline: it cancels the tasks of open requests."""
+    served = start(FakeAnswering(stall=True))
+    seen: list[str] = []
+
+    def read() -> None:
+        with served.http().stream("POST", "/v1/chat/completions", json=CHAT) as response:
+            seen.extend(response.iter_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_for(lambda: bool(seen) and served.answering.stalled.is_set())
+    served.server.config.timeout_graceful_shutdown = 1
+    served.server.should_exit = True
+    reader.join(20)
+    text = "".join(seen)
+    assert "[DONE]" not in text
+    assert json.loads(text.strip().rpartition("data: ")[2])["error"]["code"] == "shutting_down"
