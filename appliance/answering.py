@@ -8,20 +8,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance import prompts
 from appliance.adapters import AdapterVersion, Registry
-from appliance.availability import adapter_trouble, engine_trouble, fallback_reason, flag_warnings, forced, index_warnings, readable
+from appliance.availability import (
+    adapter_trouble,
+    base_trouble,
+    engine_trouble,
+    fallback_reason,
+    flag_warnings,
+    forced,
+    index_warnings,
+    load_adapter,
+    readable,
+)
 from appliance.citations import align, quote
 from appliance.costs import CostBook
-from appliance.engines.base import Engine, EngineError, Message, Sampling, Usage
+from appliance.engines.base import Engine, EngineDown, EngineError, Message, Sampling, Usage
+from appliance.engines.guard import Guarded
 from appliance.engines.pool import EnginePool
 from appliance.errors import ApplianceError, UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge import Knowledge, state
 from appliance.rewrite import self_contained
 from appliance.types import Answer, Caller, Citation, Clock, Decided, Event, Finished, Request, Text
 from appliance.verified import Verified, VerifiedAnswers
@@ -113,24 +124,11 @@ class Answering:
 
         An index with a `problem` is searched in an older generation, because the live one is damaged.
         """
-        return {
-            "index": await asyncio.to_thread(self._probe, self._index_state),
-            "database": await asyncio.to_thread(self._probe, lambda: {"domains": len(self.knowledge.workspace.domains())}),
-            "engines": await self.engines.health(),
-        }
+        return {**await asyncio.to_thread(state, self.knowledge), "engines": await self.engines.health()}
 
-    @staticmethod
-    def _probe(look: Any) -> dict[str, Any]:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            return {"ok": True, **look()}
-        except (ApplianceError, RetrievalError, SQLAlchemyError, OSError) as error:
-            return {"ok": False, "detail": str(error)}
-
-    def _index_state(self) -> dict[str, Any]:
-        serving = self.knowledge.serving()
-        return {"generation": serving.index.generation, **({"problem": serving.problem} if serving.problem else {})}
+    def guards(self) -> Mapping[str, Guarded]:
+        """The engines that run, with their circuit breakers and what went wrong."""
+        return self.engines.started()
 
     async def close(self) -> None:
         await self.engines.close()
@@ -180,14 +178,19 @@ class Answering:
         query = self_contained(request.question.strip(), request.history)
         lang = detect_lang(request.question)
         scope = caller.scope if request.domain is None else replace(caller.scope, domains=frozenset({request.domain}))
-        evidence = await asyncio.to_thread(self.knowledge.search, query, scope)
+        if request.arm == "base" and request.domain is not None:
+            # The plain model reads no passage, and there is no domain to find: a search would only cost time.
+            evidence = Evidence(query, (), None)
+        else:
+            evidence = await asyncio.to_thread(self.knowledge.search, query, scope)
         domain = request.domain or self._best_domain(evidence, caller)
         if request.domain is None and len({p.document.domain for p in evidence.passages}) > 1:
             evidence = await asyncio.to_thread(self.knowledge.search, query, replace(scope, domains=frozenset({domain})))
-        clock.mark("retrieval")
-        started = clock.elapsed()
-        verified = await asyncio.to_thread(self.verified.match, query, replace(scope, domains=frozenset({domain})))
-        adapter = await asyncio.to_thread(self.registry.live, domain)
+        started = clock.mark("retrieval")
+        within = replace(scope, domains=frozenset({domain}))
+        # One thread for both: each change of threads costs a busy server more than the look itself.
+        chosen = self.registry.chosen
+        verified, adapter = await asyncio.to_thread(lambda: (self.verified.match(query, within), chosen(domain, request.adapter)))
         situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, verified)
         decision = self.router.decide(situation) if request.arm == "auto" else forced(request.arm, situation, self.router.version)
         clock.mark("decision", started)
@@ -231,6 +234,11 @@ class Answering:
         unavailable: dict[Arm, str] = {}
         engine = await self.engines.of(domain)
         trouble = await engine_trouble(engine, lang)
+        if trouble and request.arm in GENERATING and lang in engine.languages:
+            raise EngineDown(trouble)
+        settings = self.config.engine_of(domain)[1]
+        if not trouble and settings.kind == "local":
+            trouble = base_trouble(await asyncio.to_thread(self.registry.model_at, settings.base), caller)
         for arm in GENERATING if trouble else ():
             unavailable[arm] = trouble
         if not evidence.passages:
@@ -303,7 +311,7 @@ class Answering:
         sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
         adapter = turn.adapter.name if arm in ("finetuned", "hybrid") and turn.adapter is not None else None
         if adapter is not None and turn.adapter is not None:
-            await self._load(engine, turn.adapter)
+            await load_adapter(self.registry, engine, turn.adapter, alone=request.adapter is None)
         messages, passages = await self._messages(turn, engine, sampling)
         parts: list[str] = []
         usage, finish = Usage(0, 0), "stop"
@@ -321,20 +329,12 @@ class Answering:
             cited, unsupported = await asyncio.to_thread(align, text, passages, self.config.answering.support)
         yield _Draft(text, cited, unsupported, usage, finish, engine.name, adapter)
 
-    @staticmethod
-    async def _load(engine: Engine, version: AdapterVersion) -> None:
-        """Load the version; older ones of its domain leave once the requests that use them are done."""
-        await engine.load(version.ref)
-        for name in await engine.adapters():
-            if name.startswith(f"{version.domain}@") and name != version.name:
-                await engine.unload(name)
-
     async def _messages(self, turn: _Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
         """The prompt within the window: the oldest turns go first, then the weakest passages."""
         request, arm = turn.request, turn.decision.arm
         history = prompts.recent(request.history, self.config.answering.max_history_messages)
         task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")
-        passages = self._within_budget(self._readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
+        passages = self.within_budget(self._readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
         room, abstain = engine.context_window - sampling.max_tokens, self.config.engines[engine.name].abstain
         while True:
             if passages:
@@ -357,7 +357,7 @@ class Answering:
     def _readable(self, passages: Sequence[Passage]) -> list[Passage]:
         return readable(passages, self.config.retrieval.flagged)
 
-    def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
+    def within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
         """The best passages up to [answering] passage_tokens, at least one."""
         counts = self.knowledge.embedder.count_tokens([passage.chunk.text for passage in passages])
         kept: list[Passage] = []

@@ -40,7 +40,12 @@ class EngineConfig(Section):
 
     `base` is a model reference (local), `url` and `model` an OpenAI-compatible endpoint (openai).
 
-    `languages` are the languages the model can answer in; `api_key_env` names the environment variable with the key.
+    `languages` are the languages the model can answer in; `api_key_env` names the environment variable with the key. `chat_template` is for
+    a base that has none, or in place of its own: chatml, alpaca, a Jinja template, or its file (a relative one starts at the workspace).
+
+    An engine must accept a connection (and say that it is well) within `connect_seconds`, send the first token within
+    `first_token_seconds`, each further one within `between_tokens_seconds`, and the whole answer within `total_seconds`. After
+    `breaker_failures` failures in a row it is left alone for `breaker_seconds` (see `appliance.engines.guard`).
     """
 
     kind: Literal["local", "openai"] = "local"
@@ -55,6 +60,54 @@ class EngineConfig(Section):
     api_key_env: str | None = None
     context_window: int = Field(default=8192, ge=256)
     abstain: bool = False
+    connect_seconds: float = Field(default=1.5, gt=0, le=600)
+    first_token_seconds: float = Field(default=120, gt=0, le=86_400)
+    between_tokens_seconds: float = Field(default=30, gt=0, le=86_400)
+    total_seconds: float = Field(default=600, gt=0, le=86_400)
+    breaker_failures: int = Field(default=3, ge=1, le=1000)
+    breaker_seconds: float = Field(default=5, gt=0, le=3600)
+
+    def template(self, root: Path) -> str | None:
+        """The text of `chat_template`; None if it is the model's own. Raises UsageError if there is no such file in `root`."""
+        from finetune.chat_templates import resolve
+        from finetune.types import TrainingError
+
+        try:
+            return resolve(self.chat_template, root)
+        except TrainingError as error:
+            raise UsageError(str(error)) from error
+
+
+class GateConfig(Section):
+    """What an adapter version must show before it goes live (see `appliance.gates`).
+
+    `dataset` is a registered data set; by default the questions of the version's own one that it was not trained on. `arms` are the ways to
+    answer that are compared with the live version, or where none is live with the base model (`rag` for `hybrid`), by `metric` (default:
+    that of the data set's task). The confidence interval of the difference must lie above -`max_drop`, or with `min_gain` above that. Where
+    the questions are too few to show it, the mean decides and the table says so; with `strict` the gate is missed then.
+
+    `general` is a data set of general questions, on which the version may be worse than the base model by `max_forgetting`. Of the
+    questions without an answer, the share that gets one may rise by `max_answered`, of the others the share that gets none by
+    `max_declined`. The time to the first token may be `max_latency`
+    times as long, and tokens as many times slower, over `latency_questions` asked one at a time; 0 measures no latency.
+    `questions` of each set at most are asked, with answers of up to `max_tokens`.
+    """
+
+    dataset: str | None = None
+    arms: tuple[Literal["finetuned", "hybrid"], ...] = Field(default=("finetuned",), min_length=1)
+    metric: Literal["utility", "token_f1", "exact_match", "rouge1", "rouge2", "rougeL", "accuracy", "item_f1"] | None = None
+    max_drop: float = Field(default=0.02, ge=0, le=1)
+    min_gain: float = Field(default=0.0, ge=0, le=1)
+    strict: bool = False
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    general: str | None = None
+    max_forgetting: float = Field(default=0.05, ge=0, le=1)
+    max_answered: float = Field(default=0.05, ge=0, le=1)
+    max_declined: float = Field(default=0.05, ge=0, le=1)
+    max_latency: float = Field(default=2.0, ge=1)
+    latency_questions: int = Field(default=8, ge=0, le=1000)
+    questions: int = Field(default=100, ge=1, le=100_000)
+    max_tokens: int = Field(default=64, ge=1, le=32_768)
 
 
 class DomainConfig(Section):
@@ -70,6 +123,7 @@ class DomainConfig(Section):
     refresh: str | None = None
     prune: bool = False
     labels: tuple[str, ...] = ()
+    gate: GateConfig = GateConfig()
 
     @field_validator("refresh")
     @classmethod
@@ -161,6 +215,29 @@ class ServerConfig(Section):
     require_keys: bool | None = None
 
 
+class GatewayConfig(Section):
+    """How much is served at once. `max_running` answers and embeddings run together and `max_queued` wait; more are told to come back.
+
+    On SIGTERM the gateway is not ready at once, takes new requests for another `drain_seconds`, and ends open streams after
+    `grace_seconds`. One call of `/v1/embeddings` takes at most `max_embedding_inputs` texts.
+    """
+
+    max_running: int = Field(default=64, ge=1, le=100_000)
+    max_queued: int = Field(default=128, ge=0, le=100_000)
+    drain_seconds: float = Field(default=0, ge=0, le=3600)
+    grace_seconds: int = Field(default=30, ge=0, le=86_400)
+    max_embedding_inputs: int = Field(default=256, ge=1, le=100_000)
+
+
+class FeedbackConfig(Section):
+    """Feedback is taken for `accept_days` after an answer. Questions and answers are kept for `retain_hours` so that it may leave them out;
+    0 keeps none, and feedback then has the text that was sent with it.
+    """
+
+    retain_hours: float = Field(default=0, ge=0, le=87_600)
+    accept_days: float = Field(default=7, gt=0, le=3650)
+
+
 class DatabaseConfig(Section):
     """`url` is that of a PostgreSQL database with pgvector (see docs/postgresql.md); without one, appliance.db in the workspace."""
 
@@ -178,6 +255,8 @@ class Config(Section):
     answering: AnsweringConfig = AnsweringConfig()
     router: RouterConfig = RouterConfig()
     server: ServerConfig = ServerConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     database: DatabaseConfig = DatabaseConfig()
 
     def domain(self, name: str) -> DomainConfig:
@@ -266,73 +345,7 @@ def _fields(parents: list[str]) -> list[str]:
     model: type[BaseModel] = Config
     if parents:
         found = sections.get(parents[0]) or Config.model_fields[parents[0]].annotation
+        if parents[2:] and isinstance(found, type) and issubclass(found, BaseModel):
+            found = found.model_fields[parents[2]].annotation
         model = found if isinstance(found, type) and issubclass(found, BaseModel) else Config
     return sorted(model.model_fields)
-
-
-TEMPLATE = """# The appliance's configuration. Every setting is optional; what is commented out shows its default.
-# A flag (--set section.key=value) wins over the environment (APPLIANCE_SECTION__KEY), which wins over this file.
-
-[models]
-# A model reference: hub:org/name, path:/folder, or pypi:package==version.
-# embedding = "{embedding}"      # multilingual-e5-small: Chinese and English
-
-[engines.default]
-# kind = "local"                        # local (transformers + peft in this process) | openai (any compatible endpoint)
-# base = "{chat}"
-# languages = ["en"]                    # what the model can answer in; other languages get verbatim quotes or a refusal
-# abstain = false                       # true for models of about 1B parameters and more: they may say "not in the passages"
-# max_batch = 8                         # requests generated together
-# max_queue = 64                        # waiting requests before "busy"
-# url = "http://127.0.0.1:8000/v1"      # openai only
-# model = "name-at-the-endpoint"        # openai only
-# api_key_env = "MODEL_API_KEY"         # openai only: the environment variable that holds the key
-
-# [domains.medical]
-# engine = "default"
-# scenario = "hybrid"                   # written by: appliance advise --domain medical --save
-# sources = ["/srv/handbook"]           # what `appliance worker` (started by `appliance serve`) brings in,
-# refresh = "0 3 * * *"                 # at these times: one cron line in local time
-# prune = false                         # true: remove documents that are gone from the sources
-# labels = []                           # only callers who hold all of these see the documents
-
-[retrieval]
-# k = 5                                 # passages that reach an answer
-# candidates = 100                      # hits per retriever before fusion; `appliance index tune` chooses how they are fused
-# reranker = "hub:BAAI/bge-reranker-v2-m3"  # a cross-encoder (hub:, path: or pypi:) that orders the best passages anew
-# rerank = 20                           # how many of them
-# chunk_tokens = 200
-# chunk_max_tokens = 320
-# flagged = "exclude"                   # passages with instructions to the model: kept out of prompts; "keep" lets them in
-
-[ingest]
-# parse_seconds = 60                    # from one document, page or sheet to the next
-# parse_memory_mb = 1024                # of the process that parses
-# ocr = false                           # true: read scanned pages with Tesseract (pip install "appliance[ocr]")
-# ocr_languages = "chi_sim+eng"
-# archives = false                      # true: read zip and tar files like folders, as --archives does
-
-[answering]
-# max_tokens = 128
-# max_question_chars = 8000
-# passage_tokens = 500                  # budget for passages in a prompt
-# support = 0.7                         # share of a sentence a passage must support to be cited
-
-[router.thresholds]
-# Names and defaults: appliance router show
-# reading = 0.7                         # how well the model answers from passages; 1.0 for about 7B parameters and more
-
-[server]
-# host = "127.0.0.1"
-# port = 8080
-# max_body_bytes = 1048576
-# require_keys = true                   # default: true unless host is a loopback address
-
-[database]
-# url = "postgresql+pg8000://USER:PASSWORD@HOST:5432/DATABASE"  # with pgvector; default: appliance.db and index/ in this folder
-"""
-
-
-def template() -> str:
-    """The commented file that `appliance init` writes."""
-    return TEMPLATE.format(embedding=DEFAULT_EMBEDDING, chat=DEFAULT_CHAT)

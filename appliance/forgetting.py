@@ -1,6 +1,6 @@
-"""What a deletion reaches besides the index: quotations in approved answers, and the answers kept by evaluation runs.
+"""What a deletion reaches besides the index: quotations in approved answers, answers kept by evaluation runs, and feedback on answers.
 
-The deletion ledger is applied to both as a whole, so that what one process could not finish the next one does.
+The deletion ledger is applied to all of them as a whole, so that what one process could not finish the next one does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from appliance import feedback
 from appliance.store import schema
 from appliance.store.database import Database
 from eval.types import UNAVAILABLE
@@ -27,13 +28,19 @@ Ledger = Mapping[tuple[str, str], datetime]
 
 
 def forget(database: Database, root: Path) -> bool:
-    """Take the text of deleted documents out of approved answers and finished runs of the workspace in `root`; False: nothing new.
+    """Take the text of deleted documents out of approved answers, runs and feedback of the workspace in `root`; False: nothing new.
 
     An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
     its answer and counts as unavailable from then on (the figures of its run stay as they were measured).
     """
     # What there was to look through the last time.
-    moments = (schema.deletion.c.deleted_at, schema.run.c.finished_at, schema.verified.c.created_at)
+    moments = (
+        schema.deletion.c.deleted_at,
+        schema.run.c.finished_at,
+        schema.verified.c.created_at,
+        schema.answer.c.created_at,
+        schema.feedback.c.created_at,
+    )
     with database.read() as connection:
         newest = [connection.execute(sa.select(sa.func.max(moment))).scalar_one() for moment in moments]
     state = " ".join(str(moment) for moment in newest)
@@ -49,6 +56,7 @@ def forget(database: Database, root: Path) -> bool:
             kept = [_without_quote(citation, ledger, row.created_at) for citation in row.citations]
             if kept != row.citations:
                 connection.execute(schema.verified.update().where(schema.verified.c.id == row.id).values(citations=kept))
+        feedback.forget(connection)
         runs = connection.execute(sa.select(schema.run).where(schema.run.c.finished_at.is_not(None))).all()
     for row in runs:
         _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)

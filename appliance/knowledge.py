@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.embedding import Embedders, QuestionCache
+from appliance.errors import ApplianceError
 from appliance.forgetting import forget
 from appliance.index_status import note_ingest
 from appliance.models.store import ModelStore
@@ -248,3 +249,20 @@ class Knowledge:
             archives=archives or reading.archives,
             dictionaries={name: own for name in self.workspace.domains() if (own := self.rankings.dictionary(name)) is not None},
         )
+
+
+def state(knowledge: Knowledge) -> dict[str, Any]:
+    """Whether index and database can be read: {"index": {"ok", "generation" or "detail", …}, "database": {"ok", …}}."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def probe(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return {"ok": True, **look()}
+        except (ApplianceError, RetrievalError, SQLAlchemyError, OSError) as error:
+            return {"ok": False, "detail": str(error)}
+
+    def index() -> dict[str, Any]:
+        serving = knowledge.serving()
+        return {"generation": serving.index.generation, **({"problem": serving.problem} if serving.problem else {})}
+
+    return {"index": probe(index), "database": probe(lambda: {"domains": len(knowledge.workspace.domains())})}

@@ -33,7 +33,8 @@ class Request:
 
     `system` is the caller's own system message, which reaches generating arms after the appliance's. `labels` narrows what the caller
     may see to documents with no other labels; None narrows nothing. `task` picks the instruction; None is what the adapter that
-    answers was trained for, else a question.
+    answers was trained for, else a question. `adapter` is an immutable version to answer with in place of the live one, '' for none;
+    it is for the gate and for measuring, not for clients.
     """
 
     question: str
@@ -45,6 +46,7 @@ class Request:
     system: str | None = None
     labels: frozenset[str] | None = None
     task: Task | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,8 @@ class VerifiedAnswers:
                     created_at=made.created_at,
                 )
             )
+            facts = {"id": made.id, "domain": domain, "approved_by": made.approved_by, "documents": list(doc_ids), "labels": sorted(labels)}
+            self.db.audit(connection, "verified.add", facts)
         return made
 
     def all(self, domain: str | None = None) -> list[Verified]:
@@ -99,6 +101,8 @@ class VerifiedAnswers:
         """Raises UsageError if there is no such answer."""
         with self.db.write() as connection:
             removed = connection.execute(schema.verified.delete().where(schema.verified.c.id == identity))
+            if removed.rowcount:
+                self.db.audit(connection, "verified.remove", {"id": identity})
         if removed.rowcount == 0:
             raise UsageError(f"no verified answer {identity!r}; see: appliance verified list")
 

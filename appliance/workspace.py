@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance import config as configuration
+from appliance.config_template import template
 from appliance.errors import UsageError
 from appliance.models.refs import ModelRef
 from appliance.store import schema
@@ -52,7 +53,7 @@ class Workspace:
             root.mkdir(parents=True, exist_ok=True)
             for name in FOLDERS:
                 (root / name).mkdir(exist_ok=True)
-            file.write_text(configuration.template(), "utf-8")
+            file.write_text(template(), "utf-8")
         except OSError as error:
             raise UsageError(f"cannot create a workspace in {root}: {error.strerror}") from error
         return cls(root)
@@ -135,4 +136,6 @@ class Workspace:
         beside = file.with_suffix(".toml.tmp")
         beside.write_text(tomlkit.dumps(document), "utf-8")
         beside.replace(file)
+        with self.db.write() as connection:
+            self.db.audit(connection, "config.set", {"setting": path})
         self.config, self.origins = configuration.load(file, self.flags)

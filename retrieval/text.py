@@ -322,7 +322,7 @@ def _ends_here(text: str, begin: int, found: re.Match[str], end: int) -> bool:
         return False
     if len(before) == 2 and before[0].lower() in _CLAUSE_WORDS and re.fullmatch(r"[\divxlc]+(?:\.\d+)*", token):
         return False
-    if token in _COMPANY_ABBREVIATIONS and rest[0] in "([“\"":
+    if token in _COMPANY_ABBREVIATIONS and rest[0] in '([“"':
         return False
     if token in _ABBREVIATIONS or (token in _NUMBER_ABBREVIATIONS and rest[0].isdigit()):
         return False

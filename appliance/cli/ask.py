@@ -41,6 +41,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask a question; the router chooses the arm, or --arm does."""
+    from appliance.audit import answer_facts
     from appliance.engines.base import Sampling
     from appliance.service import open_service
     from appliance.types import Caller, Request, answer_json
@@ -60,7 +61,10 @@ def ask(
     async def go() -> dict[str, object]:
         try:
             scope = Scope(None, held(labels, service.knowledge.documents.labels()))
-            return answer_json(await service.answering.ask(request, Caller(scope)))
+            answer = await service.answering.ask(request, Caller(scope))
+            with session.workspace.db.write() as connection:
+                session.workspace.db.audit(connection, "answer", answer_facts(answer))
+            return answer_json(answer)
         finally:
             await service.answering.close()
 

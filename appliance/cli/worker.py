@@ -30,6 +30,7 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
     from appliance.service import open_service
     from appliance.worker import work
 
+    session.workspace.db.actor = "worker"
     schedule = Schedule(open_service(session.workspace).knowledge)
     if not schedule.plans:
         say("no domain has a schedule; give one sources and refresh under [domains.NAME] in appliance.toml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from appliance.errors import ApplianceError, UsageError
-from appliance.store import postgres, schema
+from appliance.store import audit_log, postgres, schema
 from appliance.store.locks import SessionLock, WriterLock
 from appliance.store.trouble import explained
 
@@ -30,6 +30,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        # Who does what is done here, for the audit log.
+        self.actor = audit_log.local_actor()
         self.is_postgres = postgres.is_postgres(url)
         if self.is_postgres:
             self.engine: Engine = postgres.open_engine(url)
@@ -157,9 +159,10 @@ class Database:
         with self.read() as fresh:
             return fresh.execute(query).scalar_one_or_none()
 
-    @staticmethod
-    def move_pointer(connection: Connection, name: str, value: str | None, why: str) -> None:
-        """Move (or with None, remove) a pointer inside the caller's write transaction and log the move."""
+    def move_pointer(
+        self, connection: Connection, name: str, value: str | None, why: str, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Move (or with None, remove) a pointer inside the caller's write transaction and log the move; `details` go to the audit log."""
         table = schema.pointer
         old = connection.execute(sa.select(table.c.value).where(table.c.name == name)).scalar_one_or_none()
         now = utcnow()
@@ -170,6 +173,12 @@ class Database:
         else:
             connection.execute(table.update().where(table.c.name == name).values(value=value, updated_at=now))
         connection.execute(schema.pointer_move.insert().values(name=name, old=old, new=value, moved_at=now, why=why))
+        facts = {"name": name, "old": old, "new": value, "why": why, **(details or {})}
+        self.audit(connection, audit_log.pointer_action(name, value, why), facts, at=now)
+
+    def audit(self, connection: Connection, action: str, details: Mapping[str, Any], at: datetime | None = None) -> None:
+        """Write an entry of the audit log inside the caller's write transaction, in the name of `actor`."""
+        audit_log.append(connection, self.actor, action, details, at or utcnow())
 
     # --- the writer lock
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 import sqlalchemy as sa
 
 from appliance.store import committing, compaction, staged
+from appliance.store.audit_log import NAMED
 from appliance.store.committing import document_info
 from appliance.store.database import Database, utcnow
 from appliance.store.schema import chunk, content, deletion, document, document_version, generation, generation_document, segment
@@ -142,7 +143,7 @@ class SqlWriter:
             )
             row = {name: getattr(info, name) for name in GenerationInfo.__dataclass_fields__}
             connection.execute(generation.insert().values(**row, created_at=utcnow()))
-            self._database.move_pointer(connection, "index", str(new), why)
+            self._database.move_pointer(connection, "index", str(new), why, _facts(put, remove))
         return info
 
     def touch(self, documents: Collection[LiveDocument]) -> None:
@@ -213,6 +214,17 @@ def is_current() -> sa.ColumnElement[bool]:
     version, now = document_version, document_version.alias("now")
     same = (document.c.domain == version.c.domain, document.c.doc_id == version.c.doc_id, now.c.sha256 == version.c.sha256)
     return sa.exists().where(document.c.version_id == now.c.id, *same)
+
+
+def _facts(put: Collection[LiveDocument], remove: Collection[DocumentKey]) -> dict[str, object]:
+    """What the audit log keeps of a commit; of many documents the first."""
+    return {
+        "put": len(put),
+        "put_ids": [f"{item.key.domain}/{item.key.id}" for item, _ in zip(put, range(NAMED), strict=False)],
+        "labels": sorted({label for item in put for label in item.labels}),
+        "removed": len(remove),
+        "removed_ids": [f"{key.domain}/{key.id}" for key, _ in zip(remove, range(NAMED), strict=False)],
+    }
 
 
 def _key(key: DocumentKey) -> dict[str, str]:

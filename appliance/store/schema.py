@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -292,6 +293,22 @@ adapter_evidence = Table(
     Column("score", Float),
 )
 
+# What was measured when a version was to go live. `reference` is the version that was live then, NULL for none.
+gate = Table(
+    "gate",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("adapter", String(100), ForeignKey("adapter.name", ondelete="CASCADE"), nullable=False, index=True),
+    Column("reference", String(100)),
+    Column("passed", Boolean, nullable=False),
+    Column("settings", JSON, nullable=False),
+    # One entry for each thing measured, the questions left out by reason, and the runs that hold the answers.
+    Column("checks", JSON, nullable=False),
+    Column("left_out", JSON, nullable=False),
+    Column("runs", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 # --- answers, evaluation, access ----------------------------------------------------------------------------------
 
 # An expert-approved answer. It is served only while every cited document still has the cited hash.
@@ -335,4 +352,53 @@ api_key = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+    # The quota; NULL: none.
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+)
+
+# What the gateway answered lately, for feedback (see `appliance.feedback`); the texts only while `[feedback] retain_hours` keeps them.
+# `documents` are the [domain, doc_id] it rests on, `labels` what one must hold to see it.
+answer = Table(
+    "answer",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("caller", String(100), nullable=False),
+    Column("domain", String(64), nullable=False),
+    Column("arm", String(20), nullable=False),
+    Column("adapter", String(100)),
+    Column("question", Text),
+    Column("answer", Text),
+    Column("documents", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
+)
+
+# What a person said about an answer; `answered_at` is when that was given, and deletions since then withhold the texts.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("answer_id", String(60), primary_key=True),
+    Column("caller", String(100), nullable=False),
+    Column("domain", String(64), nullable=False, index=True),
+    Column("arm", String(20), nullable=False),
+    Column("adapter", String(100)),
+    Column("rating", String(10), nullable=False),
+    Column("question", Text),
+    Column("answer", Text),
+    Column("correction", Text),
+    Column("documents", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("answered_at", UtcDateTime, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# What was done, by whom and when, without any text (see `appliance.store.audit_log`). `entry` is canonical JSON, `sha256` its hash.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("action", String(40), nullable=False, index=True),
+    Column("entry", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
 )

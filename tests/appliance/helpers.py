@@ -6,6 +6,7 @@ from appliance.adapters import Registry
 from appliance.answering import Answering
 from appliance.costs import CostBook
 from appliance.engines.base import Engine
+from appliance.engines.guard import Guarded
 from appliance.knowledge import Knowledge
 from appliance.verified import VerifiedAnswers
 from router.policy import RulePolicy
@@ -23,6 +24,9 @@ class OneEngine:
     async def health(self) -> dict[str, object]:
         state = await self.engine.health()
         return {self.engine.name: {"ok": state.ok, "detail": state.detail}}
+
+    def started(self) -> dict[str, Guarded]:
+        return {}
 
     async def close(self) -> None:
         await self.engine.close()

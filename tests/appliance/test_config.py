@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import load, template
+from appliance.config import load
+from appliance.config_template import template
 from appliance.errors import UsageError
 
 
@@ -33,6 +34,8 @@ def test_the_template_changes_no_default(tmp_path: Path) -> None:
     [
         ("[retrieval]\nkk = 3", "appliance.toml: unknown setting retrieval.kk; did you mean 'k'?"),
         ("[engines.big]\nlanguage = ['zh']", "unknown setting engines.big.language; did you mean 'languages'?"),
+        ("[domains.law.gate]\nmin_gian = 0.1", "unknown setting domains.law.gate.min_gian; did you mean 'min_gain'?"),
+        ("[domains.law.gate]\nmetric = 'bleu'", "domains.law.gate.metric = 'bleu': Input should be 'utility', 'token_f1'"),
         ("[servr]\nport = 1", "unknown setting servr; did you mean 'server'?"),
         ("[retrieval]\nk = 0", "retrieval.k = 0: Input should be greater than or equal to 1"),
         ("[retrieval]\nk = 'many'", "retrieval.k = 'many'"),

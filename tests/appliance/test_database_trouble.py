@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,14 +18,16 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from appliance.cli.main import run
+from appliance.config import FeedbackConfig
 from appliance.errors import ApplianceError, DatabaseFailed
+from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
 from appliance.store import database as database_module
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.workspace import Workspace
-from tests.gateway.gateway_fake import FakeAnswering, passage
+from tests.gateway.gateway_fake import FakeAnswering, FakeEmbedding, passage
 from tests.retrieval.retrieval_support import Knowledge as Small
 from tests.retrieval.retrieval_support import write
 
@@ -152,7 +155,8 @@ def test_the_gateway_says_503_while_the_database_is_damaged(filled: Workspace) -
     _, secret = keys.create("someone")
     database.close()
     sound = place.read_bytes()
-    app = create_app(FakeAnswering(), keys, passage=passage, auth_required=True, version="0")
+    parts: Any = {"passage": passage, "embedding": FakeEmbedding, "feedback": Feedback(database, FeedbackConfig())}
+    app = create_app(FakeAnswering(), keys, **parts, auth_required=True, version="0")
     with TestClient(app, raise_server_exceptions=False) as http:
         ask = {"headers": {"Authorization": f"Bearer {secret}"}, "json": {"question": "What?", "domain": "medical"}}
         assert http.post("/v1/answer", **ask).status_code == 200  # type: ignore[arg-type]

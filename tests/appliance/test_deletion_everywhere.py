@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,8 @@ from appliance.adapters import AdapterVersion, Link, Registry
 from appliance.answering import Answering
 from appliance.availability import ArmUnavailable
 from appliance.cli.main import cli
+from appliance.config import FeedbackConfig
+from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
@@ -373,7 +376,9 @@ def test_the_commands_say_nothing_of_it(base: Base, monkeypatch: pytest.MonkeyPa
 def test_a_gateway_that_had_it_open(base: Base) -> None:
     """One process answers before and after the removal, and while it happens."""
     answering = answering_with(base.long, ScriptedEngine("Nothing is known."))
-    app = create_app(answering, Keys(base.long.workspace.db), passage=base.long.passage, auth_required=False, version="0")
+    database = base.long.workspace.db
+    parts: Any = {"passage": base.long.passage, "embedding": lambda: base.long.embedder, "feedback": Feedback(database, FeedbackConfig())}
+    app = create_app(answering, Keys(database), **parts, auth_required=False, version="0")
     with TestClient(app, base_url="http://localhost") as http:
 
         def ask(arm: str, number: int) -> str:

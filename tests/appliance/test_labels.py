@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import ScriptedEngine
@@ -19,7 +20,9 @@ from appliance.adapters import Registry
 from appliance.answering import Answering
 from appliance.availability import ArmUnavailable
 from appliance.cli.main import run
+from appliance.config import FeedbackConfig
 from appliance.engines.base import Message
+from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
@@ -217,7 +220,8 @@ def test_the_gateway(base: Knowledge, caplog: pytest.LogCaptureFixture) -> None:
     _, outsider = keys.create("outsider")
     Registry(base.workspace).promote(make(base, labels=MANAGEMENT).name)
     answering = answering_with(base, ScriptedEngine("Unknown."))
-    app = create_app(answering, keys, passage=base.passage, auth_required=True, version="test")
+    parts: Any = {"passage": base.passage, "embedding": lambda: base.embedder, "feedback": Feedback(base.workspace.db, FeedbackConfig())}
+    app = create_app(answering, keys, **parts, auth_required=True, version="test")
     logging.getLogger("appliance.access").setLevel(logging.INFO)
     caplog.set_level(logging.INFO)
     http = TestClient(app)

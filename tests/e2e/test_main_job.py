@@ -51,7 +51,20 @@ def test_tune_promote_evaluate_ask(appliance, handbook: Path, tmp_path: Path) ->
     shown = appliance("adapter", "show", version, "--json").json
     assert shown["evidence"] == {"declared": 4, "inferred": 0, "unlinked": 0}
     assert appliance("ask", "x", "--arm", "finetuned").code == 2
-    assert appliance("adapter", "promote", version).code == 0
+    assert appliance("adapter", "lint", version, "--json").json == {"version": version, "problems": []}
+    # The gate first with more asked of it than one question can show, then as it is.
+    strict = ("--set", "domains.medical.gate.strict=true", "--set", "domains.medical.gate.latency_questions=1")
+    missed = appliance(*strict, "adapter", "promote", version, "--json")
+    assert missed.code == 4 and not missed.json["promoted"] and "--force --why" in missed.err
+    checks = {check["name"]: check for check in missed.json["gate"]["checks"]}
+    assert checks["quality finetuned"]["n"] == 1 and "no difference shown" in checks["quality finetuned"]["note"]
+    assert checks["forgetting"]["status"] == checks["refusal"]["status"] == "skipped" and checks["speed"]["candidate"] > 0
+    forced = appliance("adapter", "promote", version, "--force", "--why", "主任同意", "--json")
+    assert forced.code == 0 and forced.json["why"].startswith("forced: 主任同意 (gate ")
+    assert "主任同意" in appliance("adapter", "show", version, "--card").out
+    assert (
+        appliance("adapter", "list", "--json").json[0] | {"live": True, "gate": "missed"} == appliance("adapter", "list", "--json").json[0]
+    )
 
     answer = appliance("ask", "When may visitors come?", "--arm", "finetuned", "--max-tokens", 12, "--json").json
     assert answer["arm"] == "finetuned" and answer["adapter"] == version and answer["answer"].strip()
@@ -71,6 +84,8 @@ def test_tune_promote_evaluate_ask(appliance, handbook: Path, tmp_path: Path) ->
     assert changed["arm"] != "finetuned" and "09:00 to 11:00" in changed["answer"]
 
     assert appliance("adapter", "rollback", "--domain", "medical", "--json").json == {"domain": "medical", "live": None}
+    assert appliance("adapter", "remove", version, "--json").json == {"removed": version, "domain": "medical"}
+    assert appliance("adapter", "list", "--json").json == [] and not Path(done.json["path"]).exists()
 
 
 @pytest.mark.slow
@@ -81,7 +96,8 @@ def test_an_adapter_of_another_base_is_refused(appliance, handbook: Path, tmp_pa
     appliance("dataset", "add", _pairs(tmp_path / "pairs.jsonl"), "--domain", "medical")
     settings = tmp_path / "tune.toml"
     settings.write_text("epochs = 1\nrank = 4\n", "utf-8")
-    version = appliance("tune", "--domain", "medical", "--dataset", "pairs", "--config", settings, "--promote", "--json").json["version"]
+    version = appliance("tune", "--domain", "medical", "--dataset", "pairs", "--config", settings, "--json").json["version"]
+    assert appliance("adapter", "promote", version, "--force", "--why", "one epoch").code == 0
     with sqlite3.connect(tmp_path / "workspace" / "appliance.db") as connection:
         connection.execute("UPDATE adapter SET base_hash = 'another'")
     done = appliance("adapter", "promote", version)
