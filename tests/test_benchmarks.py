@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+DATA = Path(os.environ.get("APPLIANCE_DATA", "/nowhere"))
 
 
 def _run(name: str, out: Path, *arguments: object) -> Any:
@@ -106,3 +108,38 @@ def test_postgres_speed(tmp_path: Path) -> None:
     found = _run("postgres_speed", tmp_path / "postgres.json")
     _check_form(found)
     assert all(claim["holds"] for claim in found["claims"] if claim["name"].startswith("postgres_recall."))
+
+
+@pytest.mark.slow
+def test_adapter_quality(tmp_path: Path) -> None:
+    data = os.environ.get("APPLIANCE_DATA")
+    if not data or not (Path(data) / "medical-en-pubmedqa").is_dir():
+        pytest.skip("$APPLIANCE_DATA has no medical-en-pubmedqa")
+    found = _run("adapter_quality", tmp_path / "quality.json", "--sets", "medical-en-pubmedqa")
+    _check_form(found)
+    assert {row["metric"] for row in found["rows"]} == {"token_f1", "rougeL", "bleu", "loss"} and found["claims"] == []
+    for row in found["rows"]:
+        assert row["n"] == found["settings"]["size"]["test"] and row["low"] <= row["difference"] <= row["high"]
+        assert row["adapter"] - row["base"] == pytest.approx(row["difference"])
+    assert next(row for row in found["rows"] if row["metric"] == "loss")["difference"] < 0
+
+
+@pytest.mark.slow
+def test_training_speed(tmp_path: Path) -> None:
+    found = _run("training_speed", tmp_path / "speed.json", "--pairs", 8, "--no-peer")
+    _check_form(found)
+    assert set(found["settings"]["shortcuts"].values()) == {"taken"}
+    ours, *profile = found["rows"]
+    assert ours["tokens"] == found["settings"]["tokens"] and ours["tokens_a_s"] > 0 and ours["peak_mib"] > 500
+    assert 0.9 < sum(row["share"] for row in profile) <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "medical-en-medquad").is_dir(), reason="needs the public data sets in $APPLIANCE_DATA")
+def test_methods(tmp_path: Path) -> None:
+    found = _run("methods", tmp_path / "methods.json", "--methods", "lora", "--train", 8, "--held", 2, "--epochs", 1)
+    _check_form(found)
+    base, lora = found["rows"]
+    assert (base["method"], base["forgot_zh"], base["loss"]) == ("base", 0.0, None)
+    assert lora["trainable"] == 4_884_480 and lora["peak_mib"] > 500 and lora["tokens_a_cpu_s"] > 0
+    assert {claim["name"] for claim in found["claims"]} == {"loss_ratio.lora"}
