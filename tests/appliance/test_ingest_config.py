@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Config, load, template
+from appliance.config import Config, load
+from appliance.config_template import template
 from appliance.errors import UsageError
 
 
