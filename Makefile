@@ -21,8 +21,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/appliance demo --folder demo-workspace
 
+# One process a core, each with one thread: the suite takes half as long, and the figures of no test depend on it.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Real models and processes at smoke sizes, then everything at full size.
 test-slow: setup
