@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.distributed import filled, processes
+from finetune.distributed import filled, processes, sharded, sharded_here
 from finetune.methods.base import Method
 from finetune.settings import TrainSettings, yields
 from finetune.types import TrainingError
@@ -50,66 +50,88 @@ def build_trainer(
     gpu, half = torch.cuda.is_available(), half_precision(settings)
     micro, together = micro_batch(settings), processes()
     updates = math.ceil(len(train_rows) / settings.batch_size) * settings.epochs
-    # peft draws the adapter's first weights when the model is prepared.
-    torch.manual_seed(settings.seed)
     rows = [method.columns(part) for part in (train_rows, dev_rows)]
     if together > 1:
         rows = [filled(columns, micro * together) for columns in rows]
     cadence = Cadence(job.checkpoint_seconds)
-    # What is trained itself stays in float32, and is computed with in half precision where the device has it.
-    model = method.load(job.base, torch.bfloat16 if half and yields(settings.method) == "adapter" else torch.float32)
+    model = build_model(job, method, method.columns(train_rows[:1])["input_ids"][0])
     try:
-        model = method.prepare(model, job.start, method.columns(train_rows[:1])["input_ids"][0])
-        trainer: AdapterTrainer = method.trainer_class(job.start)(
-            model=model,
-            args=SFTConfig(
-                output_dir=str(checkpoints),
-                learning_rate=settings.rate,
-                num_train_epochs=settings.epochs,
-                per_device_train_batch_size=micro,
-                per_device_eval_batch_size=micro,
-                gradient_accumulation_steps=settings.batch_size // (micro * together),
-                ddp_find_unused_parameters=False,
-                warmup_steps=min(settings.warmup_steps, int(updates * settings.warmup_ratio)),
-                lr_scheduler_type="constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler,
-                weight_decay=settings.weight_decay,
-                max_grad_norm=settings.max_grad_norm,
-                seed=settings.seed,
-                # Lengths were checked one by one; trl must not cut.
-                max_length=None,
-                completion_only_loss=True,
-                packing=False,
-                bf16=half,
-                use_cpu=not gpu,
-                activation_checkpointing=settings.gradient_checkpointing,
-                activation_checkpointing_kwargs={"use_reentrant": False},
-                eval_strategy="epoch",
-                eval_on_start=watch.step is None,
-                save_strategy="epoch",
-                restore_callback_states_from_checkpoint=True,
-                metric_for_best_model="eval_loss",
-                greater_is_better=False,
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                include_num_input_tokens_seen="non_padding",
-                disable_tqdm=True,
-                report_to="none",
-            ),
-            train_dataset=Dataset.from_dict(rows[0]),
-            eval_dataset=Dataset.from_dict(rows[1]),
-            processing_class=tokenizer,
-            callbacks=[watch, cadence, *([EarlyStoppingCallback(settings.patience, settings.threshold)] if settings.patience else [])],
-            optimizer_cls_and_kwargs=method.optimizer(model),
-        )
+        if sharded():
+            from finetune.sharding import shard
+
+            shard(model)
+        with sharded_here():
+            trainer: AdapterTrainer = method.trainer_class(job.start)(
+                model=model,
+                args=SFTConfig(
+                    output_dir=str(checkpoints),
+                    learning_rate=settings.rate,
+                    num_train_epochs=settings.epochs,
+                    per_device_train_batch_size=micro,
+                    per_device_eval_batch_size=micro,
+                    gradient_accumulation_steps=settings.batch_size // (micro * together),
+                    ddp_find_unused_parameters=False,
+                    warmup_steps=min(settings.warmup_steps, int(updates * settings.warmup_ratio)),
+                    lr_scheduler_type="constant_with_warmup" if settings.scheduler == "constant" else settings.scheduler,
+                    weight_decay=settings.weight_decay,
+                    max_grad_norm=settings.max_grad_norm,
+                    seed=settings.seed,
+                    # Lengths were checked one by one; trl must not cut.
+                    max_length=None,
+                    completion_only_loss=True,
+                    packing=False,
+                    bf16=half,
+                    use_cpu=not gpu,
+                    activation_checkpointing=settings.gradient_checkpointing,
+                    activation_checkpointing_kwargs={"use_reentrant": False},
+                    eval_strategy="epoch",
+                    eval_on_start=watch.step is None,
+                    save_strategy="epoch",
+                    restore_callback_states_from_checkpoint=True,
+                    metric_for_best_model="eval_loss",
+                    greater_is_better=False,
+                    logging_steps=1,
+                    logging_nan_inf_filter=False,
+                    include_num_input_tokens_seen="non_padding",
+                    disable_tqdm=True,
+                    report_to="none",
+                ),
+                train_dataset=Dataset.from_dict(rows[0]),
+                eval_dataset=Dataset.from_dict(rows[1]),
+                processing_class=tokenizer,
+                callbacks=[watch, cadence, *([EarlyStoppingCallback(settings.patience, settings.threshold)] if settings.patience else [])],
+                optimizer_cls_and_kwargs=method.optimizer(model),
+            )
     except ValueError as error:
-        raise TrainingError(f"method {settings.method} does not fit this model: {error}") from error
-    if not gpu:
+        raise _misfit(settings, error) from error
+    # What is spread already is neither wrapped nor moved again.
+    trainer.is_distributed_loading_by_transformers = sharded()
+    if not gpu and not sharded():
         # trl rounds what is trained beside quantised weights to bfloat16, which is neither faster nor smaller here.
         for value in model.parameters():
             value.data = value.data.float() if value.requires_grad else value.data
     cadence.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def build_model(job: TrainJob, method: Method, sample: list[int]) -> Any:
+    """The model of `job` before its first update, prepared by `method`; `sample` are the ids of a training example.
+
+    Raises TrainingError if it cannot be loaded or the method does not fit it.
+    """
+    import torch
+
+    half = half_precision(job.settings) and yields(job.settings.method) == "adapter"
+    # peft draws the adapter's first weights when the model is prepared.
+    torch.manual_seed(job.settings.seed)
+    # What is trained itself stays in float32, and is computed with in half precision where the device has it.
+    with sharded_here():
+        model = method.load(job.base, torch.bfloat16 if half else torch.float32)
+    try:
+        return method.prepare(model, job.start, sample)
+    except ValueError as error:
+        raise _misfit(job.settings, error) from error
 
 
 def half_precision(settings: TrainSettings) -> bool:
@@ -191,3 +213,7 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
             if shown:
                 library.enable_progress_bar()
+
+
+def _misfit(settings: TrainSettings, error: ValueError) -> TrainingError:
+    return TrainingError(f"method {settings.method} does not fit this model: {error}")

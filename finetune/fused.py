@@ -124,6 +124,8 @@ class _HeadLoss(torch.autograd.Function):
 
 def head_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:
     """The summed cross-entropy of `targets` (n) given `hidden` (n, h), the input of the linear layer `head`."""
+    # Mixed precision hands the hidden states out as float32.
+    hidden = hidden.to(head.weight.dtype)
     loss: torch.Tensor = _HeadLoss.apply(hidden, head.weight, head.bias, targets, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
 

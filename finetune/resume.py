@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from finetune.sharding import is_sharded, optimizer_state, put, put_optimizer_state, reshard, whole
 from finetune.types import TrainingError
 
 _WEIGHTS = "trainable.safetensors"
@@ -33,6 +34,11 @@ class Checkpointing(Trainer):  # type: ignore[misc]
     """Goes before one of trl's trainers among the base classes: complete checkpoints, of which the newest and the best are kept."""
 
     seconds_to_save = 0.0
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        # A sharded one is there.
+        if not is_sharded(model):
+            super()._move_model_to_device(model, device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         began = time.monotonic()
@@ -60,9 +66,26 @@ class Checkpointing(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        trained = whole(trainable(self.model))
         if self.args.should_save:
-            trained = trainable(self.model)
-            save_file({name: value.detach().contiguous() for name, value in trained.items()}, folder / _WEIGHTS)
+            save_file(trained, folder / _WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if self.args.should_save else {}
+        put_optimizer_state(self.model, self.optimizer.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         restore(self.model, Path(resume_from_checkpoint))
@@ -131,8 +154,8 @@ def is_finished(checkpoint: Path) -> bool:
     return bool(_state(checkpoint)["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
 
 
-def run(trainer: Any, checkpoint: Path | None) -> None:
-    """Train to the end, from `checkpoint` if there is one, and put the best weights into the model.
+def run(trainer: Any, checkpoint: Path | None) -> Path:
+    """Train to the end, from `checkpoint` if there is one, and put the best weights into the model; the checkpoint they are in.
 
     Raises TrainingError if the checkpoint does not fit, or no evaluation took place.
     """
@@ -142,11 +165,14 @@ def run(trainer: Any, checkpoint: Path | None) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_metric is None:
         raise TrainingError("no epoch was evaluated, so there is no best one; check the dev split")
-    restore(trainer.model, _number(Path(trainer.args.output_dir), trainer.state.best_global_step))
+    best = _number(Path(trainer.args.output_dir), trainer.state.best_global_step)
+    restore(trainer.model, best)
+    return best
 
 
 def trainable(model: Any) -> dict[str, Any]:
-    """The parameters that are trained, by name."""
+    """The parameters that are trained, by name; of a sharded model this process's slices."""
+    reshard(model)
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
@@ -159,9 +185,8 @@ def restore(model: Any, checkpoint: Path) -> None:
     own = trainable(model)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in saved.items()}:
         raise TrainingError(f"{checkpoint}: the checkpoint holds other parameters than are trained; start over with --fresh")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(saved[name])
+    for name, value in own.items():
+        put(value, saved[name])
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from finetune.fused import attention_by_example, fused_layers, without_head
+from finetune.sharding import is_sharded
 
 Shortcut = Literal["layers", "head", "packing"]
 # The largest relative difference of the loss that is allowed, and a tenth of that of the gradient; half precision has 8 bits.
@@ -17,6 +17,8 @@ TOLERANCE = {torch.float32: 1e-4}
 TOLERANCE_HALF = 2e-2
 # Tokens of an example that are proof enough.
 _ENOUGH = 256
+# Values of one gradient that are compared.
+_KEPT = 2**16
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def taking(trainer: Any, chosen: Sequence[Shortcut]) -> Iterator[None]:
 
 def _choose(trainer: Any) -> tuple[list[Shortcut], dict[str, str]]:
     possible, refused = list(trainer.possible), dict[str, str]()
-    if trainer.is_fsdp_enabled:
+    if is_sharded(trainer.model):
         return [], dict.fromkeys(trainer.possible, "the weights are spread over processes")
     if trainer.aux_loss_enabled:
         refused = {name: "the loss has a part for the balance of experts" for name in possible if name != "layers"}
@@ -111,7 +113,7 @@ def _difference(trainer: Any, chosen: Sequence[Shortcut], examples: Sequence[Any
 
 
 def _measure(trainer: Any, chosen: Sequence[Shortcut], examples: Sequence[Any]) -> tuple[float, torch.Tensor]:
-    """(loss, gradient of all that is trained), without dropout."""
+    """(loss, gradient of what is trained), without dropout. Of large matrices every n-th value stands for all."""
     model = trainer.model
     trained = [value for value in model.parameters() if value.requires_grad]
     training = model.training
@@ -121,8 +123,15 @@ def _measure(trainer: Any, chosen: Sequence[Shortcut], examples: Sequence[Any]) 
             inputs = trainer._prepare_inputs(trainer.data_collator(list(examples)))
             loss = trainer.compute_loss(model, inputs)
             loss.backward()
-        parts = itertools.chain.from_iterable([value.grad.flatten().float()] if value.grad is not None else [] for value in trained)
-        return float(loss.detach()), torch.cat(list(parts))
+        return float(loss.detach()), torch.cat([_thinned(value.grad) for value in trained if value.grad is not None])
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
+
+
+def _thinned(gradient: torch.Tensor) -> torch.Tensor:
+    """At most twice `_KEPT` values, evenly over the matrix, scaled to about its length: a copy of all gradients of a model is too much."""
+    # Odd, so that it does not fall on the same columns in every row.
+    step = (gradient.numel() - 1) // _KEPT | 1
+    thinned: torch.Tensor = gradient.flatten()[::step].float() * step**0.5
+    return thinned

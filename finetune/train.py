@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.building import build_trainer, context_of, half_precision, micro_batch, quiet, repeatable
-from finetune.distributed import Helped, is_main, processes, wait
+from finetune.building import build_model, build_trainer, context_of, half_precision, micro_batch, quiet, repeatable
+from finetune.distributed import Helped, is_main, processes, sharded, wait
 from finetune.memory import expect
 from finetune.methods import method_of
 from finetune.near import group
@@ -121,7 +121,8 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
         which = "train" if not train_rows else "dev"
         raise TrainingError(f"every {which} example is longer than max_length ({settings.max_length} tokens); raise it or shorten them")
     expected = expect(job.base, settings, method.columns([*train_rows, *dev_rows]), micro_batch(settings), half_precision(settings))
-    if warning := expected.warning():
+    # The estimate counts whole weights.
+    if not sharded() and (warning := expected.warning()):
         logging.getLogger(__name__).warning("%s", warning)
     checkpoints, adapter = job.work / CHECKPOINTS, job.work / ADAPTER
 
@@ -131,14 +132,14 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
     if is_main():
         open_run(job.work, key_of(job), job.fresh)
         discard_torn(checkpoints)
-    wait()
+    wait(settings.method)
     checkpoint = newest(checkpoints)
     watch = Watch(progress, job.work, step_of(checkpoint), is_main())
     before = watch.seconds
     try:
         with quiet(), closing(watch), repeatable(settings.deterministic):
             trainer = build_trainer(job, method, tokenizer, train_rows, dev_rows, checkpoints, watch)
-            figures = run_trainer(trainer, method, tokenizer, watch, adapter, checkpoint)
+            figures = run_trainer(trainer, method, tokenizer, watch, job, checkpoint)
     except (RuntimeError, MemoryError) as error:
         if "deterministic implementation" in str(error):
             raise TrainingError(f"deterministic: this model and device cannot be trained so ({error}); set it to false") from error
@@ -175,6 +176,7 @@ def key_of(job: TrainJob) -> str:
             "start": start,
             "libraries": {name: version(name) for name in LIBRARIES},
             "processes": processes(),
+            "sharded": sharded(),
         }
     )
 
@@ -209,21 +211,27 @@ def _parts(job: TrainJob) -> tuple[Sequence[Example], Sequence[Example]]:
 
 
 def run_trainer(
-    trainer: AdapterTrainer, method: Method, tokenizer: Any, watch: Watch, folder: Path, checkpoint: Path | None
+    trainer: AdapterTrainer, method: Method, tokenizer: Any, watch: Watch, job: TrainJob, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """Train, from `checkpoint` if there is one, and save into `folder`; the figures of TrainResult that come from it."""
-    from finetune.resume import run
+    """Train, from `checkpoint` if there is one, and save into the run's folder; the figures of TrainResult that come from it."""
+    from finetune.resume import restore, run
+    from finetune.sharding import is_sharded
     from finetune.shortcuts import shortcuts
     from finetune.trainer import writing
 
     with shortcuts(trainer) as taken:
-        run(trainer, checkpoint)
+        best = run(trainer, checkpoint)
     if not is_main():
         raise Helped
     watch.finish()
     losses = [event["loss"] for event in watch.events if "loss" in event]
+    model, folder = trainer.model, job.work / ADAPTER
+    if is_sharded(model):
+        # The slices of the other processes are not needed: what was trained is whole in the checkpoint.
+        model = build_model(job, method, trainer.train_dataset[0]["input_ids"])
+        restore(model, best)
     with writing(folder):
-        method.save(trainer.model, tokenizer, folder)
+        method.save(model, tokenizer, folder)
     return {
         "train_loss": round(sum(losses) / len(losses), 6),
         "eval_loss": round(trainer.state.best_metric, 6),

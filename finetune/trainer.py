@@ -91,9 +91,10 @@ class AdapterTrainer(Checkpointing, SFTTrainer):  # type: ignore[misc]
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
                 tokens = (inputs["labels"][:, 1:] != -100).sum()
-                if not tokens:
-                    continue
-                total += torch.tensor([float(self.compute_loss(model, inputs)) * float(tokens), float(tokens)], dtype=torch.float64)
+                # Without tokens it has no loss, but the other processes may need this one's share of the weights.
+                loss = self.compute_loss(model, inputs)
+                if tokens:
+                    total += torch.tensor([float(loss) * float(tokens), float(tokens)], dtype=torch.float64)
         total = self.accelerator.reduce(total.to(self.args.device))
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
         self.log(metrics)

@@ -69,3 +69,14 @@ def load_model(base: Path, dtype: Any, **more: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, trust_remote_code=False, **more)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{base}: the model cannot be loaded ({error}); check it with `appliance model verify`") from error
+
+
+def decoder_layers(model: Any) -> Any:
+    """The list of the decoder layers of `model` (torch's ModuleList). Raises ValueError if there is none."""
+    from torch.nn import ModuleList
+
+    count = model.config.get_text_config().num_hidden_layers
+    layers = next((module for module in model.modules() if isinstance(module, ModuleList) and len(module) == count), None)
+    if layers is None:
+        raise ValueError(f"no list of {count} decoder layers was found in {type(model).__name__}")
+    return layers

@@ -22,8 +22,6 @@ class PreferenceTrainer(AdapterTrainer):
 
     possible = ("layers",)
 
-    possible = ("layers",)
-
     def __init__(self, *args: Any, beta: float, **kwargs: Any) -> None:
         # Preferences need a collator of their own.
         super().__init__(*args, **kwargs | {"data_collator": _collate(kwargs["processing_class"])})

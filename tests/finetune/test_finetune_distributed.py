@@ -1,4 +1,4 @@
-"""Two processes on the CPU train what one trains."""
+"""Two processes on the CPU train what one trains, with whole weights (DDP) and with slices of them (FSDP)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from finetune_model import QUICK
+from safetensors.torch import load_file
 
 from finetune.building import micro_batch
-from finetune.distributed import filled, fillers
+from finetune.distributed import filled, fillers, sharded, sharded_here, wait
 from finetune.types import TrainingError
 
 _PROGRAM = """
@@ -26,7 +27,7 @@ from finetune.train import train
 from finetune.version import version_hash
 
 # Thirteen examples and five for dev: neither can be shared out evenly.
-settings = replace(QUICK, micro_batch=2, epochs=3)
+settings = replace(QUICK, micro_batch=2, epochs=3, **json.loads(sys.argv[4]))
 job = make_job(Path(sys.argv[1]), Path(sys.argv[2]), train=make_examples(13), dev=make_examples(5, start=40), settings=settings)
 job = replace(job, checkpoint_seconds=0.0)
 stop = int(sys.argv[3])
@@ -40,17 +41,21 @@ try:
 except Helped:
     sys.exit(0)
 told = [[event.get("loss", 0), event.get("eval_loss", 0), event["step"]] for event in result.log]
-print(json.dumps([*told, version_hash(result.adapter)]))
+print(json.dumps([*told, sorted(set(result.shortcuts.values())), version_hash(result.adapter)]))
 """
+_DDP = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+_FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2", "--main_process_port=0")
 
 
-def _run(base: Path, work: Path, processes: int, stop: int = -1) -> subprocess.CompletedProcess[str]:
+def _run(
+    base: Path, work: Path, launcher: tuple[str, ...], settings: dict[str, object], stop: int = -1
+) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     program = work.parent / "program.py"
     program.write_text(_PROGRAM, "utf-8")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(program), str(base), str(work), str(stop)]
+    launched = ("-m", *launcher) if launcher else ()
+    command = [sys.executable, *launched, str(program), str(base), str(work), str(stop), json.dumps(settings)]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             out, err = process.communicate(timeout=300)
@@ -61,23 +66,69 @@ def _run(base: Path, work: Path, processes: int, stop: int = -1) -> subprocess.C
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_losses_of_one(tiny: Path, tmp_path: Path) -> None:
-    one, two = (_run(tiny, tmp_path / str(count), count) for count in (1, 2))
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [(_DDP, {}), (_FSDP, {}), (_FSDP, {"method": "full", "learning_rate": 1e-3, "gradient_checkpointing": True})],
+    ids=["ddp", "fsdp", "fsdp-full"],
+)
+def test_two_processes_end_with_the_losses_of_one(
+    launcher: tuple[str, ...], settings: dict[str, object], tiny: Path, tmp_path: Path
+) -> None:
+    one, two = _run(tiny, tmp_path / "1", (), settings), _run(tiny, tmp_path / "2", launcher, settings)
     assert one.returncode == 0 and two.returncode == 0, two.stderr[-3000:]
-    *alone, _ = json.loads(one.stdout.splitlines()[-1])
-    *together, name = json.loads(two.stdout.splitlines()[-1])
+    *alone, _, _ = json.loads(one.stdout.splitlines()[-1])
+    *together, shortcuts, name = json.loads(two.stdout.splitlines()[-1])
     assert len(alone) == len(together) == 3 * 4 + 4
     for expected, found in zip(alone, together, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
+    assert (shortcuts == ["the weights are spread over processes"]) == (launcher == _FSDP)
+    # What is saved is whole.
+    saved = load_file(tmp_path / "2" / "adapter" / _weights(settings))
+    for key, value in load_file(tmp_path / "1" / "adapter" / _weights(settings)).items():
+        assert saved[key].shape == value.shape
+        assert float((saved[key] - value).norm()) <= 1e-3 * float(value.norm())
     # Only the first process reported.
     assert len((tmp_path / "2" / "metrics.jsonl").read_text("utf-8").splitlines()) == 16
 
-    stopped = _run(tiny, tmp_path / "3", 2, stop=6)
+    stopped = _run(tiny, tmp_path / "3", launcher, settings, stop=6)
     assert stopped.returncode != 0
-    again = _run(tiny, tmp_path / "3", 2)
+    again = _run(tiny, tmp_path / "3", launcher, settings)
     assert again.returncode == 0, again.stderr[-3000:]
     # Gone on, and to the same bits.
     assert json.loads(again.stdout.splitlines()[-1])[-1] == name
+
+
+def _weights(settings: dict[str, object]) -> str:
+    return "model.safetensors" if "method" in settings else "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "reason"),
+    [
+        ("lora", {"FSDP_VERSION": "1"}, "set fsdp_version to 2"),
+        ("lora", {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ("lora", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set gradient_checkpointing in the settings"),
+        ("qlora", {}, "4 bits cannot be cut"),
+        ("galore", {}, "projected as a whole"),
+        ("lora", {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(method: str, more: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} | more).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=reason):
+        wait(method)
+
+
+def test_the_libraries_are_not_told_of_sharding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert not sharded()
+    wait("qlora")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharded()
+    with sharded_here():
+        assert os.environ["ACCELERATE_USE_FSDP"] == "false"
+    assert sharded()
 
 
 def test_every_process_gets_as_many_rows() -> None:
