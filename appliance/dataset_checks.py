@@ -10,7 +10,7 @@ from appliance.datasets import DatasetInfo, Datasets
 from appliance.errors import ApplianceError
 from appliance.examples import examples, inferred, outdated
 from appliance.service import Service
-from finetune.check import CheckReport, Coverage, Measure, check
+from finetune.check import CheckReport, Coverage, check
 from finetune.tokens import load_tokenizer
 from finetune.types import Pair, TrainingError
 
@@ -34,7 +34,8 @@ def examine(
     """Check a registered data set.
 
     It is compared with every other data set of its domain, the approved answers, and those in `against`, of which every pair counts as
-    measured on. `searched` of the pairs that name no documents are searched for in the knowledge base (drawn by `seed`).
+    measured on. `searched` of the pairs that name no documents are searched for in the knowledge base (drawn by `seed`,
+    which the planned split depends on too).
     Raises UsageError for an unknown name in `against`.
     """
     datasets = Datasets(service.workspace)
@@ -46,7 +47,7 @@ def examine(
         for name, other in others.items()
         if name in against or (info.domain is not None and other.domain == info.domain)
     }
-    lengths = known = None
+    sizes = known = None
     if info.domain is None:
         notes.append("the data set has no domain: no tokens were counted, no documents were looked for and no other sets compared")
     else:
@@ -54,11 +55,11 @@ def examine(
             Pair(answer.id, answer.question, answer.answer, answer.lang, info.domain) for answer in service.verified.all(info.domain)
         ]
         known = frozenset(document.id for document in service.knowledge.documents.documents(info.domain))
-        lengths, problem = _measure(service, info.domain)
+        sizes, problem = _sizes(service, info.domain, pairs)
         notes += [problem] if problem else []
     report = check(
         pairs,
-        lengths=lengths,
+        lengths=sizes,
         max_length=max_length,
         known_documents=known or None,
         others=beside,
@@ -69,19 +70,17 @@ def examine(
     return replace(report, coverage=coverage, notes=tuple(notes), compared=tuple(name for name in beside if beside[name]))
 
 
-def _measure(service: Service, domain: str) -> tuple[Measure | None, str]:
-    """How long the examples of `domain` are in the tokens of its base, chat template and all; or why that cannot be said."""
+def _sizes(service: Service, domain: str, pairs: Sequence[Pair]) -> tuple[list[tuple[int, int]] | None, str]:
+    """The tokens of prompt and answer of each pair with the base of `domain`, chat template and all; or why that cannot be said."""
+    from jinja2 import TemplateError
+
     _, engine = service.workspace.config.engine_of(domain)
     if engine.kind != "local":
         return None, f"no tokens were counted: the engine of {domain} is {engine.kind}, its tokenizer is not here"
+    sizes: list[tuple[int, int]] = []
     try:
         base = service.models.path(service.workspace.model(engine.base))
         tokenizer = load_tokenizer(base, engine.template(service.workspace.root))
-    except (ApplianceError, TrainingError) as error:
-        return None, f"no tokens were counted: {error}"
-
-    def measure(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
-        sizes: list[tuple[int, int]] = []
         for first in range(0, len(pairs), _BATCH):
             made = examples(service, domain, pairs[first : first + _BATCH])
             chats = [[{"role": turn.role, "content": turn.content} for turn in example.prompt] for example in made]
@@ -89,9 +88,11 @@ def _measure(service: Service, domain: str) -> tuple[Measure | None, str]:
             answers = tokenizer([example.completion for example in made], add_special_tokens=False)["input_ids"]
             # One more for the token that ends the answer.
             sizes += [(len(prompt), len(answer) + 1) for prompt, answer in zip(prompts, answers, strict=True)]
-        return sizes
-
-    return measure, ""
+    except TemplateError as error:
+        return None, f"no tokens were counted: the chat template of {domain}'s base refuses these messages ({error})"
+    except (ApplianceError, TrainingError) as error:
+        return None, f"no tokens were counted: {error}"
+    return sizes, ""
 
 
 def _coverage(

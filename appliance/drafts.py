@@ -12,6 +12,8 @@ from typing import Any
 from appliance.errors import ApplianceError, UsageError
 from finetune.dataset import REVIEWS
 from finetune.fields import nearest
+from finetune.reading import parse_json, read_text
+from finetune.types import DatasetError
 
 ALL = "all"
 
@@ -38,7 +40,7 @@ class Unfinished:
         if not file.parent.is_dir():
             raise UsageError(f"{file.parent} is not a folder; make it, or name another file with --out")
         draft = cls(file, made_by)
-        if not draft._state.is_file():
+        if not draft._state.is_file() or not draft._part.is_file():
             return draft
         state = json.loads(draft._state.read_text("utf-8"))
         different = [name for name, value in made_by.items() if state["made_by"].get(name) != value]
@@ -88,16 +90,21 @@ class Unfinished:
 
 
 def read_draft(file: Path) -> list[dict[str, Any]]:
-    """The rows of a draft. Raises UsageError if there is no such file, ApplianceError for a row that is none."""
+    """The rows of a draft. Raises UsageError if there is no such file, ApplianceError for a text or a row that is none."""
     if not file.is_file():
         raise UsageError(f"{file} is not a file; `appliance dataset from-documents` writes one")
+    try:
+        text = read_text(file)
+    except DatasetError as error:
+        raise ApplianceError(str(error)) from error
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    # At line feeds only: a text may hold other separators of lines, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = parse_json(line)
+        except (ValueError, RecursionError) as error:
             raise ApplianceError(f"{file} row {number}: not valid JSON ({error}); correct the line") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row.get("review") not in REVIEWS:
             raise ApplianceError(

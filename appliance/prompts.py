@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from appliance.engines.base import Message
 from finetune.types import Task
@@ -129,6 +129,28 @@ def passages_tag(secret: bytes, passages: Sequence[Passage]) -> str:
         mac.update(passage.chunk.text.encode())
         mac.update(b"\0")
     return f"passages-{mac.hexdigest()[:12]}"
+
+
+async def fitted(
+    build: Callable[[Sequence[Message], Sequence[Passage]], list[Message]],
+    history: Sequence[Message],
+    passages: Sequence[Passage],
+    count: Callable[[Sequence[Message]], Awaitable[int]],
+    room: int,
+) -> tuple[list[Message], Sequence[Passage]]:
+    """The prompt that `build` makes within `room` tokens, and the passages left in it.
+
+    The oldest turns go first, then the weakest passages. Where nothing is left to leave out it is too long all the same, and the engine
+    says exactly how much.
+    """
+    while True:
+        messages = build(history, passages)
+        if await count(messages) <= room or not (history or len(passages) > 1):
+            return messages, passages
+        if history:
+            history = history[2:]
+        else:
+            passages = passages[:-1]
 
 
 def refusal(lang: str, reason: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.adapters import Link
 from appliance.datasets import Datasets
@@ -46,17 +46,27 @@ class TrainingData:
 
 
 def gather(service: Service, domain: str, dataset: str | None, settings: TrainSettings, languages: Sequence[str]) -> TrainingData:
-    """The data for `settings.method`. Raises UsageError if there is none, or no data set is named where one is needed."""
+    """The data for `settings.method`, split as `split_pairs` does it for the whole data set.
+
+    So pairs are on the same side of the border whatever method or engine takes some of them, and none like those of the test split is
+    trained on. If no pair for dev is among those taken, a tenth of the others is held out. Raises UsageError if there is nothing to
+    train on, no data set is named where one is needed, or one is named where documents are read.
+    """
     if learns_from(settings.method) == "texts":
+        if dataset is not None:
+            raise UsageError(
+                f"method {settings.method} reads the documents of {domain}, not the data set {dataset}; leave the data set out"
+            )
         return _documents(service, domain, languages)
     if dataset is None:
         raise UsageError(f"method {settings.method} needs a data set: name one with --dataset or dataset = in the file")
     datasets = Datasets(service.workspace)
     info = datasets.get(dataset)
     pairs = datasets.pairs(info)
-    kept, left_out = _usable(service, pairs, domain, settings.method, languages)
-    split = split_pairs(kept, settings.seed)
-    train, dev = ([pair for pair in split if pair.split == name] for name in ("train", "dev"))
+    taken, left_out = _usable(service, split_pairs(pairs, settings.seed), domain, settings.method, languages)
+    if all(pair.split == "train" for pair in taken):
+        taken = split_pairs([replace(pair, split=None) for pair in taken], settings.seed)
+    train, dev = ([pair for pair in taken if pair.split == name] for name in ("train", "dev"))
     made = examples(service, domain, train), examples(service, domain, dev)
     return TrainingData(*made, info.name, info.version, info.task, left_out, pairs=train)
 

@@ -35,3 +35,11 @@ def load(folder: Path, embedding_hash: str) -> NDArray[np.float32] | None:
             return None
         vectors: NDArray[np.float32] = stored["vectors"]
     return vectors
+
+
+def nearest_question(folder: Path, embedder: Embedder, question: str) -> float | None:
+    """Cosine of the question to the nearest one of training, None where there are none of this embedding model."""
+    vectors = load(folder, embedder.hash)
+    if vectors is None or not len(vectors):
+        return None
+    return float((vectors @ embedder.encode_queries([question])[0]).max())

@@ -45,7 +45,7 @@ def tune(
     """
     from finetune.runs import clear
     from finetune.train import train
-    from finetune.version import finish_version
+    from finetune.version import finish_version, rank_of
 
     workspace = service.workspace
     makes = yields(settings.method)
@@ -88,7 +88,7 @@ def tune(
             parent=parent.name if parent else None,
             labels=labels,
             config={**settings.to_json(), "task": data.task, "stage": stage},
-            metrics={**result.metrics(), "dropped": dropped},
+            metrics={**result.metrics(), "dropped": dropped, "rank": rank_of(folder.path)},
             created_at=folder.created_at,
         )
         service.registry.register(version, links)

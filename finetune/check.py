@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +16,6 @@ from finetune.types import Pair
 
 # Upper bounds of the length histograms, in characters or tokens; the last class is open.
 CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-# Of pairs: the tokens of the prompt and of the answer, in order.
-Measure = Callable[[Sequence[Pair]], Sequence[tuple[int, int]]]
 UNDECLARED = "undeclared"
 # Splits that something is measured on. A whole data set named as such is one too.
 _MEASURED = frozenset({"dev", "test"})
@@ -171,7 +169,7 @@ class CheckReport:
 def check(
     pairs: Sequence[Pair],
     *,
-    lengths: Measure | None = None,
+    lengths: Sequence[tuple[int, int]] | None = None,
     max_length: int = 1024,
     known_documents: AbstractSet[str] | None = None,
     others: Mapping[str, Sequence[Pair]] | None = None,
@@ -180,9 +178,9 @@ def check(
 ) -> CheckReport:
     """Look at `pairs` without changing them.
 
-    `lengths` measures prompts and answers in tokens, `max_length` is the limit for both together. `known_documents` are the ids that
-    `doc_ids` may name (None: not checked). `others` are the sets to look for the same questions in, by name; of those named in
-    `measured` every pair counts as measured on, whatever its split. `seed` is that of the planned split.
+    `lengths` are the tokens of prompt and answer of each pair (None: not counted), `max_length` is the limit for both together.
+    `known_documents` are the ids that `doc_ids` may name (None: not checked). `others` are the sets to look for the same questions in,
+    by name; of those named in `measured` every pair counts as measured on, whatever its split. `seed` is that of the planned split.
     """
     twins = _twins(pairs)
     unknown = (
@@ -217,8 +215,8 @@ def histogram(lengths: Iterable[int]) -> dict[str, int]:
     return {name: found[number] for number, name in enumerate(names) if found[number]}
 
 
-def _lengths(pairs: Sequence[Pair], measure: Measure, limit: int) -> Lengths:
-    sizes = dict(zip((pair.id for pair in pairs), measure(pairs), strict=True))
+def _lengths(pairs: Sequence[Pair], lengths: Sequence[tuple[int, int]], limit: int) -> Lengths:
+    sizes = dict(zip((pair.id for pair in pairs), lengths, strict=True))
     prompt = tuple(name for name, (first, _) in sizes.items() if first > limit)
     answer = tuple(name for name, (first, second) in sizes.items() if first <= limit < second)
     together = tuple(name for name, (first, second) in sizes.items() if first <= limit and second <= limit < first + second)

@@ -214,6 +214,10 @@ class _Reading:
             result.unsupported["dataset"] = (
                 "several data sets; register their files as one (appliance dataset add FILE…) or write [[stages]]"
             )
+        elif listed and result.values["method"] == "pretrain":
+            result.unsupported["dataset"] = (
+                f"{listed[0]}; stage pt reads the documents of the domain: bring the texts in with appliance ingest"
+            )
         elif listed:
             result.dataset = listed[0]
             result.taken["dataset"] = "dataset"

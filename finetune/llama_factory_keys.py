@@ -20,13 +20,13 @@ NO_MEANING = frozenset(
     export_hub_model_id export_legacy_format export_quantization_bit export_quantization_dataset export_quantization_maxlen
     export_quantization_nsamples export_size flash_attn fp16_full_eval fp8_backend fp8_enable_fsdp_float8_all_gather
     freeze_language_model freeze_multi_modal_projector freeze_vision_tower fsdp fsdp_config galore_layerwise generation_config
-    generation_max_length generation_num_beams gradient_checkpointing_kwargs greater_is_better hf_hub_token hub_always_push
+    generation_max_length generation_num_beams gradient_checkpointing_kwargs greater_is_better group_by_length hf_hub_token hub_always_push
     hub_model_id hub_private_repo hub_revision hub_strategy hub_token hyper_parallel_args ignore_data_skip image_do_pan_and_scan
     image_max_pixels image_min_pixels include_effective_tokens_per_second include_for_metrics include_num_input_tokens_seen
     infer_backend infer_dtype kto_chosen_weight kto_rejected_weight kt_expert_checkpoint_path kt_lora_expert_intermediate_size
     kt_lora_expert_num kt_use_lora_experts kt_weight_path label_names length_column_name length_penalty liger_kernel_config
     load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
-    logging_nan_inf_filter logging_steps logging_strategy low_cpu_mem_usage mask_history master_addr master_port max_length
+    logging_nan_inf_filter logging_steps logging_strategy low_cpu_mem_usage master_addr master_port max_length
     max_new_tokens media_dir metric_for_best_model ms_hub_token num_beams offload_folder om_hub_token output_dir overwrite_cache
     overwrite_output_dir parallelism_config per_device_eval_batch_size pissa_convert pissa_iter plot_loss ppo_buffer_size ppo_epochs
     ppo_score_norm ppo_target ppo_whiten_rewards predict_with_generate prediction_loss_only preprocessing_batch_size
@@ -55,9 +55,9 @@ UNSUPPORTED: Mapping[str, Any] = {
     "fp16": False, "fp8": False, "freeze_extra_modules": None, "freeze_trainable_modules": "all", "galore_proj_type": "std",
     "galore_target": "all", "ignore_pad_token_for_loss": True, "init_special_tokens": "noise_init", "interleave_probs": None,
     "label_smoothing_factor": 0.0, "ld_alpha": None, "loraplus_lr_embedding": 1e-6, "lr_scheduler_kwargs": None, "max_samples": None,
-    "max_steps": -1, "mix_strategy": "concat", "mixture_of_depths": None, "model_revision": "main", "module_dropout": 0.0,
-    "moe_aux_loss_coef": None, "neftune_noise_alpha": None, "new_special_tokens_config": None, "oft_block_size": 32, "oft_rank": 0,
-    "oft_target": "all", "optim_args": None, "optim_target_modules": None, "pref_bco_weight": 0.0, "pref_ftx": 0.0,
+    "mask_history": False, "max_steps": -1, "mix_strategy": "concat", "mixture_of_depths": None, "model_revision": "main",
+    "module_dropout": 0.0, "moe_aux_loss_coef": None, "neftune_noise_alpha": None, "new_special_tokens_config": None, "oft_block_size": 32,
+    "oft_rank": 0, "oft_target": "all", "optim_args": None, "optim_target_modules": None, "pref_bco_weight": 0.0, "pref_ftx": 0.0,
     "pref_loss": "sigmoid", "preserve_thinking": False, "pure_bf16": False, "quantization_method": "bnb", "quantization_type": "nf4",
     "ref_model": None, "ref_model_adapters": None, "resize_vocab": False, "rope_scaling": None, "shift_attn": False,
     "split_special_tokens": False, "train_from_scratch": False, "train_on_prompt": False, "train_sampling_strategy": "random",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from finetune.settings import MODEL_METHODS, TrainSettings, settings_from
+from finetune.settings import MODEL_METHODS, TrainSettings, learns_from, settings_from
 from finetune.types import TrainingError
 
 _KEYS = ("name", "dataset")
@@ -86,7 +86,9 @@ def _stage(values: Mapping[str, Any], number: int, dataset: str | None, common: 
             raise TrainingError(f"{here}: {key} stands at the top of the file, not in a stage")
     settings = settings_from({key: value for key, value in values.items() if key not in _KEYS}, common, here)
     name = _text(here, "name", values.get("name")) or f"stage{number}"
-    return Stage(name, _text(here, "dataset", values.get("dataset")) or dataset, settings)
+    # What stands above the stages is for those that learn from a data set.
+    common_set = None if learns_from(settings.method) == "texts" else dataset
+    return Stage(name, _text(here, "dataset", values.get("dataset")) or common_set, settings)
 
 
 def _check_order(stages: Sequence[Stage], where: str) -> None:

@@ -40,7 +40,9 @@ def load_tokenizer(base: Path, chat_template: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{base}: the tokenizer cannot be loaded ({error}); the folder must hold a complete model") from error
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    template = chat_template or tokenizer.chat_template
+    # A model may bring several: this is the one that plain chats are served with.
+    tokenizer.chat_template = template.get("default") if isinstance(template, dict) else template
     if not tokenizer.chat_template:
         raise TrainingError(f"{base}: the model has no chat template; configure one for its engine (chat_template)")
     return tokenizer

@@ -155,6 +155,15 @@ def read_version(path: Path) -> AdapterVersion:
     return version
 
 
+def rank_of(path: Path) -> int | None:
+    """The rank of the LoRA adapter in `path`; None if it has none. PiSSA doubles that of its settings, and a stage after it keeps that.
+
+    Raises OSError.
+    """
+    rank = json.loads((path / CONFIG).read_text(encoding="utf-8")).get("r") if (path / CONFIG).exists() else None
+    return int(rank) if rank else None
+
+
 def lint_adapter(
     path: Path,
     base: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,9 +45,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if writes:
             with _writing(work):
                 (work / METRICS).write_text("".join(json.dumps(event) + "\n" for event in self.events), "utf-8")
+                if step is None and (work / EVENTS).exists():
+                    # What a run told that ended before its first checkpoint.
+                    shutil.rmtree(work / EVENTS)
                 (work / EVENTS).mkdir(exist_ok=True)
-                # Not SummaryWriter: its thread ends at a full disk, and the training then waits for it for ever.
-                self._board = EventsWriter(str(work / EVENTS / "events"), f".{os.getpid()}")
+                # Not SummaryWriter: its thread ends at a full disk, and the training then waits for it for ever. The name has the
+                # second, and must differ from that of the run before, and come after it, within one.
+                self._board = EventsWriter(str(work / EVENTS / "events"), f".{os.getpid()}.{step or 0:09}")
                 if step is not None:
                     self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 

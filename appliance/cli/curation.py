@@ -50,11 +50,14 @@ def check(
     from appliance.datasets import Datasets
     from appliance.service import open_service
     from finetune.report import html
+    from finetune.settings import TrainSettings
 
     service = open_service(session.workspace)
     info = Datasets(session.workspace).get(name)
     with Progress() as progress:
-        report = examine(service, info, against=against, max_length=max_length, searched=searched, progress=progress)
+        report = examine(
+            service, info, against=against, max_length=max_length, searched=searched, seed=TrainSettings().seed, progress=progress
+        )
     title = f"{info.name}@{info.version}"
     if page is not None:
         page.write_text(html(report, title), "utf-8")

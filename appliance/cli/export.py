@@ -22,6 +22,7 @@ def export(session: Session, version: str, out: Path, shard_size: str, as_json: 
     from appliance.service import open_service
     from finetune.export import export as merge
     from finetune.types import TrainingError
+    from finetune.version import lint_adapter
 
     service = open_service(session.workspace)
     workspace = service.workspace
@@ -33,11 +34,18 @@ def export(session: Session, version: str, out: Path, shard_size: str, as_json: 
     base, base_hash = service.models.path(reference), service.models.model_hash(reference)
     if base_hash != known.base_hash:
         raise UsageError(f"{version} was trained on {known.base} ({known.base_hash[:8]}), that model is now another ({base_hash[:8]})")
-    say(f"merging {version} into {known.base}, then comparing the answers")
     _, engine = workspace.config.engine_of(known.domain)
+    template = engine.template(workspace.root)
+    try:
+        problems = lint_adapter(known.path, base, chat_template=template)
+    except TrainingError as error:
+        raise ApplianceError(str(error)) from error
+    if problems:
+        raise UsageError(f"{version} cannot be merged: {'; '.join(problems)}")
+    say(f"merging {version} into {known.base}, then comparing the answers")
     facts = {"version": version, "sha256": known.sha256, "base": known.base, "base_hash": base_hash, "method": known.method}
     try:
-        agreement = merge(known.path, base, out, chat_template=engine.template(workspace.root), shard_size=shard_size, facts=facts)
+        agreement = merge(known.path, base, out, chat_template=template, shard_size=shard_size, facts=facts)
     except TrainingError as error:
         raise ApplianceError(str(error)) from error
     files = sorted(file.name for file in out.glob("*.safetensors"))

@@ -333,6 +333,16 @@ def test_only_reviewed_pairs_can_be_registered(workspace: Workspace, drafts: Pat
         datasets.add(file, domain="medical")
 
 
+def test_a_draft_whose_rows_were_moved_away_is_begun_anew(service: Service, tmp_path: Path) -> None:
+    # Killed after the file got its name: the state stays beside it.
+    whole = _draft(service, tmp_path / "pairs.jsonl", method="pattern", count=2)
+    state = {"made_by": {}, "position": 9, "thrown_away": {}, "bytes": 500}
+    (tmp_path / "pairs.jsonl").unlink()
+    (tmp_path / "pairs.jsonl.state").write_text(json.dumps(state), "utf-8")
+    assert _draft(service, tmp_path / "pairs.jsonl", method="pattern", count=2) == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("passages", "message"),
     [

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from fake_engine import ScriptedEngine
+from gate_support import make_adapter
 from helpers import answering_with
 from starlette.testclient import TestClient
 
@@ -35,6 +36,7 @@ from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from eval.run import load, run
 from eval.types import Item, Outcome
+from finetune.version import version_hash
 from retrieval.index import Index, verify
 from retrieval.types import DocumentKey, IndexCorrupt, RetrievalError, Scope
 from router.types import ARMS
@@ -98,8 +100,9 @@ def base(tmp_path: Path) -> Iterator[Base]:
         for question, name, answer in zip(QUESTIONS, RECORDS, APPROVED, strict=True):
             verified.add("medical", question, answer, [name], "Wang", 0.3)
         links = [Link(name, "declared", "medical", name, knowledge.documents.current(_key(name)).sha256) for name in RECORDS]  # type: ignore[union-attr]
-        path = workspace.folder("adapters") / "medical@1"
-        facts = ("medical@1", "medical", "base", "base", "lora", path, "s", "d", "1", None, frozenset[str](), {}, {}, utcnow())
+        path = make_adapter(workspace.folder("adapters") / "medical@1", 1)
+        sha256 = version_hash(path)
+        facts = ("medical@1", "medical", "base", "base", "lora", path, sha256, "d", "1", None, frozenset[str](), {}, {}, utcnow())
         adapter = AdapterVersion(*facts)
         Registry(workspace).register(adapter, links)
         with workspace.db.write() as connection:

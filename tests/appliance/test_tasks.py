@@ -48,25 +48,22 @@ def _live(knowledge: Knowledge, task: Task, folder: Path) -> None:
         knowledge.workspace.db.move_pointer(connection, "adapter:medical", version.name, "test")
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("turns", [0, 2, 3, 20])
-def test_training_equals_serving(knowledge: Knowledge, task: Task, turns: int) -> None:
-    folder = knowledge.workspace.folder("adapters")
-    _live(knowledge, task, folder)
-    engine, pair = ScriptedEngine("是。"), _pair(task)
-    engine.loaded.append(f"medical@{task}")
-    answering = answering_with(knowledge, engine)
-    answering.config = knowledge.workspace.config.model_copy(
-        update={"answering": knowledge.workspace.config.answering.model_copy(update={"max_history_messages": turns})}
-    )
-    history = tuple(Message(role=turn.role, content=turn.content) for turn in pair.history)
-    request = Request(pair.question, history, "medical", "finetuned", system=pair.system)
-    asyncio.run(answering.ask(request))
-    served, adapter, _ = engine.asked[-1]
-    trained = example(pair, "medical", turns)
-    assert adapter == f"medical@{task}"
-    assert served == [Message(role=turn.role, content=turn.content) for turn in trained.prompt]
-    assert "只用中文回答。" in trained.prompt[0].content
+def test_training_equals_serving(knowledge: Knowledge) -> None:
+    config, folder = knowledge.workspace.config, knowledge.workspace.folder("adapters")
+    for task in TASKS:
+        _live(knowledge, task, folder)
+        for turns in (0, 2, 3, 20):
+            engine, pair = ScriptedEngine("是。"), _pair(task)
+            engine.loaded.append(f"medical@{task}")
+            answering = answering_with(knowledge, engine)
+            answering.config = config.model_copy(update={"answering": config.answering.model_copy(update={"max_history_messages": turns})})
+            history = tuple(Message(role=turn.role, content=turn.content) for turn in pair.history)
+            asyncio.run(answering.ask(Request(pair.question, history, "medical", "finetuned", system=pair.system)))
+            served, adapter, _ = engine.asked[-1]
+            trained = example(pair, "medical", turns)
+            assert adapter == f"medical@{task}"
+            assert served == [Message(role=turn.role, content=turn.content) for turn in trained.prompt], (task, turns)
+            assert "只用中文回答。" in trained.prompt[0].content
 
 
 def test_a_request_may_name_the_task_where_no_adapter_decides_it(knowledge: Knowledge) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,13 @@ from finetune.train import TrainResult, train
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("tiny"))
+    base = build_model(tmp_path_factory.mktemp("tiny"))
+    # Every training collects garbage, which takes as long as all the rest of a tiny one where it looks through the libraries.
+    for name in ("finetune.trainer", "finetune.watch", "matplotlib.figure", "bitsandbytes"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    return base
 
 
 @pytest.fixture

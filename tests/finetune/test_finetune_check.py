@@ -35,7 +35,7 @@ def test_counts_and_histograms() -> None:
 
 
 def test_an_empty_data_set_is_checked_too() -> None:
-    report = check([], lengths=_characters, known_documents=set(), others={"none": []})
+    report = check([], lengths=[], known_documents=set(), others={"none": []})
     assert (report.total, report.planned) == (0, {})
     assert report.warnings() == []
 
@@ -48,7 +48,7 @@ def test_too_long_prompts_and_answers_are_told_apart() -> None:
         _pair("answer", "q", "长" * 40),
         _pair("together", "q" * 20, "a" * 20),
     ]
-    tokens = check(pairs, lengths=_characters, max_length=30).tokens
+    tokens = check(pairs, lengths=_characters(pairs), max_length=30).tokens
     assert tokens is not None
     assert (tokens.prompt_too_long, tokens.answer_too_long, tokens.together_too_long) == (("prompt",), ("answer",), ("together",))
 
@@ -184,7 +184,7 @@ def test_turns_of_one_conversation_are_no_near_duplicates() -> None:
 def test_the_page_escapes_what_the_data_say() -> None:
     evil = "<script>alert('x')</script>"
     pairs = [_pair("a", evil, "抱歉，<b>无法</b>回答。"), _pair("b", evil, "Five & six"), _pair(evil, "Fee?", "See above", split="dev")]
-    page = html(check(pairs, lengths=_characters, max_length=10), "数据 <集>")
+    page = html(check(pairs, lengths=_characters(pairs), max_length=10), "数据 <集>")
     assert page.startswith("<!DOCTYPE html>")
     assert "<script" not in page
     assert "<b>" not in page

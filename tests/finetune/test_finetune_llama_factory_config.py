@@ -132,6 +132,11 @@ def test_each_method_and_key(tmp_path: Path, text: str, expected: dict[str, obje
         ("max_steps: 100", "max_steps: 100; only -1"),
         ("dataset: a,b", "dataset: several data sets"),
         ("val_size: 0.2", "val_size: 0.2; a tenth is held out"),
+        ("mask_history: true", "mask_history: True; only False"),
+        (
+            "stage: pt\nfinetuning_type: full\ndataset: 百科",
+            "dataset: 百科; stage pt reads the documents of the domain: bring the texts in",
+        ),
         ("train_on_prompt: true", "train_on_prompt: True; only False"),
         ("trust_remote_code: true", "trust_remote_code: True; only False"),
         ("optim: sgd", "optim: sgd; AdamW is used"),

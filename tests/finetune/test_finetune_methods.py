@@ -16,7 +16,7 @@ from finetune.settings import METHODS, MODEL_METHODS, TrainSettings, learns_from
 from finetune.tokens import load_tokenizer, stop_tokens
 from finetune.train import TrainJob, TrainResult, train
 from finetune.types import Example, TrainingError
-from finetune.version import version_hash
+from finetune.version import rank_of, version_hash
 
 SMALL = replace(QUICK, epochs=1, prefix_tokens=4, freeze_layers=1, galore_rank=4, galore_every=2, max_length=128)
 # How to have a run on the method's own kind of data.
@@ -80,7 +80,8 @@ def test_pissa_becomes_plain_lora_that_computes_the_same(tiny: Path, tmp_path: P
     method.save(model, tokenizer, tmp_path / "saved")
     served = PeftModel.from_pretrained(load_model(tiny, torch.float32), str(tmp_path / "saved"))
     torch.testing.assert_close(logits(served, ids), trained, atol=1e-5, rtol=1e-4)
-    assert served.peft_config["default"].r == 2 * SMALL.rank
+    assert served.peft_config["default"].r == rank_of(tmp_path / "saved") == 2 * SMALL.rank
+    assert rank_of(tiny) is None
 
 
 def test_lora_plus_learns_b_faster(tiny: Path, tmp_path: Path) -> None:

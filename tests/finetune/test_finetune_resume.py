@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,9 +161,13 @@ def test_only_the_newest_and_the_best_are_kept(tiny: Path, tmp_path: Path) -> No
     assert result.best_step == 4
 
 
-def test_what_was_told_of_lost_steps_is_told_again(tiny: Path, tmp_path: Path, whole: TrainResult) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(_job(tiny, tmp_path), _stop_at(3))
+def test_what_was_told_of_lost_steps_is_told_again(tiny: Path, tmp_path: Path, whole: TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not even within the same second does a run write over what the one before told.
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", SimpleNamespace(time=lambda: 1.8e9))
+    # The first ends without any checkpoint.
+    for step in (0, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(_job(tiny, tmp_path), _stop_at(step, "eval_loss" if step == 0 else "loss"))
     file = tmp_path / "metrics.jsonl"
     file.write_text(file.read_text("utf-8") + '{"step": 4, "lo', "utf-8")
     assert _same(train(_job(tiny, tmp_path), _silent), whole)

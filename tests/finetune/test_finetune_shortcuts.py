@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from finetune.building import build_trainer
 from finetune.fused import fused_layers, head_loss
 from finetune.methods import method_of
-from finetune.shortcuts import shortcuts
+from finetune.shortcuts import _thinned, shortcuts
 from finetune.tokens import load_tokenizer, stop_tokens
 from finetune.train import TrainJob, train
 from finetune.trainer import AdapterTrainer
@@ -117,6 +117,18 @@ def test_proving_leaves_no_trace(tiny: Path, tmp_path: Path) -> None:
     assert [module for module in modules if "forward" in vars(module)] == own
 
 
+def test_the_proof_keeps_a_part_of_large_gradients() -> None:
+    small, large = torch.randn(30, 40), torch.randn(1024, 512)
+    assert _thinned(small).equal(small.flatten())
+    thinned = _thinned(large)
+    assert len(thinned) <= 2 * 2**16
+    assert float(thinned.norm()) == pytest.approx(float(large.norm()), rel=0.02)
+    # Each column is looked at, and an error in one of them is seen.
+    wrong = large.clone()
+    wrong[:, 7] += 1.0
+    assert float((_thinned(wrong) - thinned).norm()) == pytest.approx(float((wrong - large).norm()), rel=0.1)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_loss_of_a_head_in_pieces_is_the_loss(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -131,6 +143,16 @@ def test_the_loss_of_a_head_in_pieces_is_the_loss(bias: bool, monkeypatch: pytes
     with torch.no_grad():
         assert float(head_loss(hidden, head, targets)) == pytest.approx(float(whole.detach()), rel=1e-6)
     assert float(head_loss(hidden[:0], head, targets[:0]).detach()) == 0.0
+
+
+def test_mixed_precision_trains_as_float32(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = train(make_job(tiny, tmp_path / "a"), lambda event: None)
+    for module in ("finetune.building", "finetune.train"):
+        # As on a GPU; bfloat16 works on a CPU too, only slower.
+        monkeypatch.setattr(f"{module}.half_precision", lambda settings: True)
+    half = train(make_job(tiny, tmp_path / "b"), lambda event: None)
+    assert half.shortcuts["head"] == "taken"
+    assert half.eval_loss == pytest.approx(right.eval_loss, rel=1e-3) and half.eval_loss != right.eval_loss
 
 
 def test_linear_layers_give_what_they_gave() -> None:

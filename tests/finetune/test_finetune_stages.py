@@ -42,7 +42,7 @@ def _load(tmp_path: Path, text: str) -> Any:
 
 def test_stages_inherit_and_override(tmp_path: Path) -> None:
     plan = _load(tmp_path, THREE)
-    assert [(stage.name, stage.dataset) for stage in plan.stages] == [("general", "案例"), ("专科", "specialised"), ("stage3", "案例")]
+    assert [(stage.name, stage.dataset) for stage in plan.stages] == [("general", None), ("专科", "specialised"), ("stage3", "案例")]
     common = {"rank": 4, "batch_size": 4, "learning_rate": 1e-3, "over_long": "drop"}
     assert plan.stages[0].settings == TrainSettings(method="pretrain", max_length=64, epochs=1, **common)
     assert plan.stages[2].settings == TrainSettings(method="dpo", epochs=2, **common)
@@ -146,3 +146,8 @@ def test_three_stages_go_on_where_they_were_interrupted_and_the_last_is_exported
     assert (tmp_path / "merged" / "chat_template.jinja").is_file()
     code, _, err = call("export", first["version"], "--out", str(tmp_path / "other"))
     assert code == 2 and "a model of its own already" in err
+    settings = (tmp_path / "w" / "appliance.toml").read_text("utf-8")
+    (tmp_path / "w" / "appliance.toml").write_text(settings.replace("chatml", "alpaca"), "utf-8")
+    code, _, err = call("export", third["version"], "--out", str(tmp_path / "other"))
+    assert code == 2 and "cannot be merged: trained with another chat template" in err
+    assert not (tmp_path / "other").exists()

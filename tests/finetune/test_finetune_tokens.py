@@ -8,7 +8,7 @@ import pytest
 from finetune_model import CHATML, build_model, make_examples
 
 from finetune.settings import TrainSettings
-from finetune.tokens import adjusted, encode, encode_all, load_tokenizer, stop_tokens, windows_of
+from finetune.tokens import adjusted, encode, encode_all, load_tokenizer, stop_tokens, template_hash, windows_of
 from finetune.types import Example, TrainingError, Turn
 
 EXAMPLE = Example("e1", (Turn("user", "手续费是多少？"),), "四欧元。")
@@ -27,6 +27,17 @@ def test_the_loss_covers_the_answer_and_its_end(tiny: Path, tokenizer: Any) -> N
         assert encoded.input_ids[: encoded.prompt] == served
         assert tokenizer.decode(encoded.input_ids[encoded.prompt :]) == example.completion + "<|im_end|>"
         assert encoded.labels == [-100] * len(served) + encoded.input_ids[len(served) :]
+
+
+def test_of_several_templates_the_one_for_plain_chats_is_taken(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "several")
+    found = load_tokenizer(tmp_path / "several")
+    assert template_hash(found) == template_hash(load_tokenizer(tiny))
+    # A model version is a folder of files.
+    found.save_pretrained(tmp_path / "one")
+    assert all(file.is_file() for file in (tmp_path / "one").iterdir())
 
 
 def test_trl_prepares_the_same_tokens(tiny: Path, tokenizer: Any, tmp_path: Path) -> None:
