@@ -142,6 +142,11 @@ class Registry:
         with self.workspace.db.read() as connection:
             return [self._version(row) for row in connection.execute(query)]
 
+    def labels(self) -> frozenset[str]:
+        """Every label that a version was trained with."""
+        with self.workspace.db.read() as connection:
+            return frozenset(label for labels in connection.execute(sa.select(schema.adapter.c.labels)).scalars() for label in labels)
+
     def get(self, name: str) -> AdapterVersion:
         """The version called `name`. Raises UsageError that lists what there is."""
         version = self.find(name)

@@ -34,6 +34,7 @@ from appliance.engines.pool import EnginePool
 from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge import Knowledge, state
 from appliance.rewrite import self_contained
+from appliance.tuned_questions import nearest_question
 from appliance.types import Answer, Caller, Citation, Clock, Decided, Event, Finished, Request, Text
 from appliance.verified import Verified, VerifiedAnswers
 from retrieval.text import detect_lang
@@ -255,7 +256,7 @@ class Answering:
         facts = None
         # How near a question is to an adapter's training questions tells about the documents behind them.
         if adapter is not None and adapter.labels <= caller.scope.labels:
-            nearest = await asyncio.to_thread(self._nearest, adapter, query)
+            nearest = await asyncio.to_thread(nearest_question, adapter.path, self.knowledge.embedder, query)
             facts = await asyncio.to_thread(self.registry.facts, adapter, evidence, nearest)
         return Situation(
             question=query,
@@ -269,15 +270,6 @@ class Answering:
             costs=self.costs.expected(),
             constraints=request.constraints,
         )
-
-    def _nearest(self, adapter: AdapterVersion, query: str) -> float | None:
-        """Cosine of the question to the nearest training question, None where they were embedded by another model."""
-        from appliance.tuned_questions import load
-
-        vectors = load(adapter.path, self.knowledge.embedder.hash)
-        if vectors is None or not len(vectors):
-            return None
-        return float((vectors @ self.knowledge.embedder.encode_queries([query])[0]).max())
 
     # --- the arms
 
@@ -330,29 +322,22 @@ class Answering:
         yield _Draft(text, cited, unsupported, usage, finish, engine.name, adapter)
 
     async def _messages(self, turn: _Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
-        """The prompt within the window: the oldest turns go first, then the weakest passages."""
+        """The prompt within the engine's window."""
         request, arm = turn.request, turn.decision.arm
         history = prompts.recent(request.history, self.config.answering.max_history_messages)
         task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")
         passages = self.within_budget(self._readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
         room, abstain = engine.context_window - sampling.max_tokens, self.config.engines[engine.name].abstain
-        while True:
-            if passages:
-                tag = prompts.passages_tag(self._secret, passages)
-                messages = prompts.with_passages(
-                    turn.domain, turn.lang, turn.query, history, passages, tag, request.system, abstain=abstain, task=task
-                )
-            else:
-                messages = prompts.direct(turn.domain, turn.lang, turn.query, history, request.system, task)
-            if await engine.count_tokens(messages) <= room:
-                return messages, passages
-            if history:
-                history = history[2:]
-            elif len(passages) > 1:
-                passages = passages[:-1]
-            else:
-                # Nothing left to leave out: the engine says exactly how much too long it is.
-                return messages, passages
+
+        def build(history: Sequence[Message], passages: Sequence[Passage]) -> list[Message]:
+            if not passages:
+                return prompts.direct(turn.domain, turn.lang, turn.query, history, request.system, task)
+            tag = prompts.passages_tag(self._secret, passages)
+            return prompts.with_passages(
+                turn.domain, turn.lang, turn.query, history, passages, tag, request.system, abstain=abstain, task=task
+            )
+
+        return await prompts.fitted(build, history, passages, engine.count_tokens, room)
 
     def _readable(self, passages: Sequence[Passage]) -> list[Passage]:
         return readable(passages, self.config.retrieval.flagged)

@@ -214,7 +214,7 @@ class Backup:
                 raise self._damaged("it was made by a newer version of the appliance; restore it with that one")
             files = {str(name): Entry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content.pop("files").items()}
             manifest = Manifest(files=files, **{**content, "redacted": tuple(content["redacted"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self._damaged(f"{MANIFEST} is not one of ours: {error!r}") from error
         return manifest, hashlib.sha256(data).hexdigest()
 

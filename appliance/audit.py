@@ -142,7 +142,8 @@ def verify_export(file: Path, database: Database | None) -> Verdict:
     Raises UsageError if the file cannot be read or is none of ours.
     """
     try:
-        *lines, last = file.read_text("utf-8").splitlines()
+        # Only newlines end an entry: the other separators of lines may be in a name.
+        *lines, last = file.read_text("utf-8").removesuffix("\n").split("\n")
         head = json.loads(last)["head"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no whole export of an audit log ({error}); make one with: appliance audit export FILE") from error
@@ -177,16 +178,24 @@ class AnswerLog:
         self._database = database
         self._queue: queue.Queue[tuple[str, dict[str, Any], str, datetime] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._batch = 0
 
     def __enter__(self) -> AnswerLog:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join(_LAST)
+        deadline = time.monotonic() + _LAST
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=_LAST)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            logger.error("%d answers could not be written to the audit log", self._queue.qsize())
+            logger.error("%d answers could not be written to the audit log", self._unwritten)
+
+    @property
+    def _unwritten(self) -> int:
+        """How many answers wait, with those that are being written."""
+        return self._batch + sum(item is not None for item in list(self._queue.queue))
 
     def note(self, actor: str, details: Mapping[str, Any], outcome: str = "done") -> None:
         """Log one answer; never waits. Where far too many wait already, the loss is logged instead."""
@@ -204,8 +213,10 @@ class AnswerLog:
                     ended = True
                     break
                 batch.append(item)
+            self._batch = len(batch)
             while not self._write(batch):
                 time.sleep(_RETRY)
+            self._batch = 0
             if ended:
                 return
 
@@ -214,7 +225,7 @@ class AnswerLog:
             with self._database.write() as connection:
                 for actor, details, outcome, at in batch:
                     audit_log.append(connection, actor, "answer", details, at, outcome)
-        except (ApplianceError, OSError) as error:
+        except (ApplianceError, sa.exc.SQLAlchemyError, OSError) as error:
             logger.error("%d answers wait for the audit log: %s", len(batch), error)
             return False
         return True

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import tomlkit
 
-from appliance.archive import DATABASE, Backup, Manifest, Progress, is_zip, place, sealed, write
+from appliance.archive import DATABASE, Backup, Manifest, Progress, is_zip, place, sealed, sync, write
 from appliance.config import FILE_NAME
 from appliance.errors import ApplianceError, UsageError
 from appliance.store.audit_log import GENESIS, HEAD
@@ -77,6 +77,7 @@ def backup(workspace: Workspace, target: Path, *, link: bool, progress: Progress
             made.extract(None, progress)
             sha256 = made.sha256
         partial.rename(target)
+        sync(target.parent)
     except BaseException:
         _discard(partial)
         raise

@@ -82,7 +82,15 @@ async def evaluate(
             progress(f"evaluating {info.name}", done, total)
 
     _, summary = await kept_run(
-        service, info, chosen, [*arms, AUTO], ask, settings, concurrency=concurrency, progress=report, run_id=run_id
+        service,
+        info,
+        chosen,
+        [*arms, AUTO],
+        ask,
+        settings,
+        concurrency=concurrency,
+        progress=report,
+        run_id=run_id,
     )
     return summary
 
@@ -99,9 +107,20 @@ async def kept_run(
     progress: Callable[[int, int], None] | None = None,
     run_id: str | None = None,
 ) -> tuple[RunResult, dict[str, Any]]:
-    """Ask `arms` the questions in a registered run, whose answers are kept and forgotten with the documents they rest on."""
+    """Ask `arms` the questions in a registered run, whose answers are kept and forgotten with the documents they rest on.
+
+    Raises Locked while somebody else goes on with the same run.
+    """
     identity, folder = _open_run(service, info, settings, run_id)
-    result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=progress)
+    # A deletion leaves a run alone while it is held, and looks through one that was broken off.
+    with service.workspace.db.lock(f"run:{identity}") as lock:
+
+        def beat(done: int, total: int) -> None:
+            lock.beat()
+            if progress is not None:
+                progress(done, total)
+
+        result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=beat)
     assert result.summary is not None  # a run that came back is complete
     summary = {"run_id": identity, "dataset": info.name, "task": info.task, "measures": list(MEASURES[info.task]), **result.summary}
     with service.workspace.db.write() as connection:
@@ -186,8 +205,8 @@ def _known_as(names: Sequence[str], item: Item) -> str:
 
 
 def evaluator(service: Service) -> Caller:
-    """Evaluation is the team's own: it sees every label."""
-    return Caller(Scope(None, service.knowledge.documents.labels()))
+    """Evaluation is the team's own: it sees every label, also those that only an adapter still has."""
+    return Caller(Scope(None, service.knowledge.documents.labels() | service.registry.labels()))
 
 
 def _open_run(service: Service, info: DatasetInfo, settings: dict[str, Any], run_id: str | None) -> tuple[str, Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -79,7 +79,8 @@ class Feedback:
                 "answer": answer.text if keep else None,
                 "documents": sorted(cited | {(info.domain, info.id) for info in found}),
                 "labels": sorted(frozenset[str]().union(*(info.labels for info in found))),
-                "created_at": utcnow(),
+                # When it was asked for: what is deleted from then on may be in it.
+                "created_at": utcnow() - timedelta(milliseconds=answer.timings.get("total", 0.0)),
             }
         )
 
@@ -90,7 +91,7 @@ class Feedback:
             rows = list(self._waiting)
             with self._database.write() as connection:
                 if rows:
-                    connection.execute(table.insert(), [{**row, "labels": _labels(connection, row)} for row in rows])
+                    connection.execute(table.insert(), _as_kept(connection, rows))
                 kept_since = now - timedelta(hours=self._settings.retain_hours)
                 old = sa.and_(table.c.created_at < kept_since, sa.or_(table.c.answer.is_not(None), table.c.question.is_not(None)))
                 connection.execute(table.update().where(old).values(question=None, answer=None))
@@ -161,6 +162,14 @@ def forget(connection: Connection) -> None:
         for row in rows:
             if deleted(row.documents, row.adapter, getattr(row, moment)):
                 connection.execute(table.update().where(key == row[0]).values(texts))
+
+
+def _as_kept(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the labels of now, and without the text of those that rest on what was deleted meanwhile."""
+    texts = [row for row in rows if row["answer"] is not None]
+    deleted = _Deletions(connection, [row["documents"] for row in texts], [row["adapter"] for row in texts])
+    gone = {row["id"] for row in texts if deleted(row["documents"], row["adapter"], row["created_at"])}
+    return [{**row, "labels": _labels(connection, row), **({"answer": None} if row["id"] in gone else {})} for row in rows]
 
 
 def _labels(connection: Connection, row: Mapping[str, Any]) -> list[str]:

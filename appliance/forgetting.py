@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from appliance import feedback
 from appliance.store import schema
 from appliance.store.database import Database
+from appliance.store.locks import Locked
 from eval.types import UNAVAILABLE
 
 _DONE = "forgotten"
@@ -27,11 +28,12 @@ _WHY = f"{UNAVAILABLE}a document that this answer rests on was deleted"
 Ledger = Mapping[tuple[str, str], datetime]
 
 
-def forget(database: Database, root: Path) -> bool:
+def forget(database: Database, root: Path, *, again: bool = False) -> bool:
     """Take the text of deleted documents out of approved answers, runs and feedback of the workspace in `root`; False: nothing new.
 
     An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
-    its answer and counts as unavailable from then on (the figures of its run stay as they were measured).
+    its answer and counts as unavailable from then on (the figures of its run stay as they were measured). `again`: look through everything,
+    also where nothing seems new, as after entries of another ledger were added, which may be older than its own.
     """
     # What there was to look through the last time.
     moments = (
@@ -44,7 +46,7 @@ def forget(database: Database, root: Path) -> bool:
     with database.read() as connection:
         newest = [connection.execute(sa.select(sa.func.max(moment))).scalar_one() for moment in moments]
     state = " ".join(str(moment) for moment in newest)
-    if newest[0] is None or database.setting(_DONE) == state:
+    if newest[0] is None or (not again and database.setting(_DONE) == state):
         return False
     ledger: dict[tuple[str, str], datetime] = {}
     table = schema.setting
@@ -57,9 +59,17 @@ def forget(database: Database, root: Path) -> bool:
             if kept != row.citations:
                 connection.execute(schema.verified.update().where(schema.verified.c.id == row.id).values(citations=kept))
         feedback.forget(connection)
-        runs = connection.execute(sa.select(schema.run).where(schema.run.c.finished_at.is_not(None))).all()
+        runs = connection.execute(sa.select(schema.run)).all()
     for row in runs:
-        _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+        if row.finished_at is not None:
+            _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+            continue
+        try:
+            # Broken off, unless somebody holds it: then it is looked through when it ends.
+            with database.lock(f"run:{row.id}"):
+                _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+        except Locked:
+            state = ""
     with database.write() as connection:
         connection.execute(table.delete().where(table.c.key == _DONE))
         connection.execute(table.insert().values(key=_DONE, value=state))

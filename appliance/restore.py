@@ -22,7 +22,7 @@ from appliance.forgetting import forget
 from appliance.store import audit_log
 from appliance.store.database import Database
 from appliance.store.ledger import apply_ledger
-from appliance.store.schema import api_key, audit, verified
+from appliance.store.schema import api_key, audit, deletion, verified
 from appliance.workspace import FOLDERS
 
 # Folders in the workspace: what is being restored; the former files while they are moved out, while the new ones are moved in, and at last.
@@ -122,6 +122,9 @@ def restore(place: Path, target: Path, *, force: bool, ledger: Path | None, with
 
 def _close(database: Path, without_ledger: bool) -> None:
     """Make sure that nobody has the former database open: its log can then be folded into the file. Raises UsageError if somebody has."""
+    if not database.is_file():
+        _lost(database, FileNotFoundError("there is no such file"), without_ledger)
+        return
     try:
         with closing(sqlite3.connect(database, timeout=1)) as connection:
             connection.execute("PRAGMA journal_mode=DELETE")
@@ -156,7 +159,7 @@ def _bring_up_to_date(coming: Path, told_by: Path | None, source: Backup, withou
                     taken_back = _take_back(former, database)
             except (ApplianceError, sa.exc.DatabaseError) as error:
                 _lost(told_by, error, without_ledger)
-        forget(database, coming)
+        forget(database, coming, again=True)
         facts = {"created_at": source.manifest.created_at, "manifest": source.sha256, "log_continued": continued}
         facts |= {"taken_back": asdict(taken_back) if taken_back else None}
         with database.write() as connection:
@@ -174,6 +177,9 @@ def _opened(path: Path) -> Iterator[Database]:
         raise ApplianceError(f"there is no {path}")
     former = Database(f"sqlite:///{path}")
     try:
+        if not sa.inspect(former.engine).has_table(deletion.name):
+            # An empty file would tell that nothing was ever deleted.
+            raise ApplianceError(f"{path} has no ledger of deletions")
         former.migrate()
         yield former
     finally:

@@ -143,3 +143,14 @@ def test_methods(tmp_path: Path) -> None:
     assert (base["method"], base["forgot_zh"], base["loss"]) == ("base", 0.0, None)
     assert lora["trainable"] == 4_884_480 and lora["peak_mib"] > 500 and lora["tokens_a_cpu_s"] > 0
     assert {claim["name"] for claim in found["claims"]} == {"loss_ratio.lora"}
+
+
+@pytest.mark.slow
+def test_gateway_overhead(tmp_path: Path) -> None:
+    found = _run("gateway_overhead", tmp_path / "overhead.json", "--streams", 4)
+    _check_form(found)
+    direct, through, *unpaced = found["rows"]
+    assert (direct["way"], through["way"]) == ("engine", "gateway") and direct["answers"] == through["answers"] == 4 * 2 * 2
+    assert direct["tokens_a_s"] > 0 and all(row["tokens_a_s"] > direct["tokens_a_s"] for row in unpaced)
+    names = ["gateway_added_p50_ms", "gateway_added_p99_ms", "gateway_throughput_ratio"]
+    assert [claim["name"] for claim in found["claims"]] == names

@@ -16,6 +16,8 @@ logger = logging.getLogger("appliance.engines")
 
 # Seconds for which a sign of life spares the engine the question whether it is well.
 _FRESH = 1.0
+# So many questions in a row that it does not answer well show it to be ill; a single one may be late on a busy machine.
+_ILL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class Faults:
 class Guarded:
     """`engine` under `limits` and `breaker`; an `Engine` itself.
 
-    A request that fails before its first token, not by being late, is sent once more. An engine that is not well, or that failed too often
-    in a row, is not asked: EngineDown says so at once.
+    A request that fails before its first token, not by being late, is sent once more. An engine that failed too often in a row, or
+    was not well several times in a row, is left alone: EngineDown says so at once.
     """
 
     def __init__(self, engine: Engine, limits: TimeLimits, breaker: Breaker) -> None:
@@ -53,6 +55,7 @@ class Guarded:
         self._alive_at = float("-inf")
         self._last = Health(True)
         self._probing = False
+        self._ill = 0
 
     @property
     def state(self) -> State:
@@ -73,8 +76,9 @@ class Guarded:
                 try:
                     async with aclosing(self._timed(messages, adapter, sampling, deadline)) as deltas:
                         async for delta in deltas:
-                            if trial and not begun:
+                            if trial:
                                 self.breaker.succeed()
+                                trial = False
                             begun = True
                             yield delta
                 except (EngineBusy, PromptTooLong):
@@ -127,7 +131,10 @@ class Guarded:
             logger.error("engine %s keeps failing and is left alone for %g s", self.name, self.breaker.wait())
 
     async def health(self) -> Health:
-        """What the engine says of itself, unless it has just shown it by answering or failing; takes no longer than `limits.connect`."""
+        """What the engine says of itself, unless it has just shown it by answering or failing; takes no longer than `limits.connect`.
+
+        One bad answer is only told; several in a row open the breaker.
+        """
         if not self.breaker.allows():
             return Health(False, "it keeps failing and is left alone for now" if self.breaker.wait() else "it is being tried again")
         if self._probing:
@@ -136,20 +143,35 @@ class Guarded:
             return Health(True)
         self._probing = True
         try:
-            async with asyncio.timeout(self.limits.connect):
-                found = await self.engine.health()
-        except TimeoutError:
-            found = Health(False, f"it did not answer within {self.limits.connect:g} s")
+            found = await self._asked()
         finally:
             self._probing = False
         if found.ok:
-            self._alive_at = time.monotonic()
+            self._alive_at, self._ill = time.monotonic(), 0
         else:
-            self.breaker.open()
+            self._ill += 1
+            if self._ill >= _ILL or self.breaker.state != "closed":
+                self.breaker.open()
         if found != self._last and not found.ok:
             logger.error("engine %s is not available: %s", self.name, found.detail)
         self._last = found
         return found
+
+    async def _asked(self) -> Health:
+        loop, limit = asyncio.get_running_loop(), self.limits.connect
+        asked = asyncio.ensure_future(self.engine.health())
+        try:
+            started = loop.time()
+            await asyncio.wait({asked}, timeout=limit)
+            # For as long as this process was too busy to look, the engine was not late.
+            behind = loop.time() - started - limit
+            if not asked.done() and behind > 0:
+                await asyncio.wait({asked}, timeout=min(behind, limit))
+            return asked.result() if asked.done() else Health(False, f"it did not answer within {limit:g} s")
+        finally:
+            if not asked.done():
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         return await self.engine.count_tokens(messages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _MAX_LINE_BYTES = 4 << 20
 # Idle connections that are kept for the next requests.
 _IDLE_CONNECTIONS = 100
+# Seconds that a response may take to end after its last event; one that has ended leaves its connection for the next request.
+_ENDING = 0.1
 
 
 @dataclass(slots=True)
@@ -120,13 +123,13 @@ class OpenAIEngine:
         """Nothing is ever loaded."""
 
     async def health(self) -> Health:
-        """Asks the server for its models. The detail names no address: clients see it."""
+        """Asks the server for its models, and waits for the answer without end. The detail names no address: clients see it."""
         import httpx
 
         if self._closed:
             return Health(False, "the engine is closed")
         try:
-            response = await self._http().get(f"{self._url}/models", timeout=self._connect)
+            response = await self._http().get(f"{self._url}/models")
         except httpx.HTTPError as error:
             return Health(False, f"its server cannot be reached ({type(error).__name__}); is it running?")
         if response.status_code in (401, 403):
@@ -194,7 +197,8 @@ class OpenAIEngine:
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
     """The data of each server-sent event until ``[DONE]``. Splits bytes at newlines only: JSON may hold other line separators as text."""
     rest = b""
-    async for piece in response.aiter_bytes():
+    pieces = response.aiter_bytes()
+    async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
             raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
@@ -204,6 +208,10 @@ async def _events(response: httpx.Response) -> AsyncIterator[str]:
                 continue
             data = value.decode("utf-8").strip()
             if data == "[DONE]":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_ENDING):
+                        async for _ in pieces:
+                            pass
                 return
             yield data
     raise ValueError("it ended without [DONE]" + (f", in the middle of {rest[:80]!r}" if rest.strip() else ""))

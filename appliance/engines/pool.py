@@ -32,6 +32,7 @@ class EnginePool:
         self._models = models
         self._engines: dict[str, Guarded] = {}
         self._broken: dict[str, tuple[float, BrokenEngine]] = {}
+        self._again: dict[str, asyncio.Task[Engine]] = {}
         self._lock = asyncio.Lock()
 
     async def of(self, domain: str) -> Engine:
@@ -47,22 +48,30 @@ class EnginePool:
             return self._engines[name]
         settings = self._workspace.config.engines[name]
         async with self._lock:
-            if name not in self._engines:
-                since, broken = self._broken.get(name, (0.0, None))
-                if broken is not None and time.monotonic() < since + _AGAIN:
-                    return broken
-                try:
-                    engine = await asyncio.to_thread(build, name, settings, self._models, self._workspace.root)
-                except UsageError:
-                    raise
-                except ApplianceError as error:
-                    logger.error("engine %s cannot be started: %s", name, error)
-                    broken = BrokenEngine(name, settings.languages, settings.context_window)
-                    self._broken[name] = (time.monotonic(), broken)
-                    return broken
-                self._broken.pop(name, None)
-                self._engines[name] = _guarded(engine, settings)
-            return self._engines[name]
+            if name in self._engines:
+                return self._engines[name]
+            if name not in self._broken:
+                return await self._start(name, settings)
+            # Fetching a model may take long: nobody waits for another try of what failed before.
+            since, broken = self._broken[name]
+            trying = self._again.get(name)
+            if time.monotonic() >= since + _AGAIN and (trying is None or trying.done()):
+                self._again[name] = asyncio.create_task(self._start(name, settings))
+            return broken
+
+    async def _start(self, name: str, settings: EngineConfig) -> Engine:
+        try:
+            engine = await asyncio.to_thread(build, name, settings, self._models, self._workspace.root)
+        except ApplianceError as error:
+            if isinstance(error, UsageError) and name not in self._broken:
+                raise
+            logger.error("engine %s cannot be started: %s", name, error)
+            broken = BrokenEngine(name, settings.languages, settings.context_window)
+            self._broken[name] = (time.monotonic(), broken)
+            return broken
+        self._broken.pop(name, None)
+        self._engines[name] = _guarded(engine, settings)
+        return self._engines[name]
 
     async def health(self) -> dict[str, Any]:
         """State of every engine that was asked for so far."""
@@ -75,6 +84,9 @@ class EnginePool:
         return dict(self._engines)
 
     async def close(self) -> None:
+        for task in self._again.values():
+            task.cancel()
+        await asyncio.gather(*self._again.values(), return_exceptions=True)
         for engine in self._engines.values():
             await engine.close()
         self._engines.clear()

@@ -56,7 +56,7 @@ class Admission:
             if place.done() and not place.cancelled():
                 # The turn came at the very moment the client went.
                 self._pass_on()
-            else:
+            elif place in self._waiting:
                 self._waiting.remove(place)
             raise
 

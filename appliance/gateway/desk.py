@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from appliance.errors import ApplianceError
@@ -19,8 +21,8 @@ from retrieval.types import Evidence
 
 logger = logging.getLogger("appliance.gateway")
 
-# Seconds between two writings of the answers that feedback may be given on.
-_FLUSH = 0.5
+# Seconds between two writings of the answers that feedback may be given on, and at most until what is too old is erased.
+_FLUSH, _ERASE = 0.5, 60.0
 
 
 class Desk:
@@ -43,19 +45,21 @@ class Desk:
                 yield event
 
     async def write(self) -> None:
-        """Keep writing the noted answers, until cancelled; then the last ones."""
+        """Keep writing the noted answers and erasing the old, until cancelled; then the last ones."""
+        written = time.monotonic()
         try:
             while True:
                 await asyncio.sleep(_FLUSH)
-                if self.feedback.waiting():
+                if self.feedback.waiting() or time.monotonic() >= written + _ERASE:
                     await run_in_threadpool(self._flush)
+                    written = time.monotonic()
         finally:
             await asyncio.shield(run_in_threadpool(self._flush))
 
     def _flush(self) -> None:
         try:
             self.feedback.flush()
-        except (ApplianceError, OSError) as error:
+        except (ApplianceError, SQLAlchemyError, OSError) as error:
             logger.error("answers cannot be noted, so no feedback can be given on them: %s", error)
 
 

@@ -36,7 +36,8 @@ class Database:
         if self.is_postgres:
             self.engine: Engine = postgres.open_engine(url)
         elif url.startswith("sqlite:"):
-            self.engine = sa.create_engine(url)
+            # No error shows what was written: it may be a question or an answer, and the error goes into a log.
+            self.engine = sa.create_engine(url, hide_parameters=True)
             sa.event.listen(self.engine, "connect", _sqlite_connect)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         else:

@@ -39,7 +39,8 @@ def is_postgres(url: str) -> bool:
 def open_engine(url: str) -> Engine:
     """The pool for transactions. Raises UsageError for a URL that cannot be right."""
     address, arguments = _address(url)
-    engine = sa.create_engine(address, connect_args=arguments, pool_size=10, max_overflow=20)
+    # Errors go into logs, where no text of a question or an answer belongs.
+    engine = sa.create_engine(address, connect_args=arguments, pool_size=10, max_overflow=20, hide_parameters=True)
     # The driver sends the rows of an executemany one by one; this lets SQLAlchemy put a thousand into one statement.
     engine.dialect.use_insertmanyvalues_wo_returning = True
     sa.event.listen(engine, "begin", _begin)

@@ -11,6 +11,8 @@ import pytest
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
+from retrieval.embed import Embedder
+from tests.retrieval.retrieval_support import HashingEmbedder
 
 DOCUMENTS = {
     "visiting.md": (
@@ -34,19 +36,35 @@ def models() -> ModelStore:
     return ModelStore.default()
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, models: ModelStore) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
+def _prepare(root: Path, models: ModelStore, embedder: Embedder | None) -> Path:
     for name, text in DOCUMENTS.items():
         (root / "documents" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "documents" / name).write_text(text, "utf-8")
     (root / "secret").mkdir()
     (root / "secret" / "pay.md").write_text(SECRET, "utf-8")
     with Workspace.create(root / "workspace") as workspace:
-        knowledge = Knowledge(workspace, models)
+        knowledge = Knowledge(workspace, models, embedder=embedder)
         knowledge.ingest([root / "documents"], domain="medical")
         knowledge.ingest([root / "secret"], domain="medical", labels=frozenset({"management"}))
     return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, models: ModelStore) -> Path:
+    return _prepare(tmp_path_factory.mktemp("prepared"), models, None)
+
+
+@pytest.fixture(scope="session")
+def prepared_light(tmp_path_factory: pytest.TempPathFactory, models: ModelStore) -> Path:
+    return _prepare(tmp_path_factory.mktemp("light"), models, HashingEmbedder())
+
+
+@pytest.fixture
+def light(prepared_light: Path, tmp_path: Path, models: ModelStore) -> Iterator[Knowledge]:
+    """As `knowledge`, with hashes of words for vectors: for tests of what has nothing to do with the model."""
+    shutil.copytree(prepared_light, tmp_path / "copy")
+    with Workspace(tmp_path / "copy" / "workspace") as workspace:
+        yield Knowledge(workspace, models, embedder=HashingEmbedder())
 
 
 @pytest.fixture

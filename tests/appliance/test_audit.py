@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from appliance import audit as audit_module
 from appliance.audit import AnswerLog, check, entries, export, find, verify, verify_export
 from appliance.cli.main import run
 from appliance.errors import ApplianceError, UsageError
@@ -41,8 +42,8 @@ def text(database: Database, seq: int) -> str:
         return connection.execute(sa.select(audit.c.entry).where(audit.c.seq == seq)).scalar_one()
 
 
-def test_acts_are_logged_with_who_and_what_and_no_text(knowledge: Knowledge, tmp_path: Path) -> None:
-    db = knowledge.workspace.db
+def test_acts_are_logged_with_who_and_what_and_no_text(light: Knowledge) -> None:
+    knowledge, db = light, light.workspace.db
     key, secret = Keys(db).create("前台", domains=["medical"], labels=["management"])
     Keys(db).revoke(key.id)
     Keys(db).revoke(key.id)
@@ -145,8 +146,11 @@ def test_an_export_finds_a_log_that_was_written_anew(workspace: Workspace, tmp_p
     file = tmp_path / "审计.jsonl"
     write(workspace.db, 6)
     assert export(workspace.db, file).entries == 6 and not list(tmp_path.glob(".*"))
-    write(workspace.db, 2)
+    with workspace.db.write() as connection:
+        workspace.db.audit(connection, "test.act", {"文档": "one\u2028two\u0085three\x0bfour.md"})
+    write(workspace.db, 1)
     assert verify_export(file, workspace.db).ok
+    assert export(workspace.db, file).entries == 8 and verify_export(file, workspace.db).entries == 8
     lines = file.read_text("utf-8").splitlines()
     (tmp_path / "cut").write_text("\n".join(lines[:-1]), "utf-8")
     with pytest.raises(UsageError, match="no whole export"):
@@ -160,7 +164,7 @@ def test_an_export_finds_a_log_that_was_written_anew(workspace: Workspace, tmp_p
     change(workspace.db, setting.delete().where(setting.c.key == "audit_head"))
     write(workspace.db, 9)
     assert verify(workspace.db).ok
-    assert verify_export(file, workspace.db).broken == 6
+    assert verify_export(file, workspace.db).broken == 8
     change(workspace.db, audit.delete().where(audit.c.seq == 2))
     with pytest.raises(ApplianceError, match="nothing was exported"):
         export(workspace.db, tmp_path / "b.jsonl")
@@ -231,6 +235,25 @@ def test_answers_wait_for_a_busy_database(workspace: Workspace, monkeypatch: pyt
         while not log._queue.empty():
             pass
     assert [entry["details"]["id"] for entry in find(workspace.db)] == ["1"]
+
+
+def test_a_full_queue_and_a_database_that_cannot_be_written_do_not_hold_up_the_end(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in (("_WAITING", 5), ("_TOGETHER", 2), ("_LAST", 0.2), ("_RETRY", 0.01)):
+        monkeypatch.setattr(audit_module, name, value)
+    monkeypatch.setattr(Database, "write", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with AnswerLog(workspace.db) as log:
+        log.note("local", {"id": "0"})
+        while log._batch == 0:
+            pass
+        for number in range(6):
+            log.note("local", {"id": str(number)})
+    assert "answer 5 is not in it" in caplog.text and "6 answers could not be written" in caplog.text
+    monkeypatch.undo()
+    log._queue.put(None)
+    log._thread.join()
+    assert verify(workspace.db).entries == 6
 
 
 def test_an_empty_log_is_whole() -> None:

@@ -14,6 +14,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ from appliance.archive import MANIFEST, Backup
 from appliance.audit import verify
 from appliance.backup import backup, redact
 from appliance.errors import ApplianceError, UsageError
+from appliance.forgetting import forget
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.restore import Restored, restore
+from appliance.store import schema
+from appliance.store.database import Database, utcnow
 from appliance.store.reading import DocumentReader
 from appliance.types import Caller, Request
 from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from retrieval.types import DocumentKey, Scope
+from tests.retrieval.retrieval_support import HashingEmbedder
 
 EVERYTHING = Scope(labels=frozenset({"management"}))
 PARKING = DocumentKey("medical", "parking.md")
@@ -54,7 +59,12 @@ def bring_back(place: Path, target: Path, **options: Any) -> Restored:
 @contextmanager
 def opened(root: Path, models: ModelStore) -> Iterator[Knowledge]:
     with Workspace(root) as workspace:
-        yield Knowledge(workspace, models)
+        yield Knowledge(workspace, models, embedder=HashingEmbedder())
+
+
+@pytest.fixture
+def knowledge(light: Knowledge) -> Knowledge:
+    return light
 
 
 def top(knowledge: Knowledge, question: str) -> str | None:
@@ -196,6 +206,24 @@ def test_the_ledger_of_another_place_counts_too(knowledge: Knowledge, tmp_path: 
         assert restored.documents.current(PARKING) is None
 
 
+def test_an_entry_of_another_ledger_may_be_older_than_all_of_the_own(workspace: Workspace, tmp_path: Path) -> None:
+    def delete(db: Database, id: str, moment: datetime) -> None:
+        with db.write() as connection:
+            connection.execute(schema.deletion.insert().values(domain="medical", doc_id=id, sha256="0" * 64, deleted_at=moment))
+
+    now = utcnow()
+    row = {"id": "a", "caller": "k", "domain": "medical", "arm": "rag", "answer": "机密", "labels": [], "documents": [["medical", "x.md"]]}
+    with workspace.db.write() as connection:
+        connection.execute(schema.answer.insert().values(**row, created_at=now - timedelta(hours=2)))
+    delete(workspace.db, "other.md", now)
+    forget(workspace.db, workspace.root)
+    made = back_up(workspace, tmp_path / "b")
+    with Workspace.create(tmp_path / "later") as later:
+        delete(later.db, "x.md", now - timedelta(hours=1))
+    bring_back(made, tmp_path / "new", ledger=tmp_path / "later")
+    assert "机密".encode() not in (tmp_path / "new" / "appliance.db").read_bytes()
+
+
 def test_a_damaged_former_database_needs_consent(knowledge: Knowledge, tmp_path: Path, models: ModelStore) -> None:
     root = knowledge.workspace.root
     made = back_up(knowledge.workspace, tmp_path / "b.zip")
@@ -207,6 +235,18 @@ def test_a_damaged_former_database_needs_consent(knowledge: Knowledge, tmp_path:
     assert bring_back(made, root, force=True, without_ledger=True).taken_back is None
     with opened(root, models) as restored:
         assert top(restored, "What does parking cost?") == "parking.md"
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_former_database_that_is_lost_needs_consent_too(packed: Path, tmp_path: Path, content: bytes | None) -> None:
+    root = tmp_path / "workspace"
+    (root / "appliance.db").unlink()
+    if content is not None:
+        (root / "appliance.db").write_bytes(content)
+    with pytest.raises(ApplianceError, match=r"nobody knows what was deleted since.*--without-ledger"):
+        bring_back(packed, root, force=True)
+    assert strays(root) == [] and (root / "appliance.db").exists() == (content is not None)
+    assert bring_back(packed, root, force=True, without_ledger=True).taken_back is None
 
 
 def test_a_workspace_in_use_or_in_the_way_is_left_alone(knowledge: Knowledge, tmp_path: Path) -> None:
@@ -355,10 +395,10 @@ def test_a_cut_off_zip_is_refused(workspace: Workspace, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing(prepared: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(prepared_light: Path, tmp_path: Path) -> None:
     """No file may grow beyond a limit, as on a disk that is full."""
     root = tmp_path / "workspace"
-    shutil.copytree(prepared / "workspace", root)
+    shutil.copytree(prepared_light / "workspace", root)
     program = "from appliance.cli.main import main; main()"
     size = (root / "appliance.db").stat().st_size
 

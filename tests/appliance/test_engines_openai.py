@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -212,6 +212,35 @@ async def test_closing_the_iterator_closes_the_connection() -> None:
         await stream.aclose()
         await asyncio.wait_for(server.client_left.wait(), 10)
         await engine.close()
+
+
+async def test_an_answer_leaves_its_connection_for_the_next() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for piece in GOOD:
+                writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+            writer.write(b"0\r\n\r\n")
+
+    server = await asyncio.start_server(lambda reader, writer: asyncio.create_task(_quietly(serve(reader, writer))), "127.0.0.1", 0)
+    engine = engine_for(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    for _ in range(5):
+        assert "".join([delta.text async for delta in engine.chat(MESSAGES, None, Sampling())]) == "普通门诊\u2028二十元。"
+    await engine.close()
+    server.close()
+    assert connections == 1
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        await work
 
 
 @pytest.mark.parametrize(

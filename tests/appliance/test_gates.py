@@ -23,6 +23,7 @@ from appliance.gates import Promotion
 from appliance.knowledge import Knowledge
 from appliance.store import schema
 from appliance.types import Request
+from retrieval.types import DocumentKey
 
 # A scripted engine has no speed of its own.
 QUICK = GateConfig(latency_questions=0)
@@ -34,8 +35,8 @@ SET = [*rows(0, 12, "train"), *rows(0, 6, "train", "zh"), *rows(20, 6, "test"), 
 
 
 @pytest.fixture
-def bench(knowledge: Knowledge, tmp_path: Path) -> Bench:
-    return Bench(knowledge, tmp_path)
+def bench(light: Knowledge, tmp_path: Path) -> Bench:
+    return Bench(light, tmp_path)
 
 
 def promote(bench: Bench, version: AdapterVersion, settings: GateConfig = QUICK, force: str | None = None) -> Promotion:
@@ -145,6 +146,35 @@ def test_a_named_set_and_a_general_one(bench: Bench) -> None:
     assert done.gate is not None and done.gate.left_out["exam: beyond the number of questions asked"] == 2
     with pytest.raises(UsageError, match="no data set 'exams'"):
         promote(bench, version, settings.model_copy(update={"dataset": "exams"}))
+
+
+def test_a_label_that_only_an_adapter_still_has_keeps_nothing_from_the_gate(bench: Bench) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), right, labels=frozenset({"relabelled since"}))
+    assert promote(bench, version).promoted
+
+
+def test_a_deletion_reaches_the_answers_of_a_gate_also_of_one_that_was_broken_off(bench: Bench) -> None:
+    parking = " And what does parking in the north garage cost?"
+    bench.dataset("exam", [{**row, "question": row["question"] + parking} for row in rows(60, 3, "test")])
+    pairs = bench.dataset("pairs", SET)
+    one, two = bench.adapter(pairs, right, 1), bench.adapter(pairs, right, 2)
+    bench.script = {None: lambda gold: "SECRET words", **dict.fromkeys((one.name, two.name), lambda gold: "SECRET words")}
+    settings = QUICK.model_copy(update={"dataset": "exam", "arms": ("hybrid",)})
+    first = promote(bench, one, settings)
+    assert first.promoted, first.gate
+
+    def killed(gold: str) -> str:
+        raise KeyboardInterrupt
+
+    # The candidate has answered everything when the live version is asked.
+    bench.workspace.save_setting("engines.default.max_batch", 1)
+    bench.script[one.name] = killed
+    with pytest.raises(KeyboardInterrupt):
+        promote(bench, two, settings)
+    outputs = list((bench.workspace.root / "runs").glob("*/outputs.jsonl"))
+    assert outputs and all("SECRET" in path.read_text("utf-8") for path in outputs)
+    bench.knowledge.remove([DocumentKey("medical", "parking.md")])
+    assert not [path for path in outputs if "SECRET" in path.read_text("utf-8")]
 
 
 def test_times_are_measured_of_both_in_turn(bench: Bench) -> None:

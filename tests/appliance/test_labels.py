@@ -278,8 +278,8 @@ def test_the_command_line_can_look_as_somebody_else(base: Knowledge, capsys: pyt
 
 
 def test_runs_say_which_labels_they_saw(base: Knowledge) -> None:
-    from appliance.evaluation import _settings
+    from appliance.evaluation import state_of
     from appliance.service import open_service
 
-    assert _settings(open_service(base.workspace), ["quote"], None, None, 8)["labels"] == ["management"]
+    assert state_of(open_service(base.workspace), ["quote"], None, None, 8)["labels"] == ["management"]
     assert base.documents.current(DocumentKey("medical", "pay.md")) is not None

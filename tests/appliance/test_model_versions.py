@@ -108,6 +108,7 @@ def test_from_documents_to_a_base_and_adapters_on_it(service: Service, tmp_path:
     lora = _tune(on_it, "lora", "pairs")
     assert (lora.base, lora.base_hash, lora.kind) == (model.reference, on_it.models.model_hash(workspace.model(model.reference)), "adapter")
     assert lora.base_hash != model.base_hash
+    assert (lora.metrics["rank"], model.metrics["rank"]) == (QUICK.rank, None)
     dpo = _tune(on_it, "dpo", "pairs", start=lora)
     assert (dpo.base, dpo.parent) == (model.reference, lora.name)
     frozen = _tune(on_it, "freeze", "pairs")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from lying_engine import LyingEngine, lying
 
-from appliance.engines.base import EngineBusy, EngineDown, EngineError, EngineLate, Message, Sampling
+from appliance.engines.base import EngineBusy, EngineDown, EngineError, EngineLate, Health, Message, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.openai import OpenAIEngine
@@ -124,12 +125,52 @@ async def test_a_trial_that_is_given_up_leaves_the_breaker_half_open() -> None:
 async def test_a_hanging_engine_is_known_to_be_ill_within_its_limit_and_back_by_itself() -> None:
     with lying(sick=True) as server:
         async with guarded(server) as guard:
-            health = await guard.health()
-            assert not health.ok and "did not answer within 0.3 s" in health.detail
-            assert not (await guard.health()).ok and server.probes == 1
+            for asked in (1, 2, 3):
+                health = await guard.health()
+                assert not health.ok and "did not answer within 0.3 s" in health.detail and server.probes == asked
+            assert guard.state == "open" and not (await guard.health()).ok and server.probes == 3
             server.sick = False
             await asyncio.sleep(0.25)
             assert (await guard.health()).ok and await ask(guard)
+
+
+async def test_one_late_answer_to_how_it_is_keeps_no_request_away() -> None:
+    with lying(sick=True) as server:
+        async with guarded(server) as guard:
+            for _ in range(3):
+                server.sick = True
+                guard._alive_at = float("-inf")
+                assert not (await guard.health()).ok and guard.state == "closed"
+                server.sick = False
+                assert (await guard.health()).ok and await ask(guard)
+    assert guard.faults.refused == 0
+
+
+async def test_an_engine_is_not_late_while_this_process_is_too_busy_to_look() -> None:
+    class Slow(OpenAIEngine):
+        async def health(self) -> Health:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.4)
+            await asyncio.sleep(0.01)
+            return Health(True)
+
+    guard = Guarded(Slow("slow", "http://127.0.0.1:9/v1", "m", None, ["zh"]), QUICK, Breaker(1, 5))
+    assert (await guard.health()).ok
+
+
+async def test_the_end_of_the_trial_is_its_first_token() -> None:
+    with lying(fault="reset") as server:
+        async with guarded(server, failures=1) as guard:
+            with pytest.raises(EngineDown):
+                await ask(guard)
+            server.fault, server.words, server.pause = "", 10_000, 0.01
+            await asyncio.sleep(0.25)
+            trial = guard.chat(ASK, None, Sampling())
+            await anext(trial)
+            guard.breaker.open()
+            await asyncio.sleep(0.25)
+            assert guard.breaker.enter()
+            await trial.aclose()
+            assert not guard.breaker.allows()
 
 
 async def test_an_engine_that_has_just_answered_is_not_asked_whether_it_is_well() -> None:

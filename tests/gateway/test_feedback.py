@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lying_engine import LyingEngine, lying
 
 from appliance.cli.main import cli
 from appliance.config import FeedbackConfig
+from appliance.gateway import desk
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
 from appliance.store import schema
@@ -78,6 +81,23 @@ def test_retained_texts_need_not_be_sent_and_expire(start: Callable[..., Served]
         assert connection.execute(sa.select(schema.answer.c.id)).all() == []
 
 
+def test_texts_expire_also_where_nobody_asks_any_more(
+    start: Callable[..., Served], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "_ERASE", 0.0)
+    served = start(FakeAnswering(numbered=True), feedback=KEPT)
+    asked(served)
+    served.feedback.flush()
+    with database.write() as connection:
+        connection.execute(schema.answer.update().values(created_at=utcnow() - timedelta(hours=25)))
+    assert served.feedback.waiting() == 0
+    for _ in range(1000):
+        if QUESTION not in texts(database):
+            break
+        time.sleep(0.01)
+    assert QUESTION not in texts(database)
+
+
 def test_the_id_of_a_chat_completion_and_a_second_thought(start: Callable[..., Served]) -> None:
     served = start(FakeAnswering(numbered=True), feedback=KEPT)
     body = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
@@ -129,6 +149,19 @@ def test_a_full_or_locked_disk_costs_feedback_but_no_answer(start: Callable[...,
     assert give(served, id) == 200 and served.feedback.waiting() == 0
 
 
+def test_an_answer_that_cannot_be_written_is_not_told_to_the_log(
+    start: Callable[..., Served], caplog: pytest.LogCaptureFixture, database: Database
+) -> None:
+    # All its answers have one id.
+    served = start(FakeAnswering(), feedback=KEPT)
+    assert asked(served) == asked(served)
+    for _ in range(1000):
+        if "answers cannot be noted" in caplog.text:
+            break
+        time.sleep(0.01)
+    assert "UNIQUE constraint failed" in caplog.text and QUESTION not in caplog.text and "最多 4 克" not in caplog.text
+
+
 # --- with real documents
 
 
@@ -158,6 +191,20 @@ def test_a_deletion_withholds_texts_at_once_and_erases_them(real: tuple[Served, 
     # What is said about it later is not kept either.
     assert give(served, kept, answer="第0词", correction=mark) == 200
     assert mark not in texts(database) and [one.withheld for one in served.feedback.list()] == [True, True]
+
+
+def test_what_is_deleted_while_an_answer_is_made_is_not_kept(real: tuple[Served, Knowledge, LyingEngine]) -> None:
+    served, knowledge, engine = real
+    engine.words, engine.pause = 40, 0.02
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(served.http().post, "/v1/answer", json={"question": QUESTION, "domain": "medical", "arm": "rag"})
+        while engine.sent < 3:
+            time.sleep(0.01)
+        knowledge.remove([DocumentKey("medical", "zh/registration.md")])
+        id = asking.result().json()["id"]
+    assert give(served, id) == 200
+    (given,) = served.feedback.list()
+    assert given.withheld and given.answer is None and "第0词" not in texts(knowledge.workspace.db)
 
 
 def test_feedback_carries_the_labels_of_what_the_answer_rests_on(real: tuple[Served, Knowledge, LyingEngine]) -> None:

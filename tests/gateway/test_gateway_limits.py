@@ -114,6 +114,28 @@ def test_turns_are_first_come_first_served_and_never_lost() -> None:
     asyncio.run(run())
 
 
+def test_who_goes_at_the_moment_a_turn_passes_by_just_goes() -> None:
+    async def run() -> None:
+        admission = Admission(1, 5)
+
+        async def one() -> None:
+            async with admission.turn():
+                pass
+
+        holding = admission.turn()
+        await holding.__aenter__()
+        leaving, staying = asyncio.create_task(one()), asyncio.create_task(one())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await holding.__aexit__(None, None, None)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await staying
+        assert (admission.running, admission.queued) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_without_a_queue_the_next_is_refused_at_once() -> None:
     async def run() -> None:
         admission = Admission(1, 0)
