@@ -170,8 +170,12 @@ def peak() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: a child process begins with that of the process that started it.
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
+    # macOS counts in bytes, others in KiB.
     return most if sys.platform == "darwin" else most * 1024
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.loading import ONE_AT_A_TIME
 from retrieval.types import RetrievalError
 
 Vectors = NDArray[np.float32]
@@ -106,7 +107,8 @@ class SentenceTransformerEmbedder:
                     raise RetrievalError(
                         f"{self.path}: no sentence-transformers model here (modules.json is missing); check the embedding model setting"
                     )
-                self._model = SentenceTransformer(str(self.path), local_files_only=True)
+                with ONE_AT_A_TIME:
+                    self._model = SentenceTransformer(str(self.path), local_files_only=True)
             return self._model
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from retrieval.embed import retrieval_text
+from retrieval.loading import ONE_AT_A_TIME
 from retrieval.types import Passage, RetrievalError
 
 # A text beyond this cannot reach the model's window; cutting it first keeps a huge question cheap.
@@ -50,7 +51,8 @@ class CrossEncoderReranker:
             path = self._find()
             if not (path / "config.json").is_file():
                 raise RetrievalError(f"{path}: no cross-encoder here (config.json is missing); check [retrieval] reranker")
-            model = CrossEncoder(str(path), local_files_only=True)
+            with ONE_AT_A_TIME:
+                model = CrossEncoder(str(path), local_files_only=True)
             if model.num_labels != 1:
                 raise RetrievalError(
                     f"{path}: a reranker gives one score, this model has {model.num_labels} labels; name a cross-encoder for ranking"

@@ -13,6 +13,7 @@ from torch import Tensor
 from appliance.engines.base import EngineError
 from appliance.engines.cache import SlotCache
 from appliance.engines.variants import Layer, as_plain_lora, read_config, read_prefix, read_shapes, scale_rows
+from retrieval.loading import ONE_AT_A_TIME
 
 # peft's name for "no adapter" in a mixed batch.
 _BASE = "__base__"
@@ -30,7 +31,8 @@ class Generation:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
+        with ONE_AT_A_TIME:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
         self._model: Any = model.eval()
         self._config = model.config.get_text_config()
         self._peft: Any = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError
+from retrieval.loading import ONE_AT_A_TIME
 
 
 def convert_gguf(source: Path, target: Path, chat_template: str = "") -> None:
@@ -24,7 +25,7 @@ def convert_gguf(source: Path, target: Path, chat_template: str = "") -> None:
         wants_bos = _field(reader, "tokenizer.ggml.add_bos_token")
         splits_digits = _field(reader, "tokenizer.ggml.pre") == "smollm"
         del reader
-        with _quiet():
+        with _quiet(), ONE_AT_A_TIME:
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
             model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:

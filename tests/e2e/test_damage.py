@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,8 @@ def _address(process: subprocess.Popen[str]) -> str:
 
 
 def _ready(http: httpx.Client) -> dict[str, Any]:
-    for _ in range(600):
-        answer = http.get("/readyz")
-        if answer.json()["status"] != "starting":
-            found: dict[str, Any] = answer.json()
-            return found
-        time.sleep(0.2)
-    raise AssertionError("the server does not become ready")
+    found: dict[str, Any] = http.get("/readyz").json()
+    return found
 
 
 @pytest.mark.slow
@@ -53,10 +47,12 @@ def test_a_server_whose_newest_generation_is_damaged(appliance, start: Start, ha
             answer = http.post("/v1/answer", json=question).json()
             assert "14:00 to 20:00" in answer["answer"] and answer["generation"] == 1 and answer["warnings"]
             ready = _ready(http)
-            assert ready["degraded"] == ["index"] and str(path) in ready["index"]["problem"]
+            assert ready["degraded"] == ["index"] and str(path) not in str(ready)
     finally:
         server.kill()
-        server.communicate()
+        _, logged = server.communicate()
+    # Where the damage is stands in the operator's log, not in what the network may see.
+    assert str(path) in logged
     server = start("serve", "--port", 0)
     try:
         with httpx.Client(base_url=_address(server), timeout=300) as http:

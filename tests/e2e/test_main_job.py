@@ -130,7 +130,7 @@ def test_killed_while_ingesting_and_tuning(appliance, handbook: Path, tmp_path: 
     appliance("dataset", "add", _pairs(tmp_path / "pairs.jsonl"), "--domain", "medical")
     process = start("tune", "--domain", "medical", "--dataset", "pairs")
     assert process.stderr is not None
-    next(line for line in process.stderr if '"done": 1,' in line)
+    next(line for line in process.stderr if '"what": "training' in line)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert appliance("adapter", "list", "--json").json == []

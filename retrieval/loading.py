@@ -1,0 +1,12 @@
+"""Models are loaded one at a time in a process.
+
+While transformers builds a model it replaces functions of its classes for the whole process (`no_tie_weights`, initialisation on the
+meta device). Two threads that load at once can leave them replaced: models then come without their output layer.
+"""
+
+from __future__ import annotations
+
+import threading
+
+# Of the process, as what it protects is; held only while a model is loaded.
+ONE_AT_A_TIME = threading.RLock()
