@@ -131,7 +131,7 @@ def test_training_speed(tmp_path: Path) -> None:
     assert set(found["settings"]["shortcuts"].values()) == {"taken"}
     ours, *profile = found["rows"]
     assert ours["tokens"] == found["settings"]["tokens"] and ours["tokens_a_s"] > 0 and ours["peak_mib"] > 500
-    assert 0.9 < sum(row["share"] for row in profile) <= 1.0
+    assert 0.8 < sum(row["share"] for row in profile) <= 1.0
 
 
 @pytest.mark.slow
