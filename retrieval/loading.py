@@ -1,4 +1,4 @@
-"""Models are loaded one at a time in a process.
+"""Models that serve are loaded one at a time in a process; training, which has a process to itself, does not wait here.
 
 While transformers builds a model it replaces functions of its classes for the whole process (`no_tie_weights`, initialisation on the
 meta device). Two threads that load at once can leave them replaced: models then come without their output layer.
