@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from appliance.adapters import AdapterVersion, Registry
+from appliance.files import write_whole
 from appliance.gate_checks import gates_of
 from appliance.store import schema
 
@@ -73,12 +73,7 @@ def write_card(registry: Registry, version: AdapterVersion) -> None:
     """Write the card into the version's folder, whole or not at all; it is no part of what the version is named by."""
     from finetune.card import FILE
 
-    beside = version.path / f".{FILE}.tmp"
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(card_text(registry, version))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(version.path / FILE)
+    write_whole(version.path / FILE, card_text(registry, version))
 
 
 def differences(registry: Registry, one: AdapterVersion, two: AdapterVersion) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import write_whole
 from finetune.dataset import REVIEWS
 from finetune.fields import nearest
 from finetune.reading import parse_json, read_text
@@ -73,7 +74,7 @@ class Unfinished:
         for reason in thrown_away:
             self.thrown_away[reason] = self.thrown_away.get(reason, 0) + 1
         state = {"made_by": dict(self.made_by), "position": position, "thrown_away": self.thrown_away, "bytes": self._bytes}
-        _replace(self._state, json.dumps(state, ensure_ascii=False))
+        write_whole(self._state, json.dumps(state, ensure_ascii=False))
 
     def finish(self) -> None:
         """Give the draft its name."""
@@ -133,14 +134,5 @@ def review(file: Path, accept: Sequence[str], reject: Sequence[str]) -> list[dic
             if row["id"] in named or (ALL in named and row["review"] == "pending" and row["id"] not in (*accept, *reject)):
                 row["review"] = verdict
     if accept or reject:
-        _replace(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
-
-
-def _replace(file: Path, text: str) -> None:
-    beside = file.with_name(file.name + ".tmp")
-    with beside.open("w", encoding="utf-8", newline="\n") as written:
-        written.write(text)
-        written.flush()
-        os.fsync(written.fileno())
-    beside.replace(file)

@@ -6,7 +6,6 @@ The deletion ledger is applied to all of them as a whole, so that what one proce
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance import feedback
+from appliance.files import write_whole
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.locks import Locked
@@ -102,9 +102,4 @@ def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -
             line, changed = json.dumps(row, ensure_ascii=False) + "\n", True
         lines.append(line)
     if changed:
-        beside = path.with_suffix(".jsonl.tmp")
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_whole(path, "".join(lines))

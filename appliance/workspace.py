@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from appliance import config as configuration
 from appliance.config_template import template
 from appliance.errors import UsageError
+from appliance.files import write_whole
 from appliance.models.refs import ModelRef
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
@@ -133,9 +134,7 @@ class Workspace:
         for key in parents:
             here = here.setdefault(key, tomlkit.table())
         here[leaf] = value
-        beside = file.with_suffix(".toml.tmp")
-        beside.write_text(tomlkit.dumps(document), "utf-8")
-        beside.replace(file)
+        write_whole(file, tomlkit.dumps(document))
         with self.db.write() as connection:
             self.db.audit(connection, "config.set", {"setting": path})
         self.config, self.origins = configuration.load(file, self.flags)

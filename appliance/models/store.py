@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import ApplianceError
+from appliance.files import write_whole
 from appliance.models.catalogue import Kind, canonical, entry_for
 from appliance.models.fetch import fetch_snapshot, fetch_wheels, unpack
 from appliance.models.files import FileRecord, Progress, content_hash, disk_errors, file_lock, model_files, record_files, sync, sync_tree
@@ -220,9 +221,7 @@ def _describe(
 
 def _write_record(path: Path, info: ModelInfo) -> None:
     record = asdict(info) | {"path": str(info.path), "created_at": info.created_at.isoformat()}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_record(path: Path) -> ModelInfo:
