@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.config import DEFAULT_CHAT, DEFAULT_EMBEDDING
+from appliance.settings import DEFAULT_CHAT, DEFAULT_EMBEDDING
 
 TEMPLATE = """# The appliance's configuration. Every setting is optional; what is commented out shows its default.
 # A flag (--set section.key=value) wins over the environment (APPLIANCE_SECTION__KEY), which wins over this file.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from appliance.adapters import AdapterVersion
-from appliance.config import GateConfig
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import Message
 from appliance.evaluation import MEASURED, evaluate, finished_run
 from appliance.gates import Promotion, promote
 from appliance.service import Service
+from appliance.settings import GateConfig
 from appliance.tuning import tune
 from appliance.types import Answer, Request
 from appliance.workspace import Workspace

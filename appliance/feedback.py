@@ -17,8 +17,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from appliance.config import FeedbackConfig
 from appliance.errors import UsageError
+from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.types import Answer, Caller

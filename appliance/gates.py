@@ -1,7 +1,7 @@
 """The gate: what an adapter version must show before it may become live, measured through the path that serves.
 
 The version's answers are compared with those of the live version, question by question; where none is live, with those of the base model
-(`rag` for `hybrid`). What each setting means is told in `appliance.config.GateConfig`, how a difference is judged in `gate_checks`.
+(`rag` for `hybrid`). What each setting means is told in `appliance.settings.GateConfig`, how a difference is judged in `gate_checks`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from statistics import median
 
 from appliance.adapter_card import write_card
 from appliance.adapters import AdapterVersion
-from appliance.config import GateConfig
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
 from appliance.errors import ApplianceError, GateMissed, UsageError
@@ -22,6 +21,7 @@ from appliance.gate_checks import Check, GateResult, compare, last_gate, ratio, 
 from appliance.gate_questions import Questions, Trained, questions_of, trained_on
 from appliance.models.store import ModelStore
 from appliance.service import Service
+from appliance.settings import GateConfig
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace

@@ -20,12 +20,12 @@ from harness import at_least, finish, options, print_table
 
 from appliance.adapters import AdapterVersion
 from appliance.cli.session import Progress
-from appliance.config import DEFAULT_CHAT
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
 from appliance.evaluation import answered, items
 from appliance.examples import examples
 from appliance.service import Service, open_service
+from appliance.settings import DEFAULT_CHAT
 from appliance.tuning import tune
 from appliance.workspace import Workspace
 from eval.metrics import of_outcome

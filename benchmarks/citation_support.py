@@ -20,8 +20,8 @@ from harness import at_least, at_most, finish, options, print_table
 from sample import CHOOSING, TEST, pairs, slices
 
 from appliance.citations import Sentence, numbers, passage_sentences, support
-from appliance.config import AnsweringConfig
 from appliance.demo import SAMPLE
+from appliance.settings import AnsweringConfig
 from finetune.types import Pair
 from retrieval.parsers import Parsed, parse
 from retrieval.text import content_words, detect_lang, sentences, words

@@ -24,8 +24,8 @@ from typing import Any
 from harness import ROOT, Claim, at_most, finish, options, print_table
 
 from appliance.cli.session import Progress
-from appliance.config import DEFAULT_CHAT
 from appliance.models.store import ModelStore
+from appliance.settings import DEFAULT_CHAT
 from finetune.memory import shape_of
 from finetune.settings import METHODS
 

@@ -24,9 +24,9 @@ from peer_environment import PEERS, python_of
 from training_run import examples_of
 
 from appliance.cli.session import Progress
-from appliance.config import DEFAULT_CHAT
 from appliance.demo import DOMAINS, SAMPLE
 from appliance.service import open_service
+from appliance.settings import DEFAULT_CHAT
 from appliance.workspace import Workspace
 from finetune.tokens import Encoded, encode, load_tokenizer, stop_tokens
 

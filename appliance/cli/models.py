@@ -26,7 +26,7 @@ def _store() -> ModelStore:
 
 def _references(session: Session, given: tuple[str, ...]) -> list[str]:
     """The named references, or those of the workspace's configuration, or the defaults."""
-    from appliance.config import DEFAULT_CHAT, DEFAULT_EMBEDDING
+    from appliance.settings import DEFAULT_CHAT, DEFAULT_EMBEDDING
 
     if given:
         return list(given)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from appliance.config import EngineConfig
 from appliance.engines.base import Engine
 from appliance.errors import UsageError
 from appliance.models.refs import ModelRef
 from appliance.models.store import ModelStore
+from appliance.settings import EngineConfig
 
 
 def check(name: str, settings: EngineConfig) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.config import EngineConfig
 from appliance.engines.base import Engine
 from appliance.engines.breaker import Breaker
 from appliance.engines.broken import BrokenEngine
@@ -16,6 +15,7 @@ from appliance.engines.build import build
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.errors import ApplianceError, UsageError
 from appliance.models.store import ModelStore
+from appliance.settings import EngineConfig
 from appliance.workspace import Workspace
 
 logger = logging.getLogger("appliance.engines")

@@ -13,13 +13,13 @@ from helpers import answering_with
 from starlette.testclient import TestClient
 
 from appliance.cli.main import run
-from appliance.config import FeedbackConfig
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.index_status import index_status
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
+from appliance.settings import FeedbackConfig
 from appliance.workspace import Workspace
 from retrieval import fallback
 from tests.retrieval.retrieval_support import HashingEmbedder, write

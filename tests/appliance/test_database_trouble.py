@@ -18,11 +18,11 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from appliance.cli.main import run
-from appliance.config import FeedbackConfig
 from appliance.errors import ApplianceError, DatabaseFailed
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
+from appliance.settings import FeedbackConfig
 from appliance.store import database as database_module
 from appliance.store import schema
 from appliance.store.database import Database

@@ -23,12 +23,12 @@ from appliance.adapters import AdapterVersion, Link, Registry
 from appliance.answering import Answering
 from appliance.availability import ArmUnavailable
 from appliance.cli.main import cli
-from appliance.config import FeedbackConfig
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
+from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Request

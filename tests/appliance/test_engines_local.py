@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from appliance.config import EngineConfig
 from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, Message, PromptTooLong, Sampling, Usage
 from appliance.engines.local import LocalEngine
 from appliance.errors import UsageError
+from appliance.settings import EngineConfig
 
 pytestmark = pytest.mark.anyio
 WINDOW = 900

@@ -15,12 +15,12 @@ from appliance import gates
 from appliance.adapter_card import card_text, differences, facts
 from appliance.adapters import AdapterVersion
 from appliance.availability import ArmUnavailable
-from appliance.config import GateConfig
 from appliance.engines.base import EngineError
 from appliance.errors import ApplianceError, GateMissed, UsageError
 from appliance.gate_checks import Check, compare, gates_of, ratio
 from appliance.gates import Promotion
 from appliance.knowledge import Knowledge
+from appliance.settings import GateConfig
 from appliance.store import schema
 from appliance.types import Request
 from retrieval.types import DocumentKey

@@ -20,12 +20,12 @@ from appliance.adapters import Registry
 from appliance.answering import Answering
 from appliance.availability import ArmUnavailable
 from appliance.cli.main import run
-from appliance.config import FeedbackConfig
 from appliance.engines.base import Message
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
+from appliance.settings import FeedbackConfig
 from appliance.types import Caller, Event, Request
 from appliance.verified import VerifiedAnswers
 from retrieval.index import Index

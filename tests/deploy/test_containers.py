@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from appliance.audit import _LAST
-from appliance.config import DEFAULT_CHAT, EngineConfig, GatewayConfig
 from appliance.models.refs import ModelRef
+from appliance.settings import DEFAULT_CHAT, EngineConfig, GatewayConfig
 from appliance.worker import _GRACE
 
 ROOT = Path(__file__).parent.parent.parent

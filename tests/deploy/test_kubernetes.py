@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from appliance.audit import _LAST
-from appliance.config import Config, EngineConfig, GatewayConfig
+from appliance.config import Config
+from appliance.settings import EngineConfig, GatewayConfig
 from appliance.worker import _GRACE
 
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.audit import _LAST
-from appliance.config import GatewayConfig
+from appliance.settings import GatewayConfig
 from appliance.worker import _GRACE
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"

@@ -14,11 +14,11 @@ import httpx
 import uvicorn
 from gateway_fake import FakeEmbedding, passage
 
-from appliance.config import FeedbackConfig
 from appliance.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import bind
 from appliance.keys import Keys
+from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.types import Caller

@@ -20,10 +20,10 @@ from gateway_server import Served, running
 from lying_engine import LyingEngine, lying
 
 from appliance.cli.main import cli
-from appliance.config import FeedbackConfig
 from appliance.gateway import desk
 from appliance.keys import Keys
 from appliance.knowledge import Knowledge
+from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from retrieval.types import DocumentKey

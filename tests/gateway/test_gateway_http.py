@@ -421,7 +421,7 @@ SERVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from gateway_fake import FakeAnswering, FakeEmbedding, passage
-from appliance.config import FeedbackConfig
+from appliance.settings import FeedbackConfig
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.gateway.server import serve

