@@ -71,11 +71,11 @@ def examine(
 
 
 def _sizes(service: Service, domain: str, pairs: Sequence[Pair]) -> tuple[list[tuple[int, int]] | None, str]:
-    """The tokens of prompt and answer of each pair with the base of `domain`, chat template and all; or why that cannot be said."""
+    """The tokens of prompt and (longer) answer of each pair with the base of `domain`, template and all; or why that cannot be said."""
     from jinja2 import TemplateError
 
     _, engine = service.workspace.config.engine_of(domain)
-    if engine.kind != "local":
+    if not engine.has_base:
         return None, f"no tokens were counted: the engine of {domain} is {engine.kind}, its tokenizer is not here"
     sizes: list[tuple[int, int]] = []
     try:
@@ -86,8 +86,9 @@ def _sizes(service: Service, domain: str, pairs: Sequence[Pair]) -> tuple[list[t
             chats = [[{"role": turn.role, "content": turn.content} for turn in example.prompt] for example in made]
             prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
             answers = tokenizer([example.completion for example in made], add_special_tokens=False)["input_ids"]
-            # One more for the token that ends the answer.
-            sizes += [(len(prompt), len(answer) + 1) for prompt, answer in zip(prompts, answers, strict=True)]
+            rejected = tokenizer([example.rejected or "" for example in made], add_special_tokens=False)["input_ids"]
+            # One more for the token that ends the answer; of a preference the longer answer counts.
+            sizes += [(len(prompt), max(len(one), len(two)) + 1) for prompt, one, two in zip(prompts, answers, rejected, strict=True)]
     except TemplateError as error:
         return None, f"no tokens were counted: the chat template of {domain}'s base refuses these messages ({error})"
     except (ApplianceError, TrainingError) as error:

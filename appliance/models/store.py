@@ -150,8 +150,9 @@ class ModelStore:
         return info
 
     def list(self) -> list[ModelInfo]:
-        """Every model of this store, and the folders of the user's own that were used, by reference."""
-        return sorted((_read_record(record) for record in self.root.glob(f"[!.]*/{_RECORD}")), key=lambda info: info.ref)
+        """Every model of this store, and the folders of the user's own that were used and are still there, by reference."""
+        known = (_read_record(record) for record in self.root.glob(f"[!.]*/{_RECORD}"))
+        return sorted((info for info in known if info.path.is_dir()), key=lambda info: info.ref)
 
 
 def _canonical(ref: ModelRef | str) -> ModelRef:

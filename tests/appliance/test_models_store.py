@@ -136,6 +136,9 @@ def test_a_folder_of_ones_own_is_used_in_place_and_rehashed_when_it_changes(stor
         store.path(ref)
     with pytest.raises(ApplianceError, match=r"there is no folder"):
         store.path(f"path:{tmp_path / 'nowhere'}")
+    assert [info.path for info in store.list()] == [folder]
+    folder.rename(tmp_path / "elsewhere")
+    assert store.list() == []
 
 
 def test_failures_are_clear_and_leave_nothing(store: ModelStore, wheels: Path) -> None:
