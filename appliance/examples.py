@@ -16,6 +16,8 @@ from retrieval.types import Chunk, DocumentKey, Passage, Scope
 
 # Below this share of the answer's words in the passage, a retrieved passage is no evidence for a pair.
 _INFERRED_SUPPORT = 0.6
+# So many questions are embedded at once.
+_TOGETHER = 64
 
 
 def examples(service: Service, domain: str, pairs: Sequence[Pair]) -> list[Example]:
@@ -73,7 +75,12 @@ def evidence_links(service: Service, domain: str, pairs: Sequence[Pair]) -> list
     """What each pair rests on: its passages and declared documents, else the best passage that supports its answer, else nothing."""
     documents = service.knowledge.documents
     links: list[Link] = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
+        if number % _TOGETHER == 0:
+            # The embedding model remembers them for the searches below; many at once take less time than one by one.
+            loose = [question(one) for one in pairs[number : number + _TOGETHER] if not one.passages and not one.doc_ids]
+            if loose:
+                service.knowledge.embedder.encode_queries(loose)
         # What is shown beside the answer is trained on as well, so its labels and its deletion count too.
         tied = {ref.doc_id: Link(pair.id, "declared", domain, ref.doc_id, ref.sha256) for ref in pair.passages}
         for doc_id in pair.doc_ids:
