@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import sqlalchemy as sa
 
 from appliance.availability import ArmUnavailable
+from appliance.config import Config
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.forgetting import forget
 from appliance.prompts import says_nothing_found
+from appliance.run_cache import keys, known
 from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Finished, Request
-from eval.run import Ask, RunResult, run
+from appliance.workspace import Workspace
+from eval.cost import Price
+from eval.grounded import grounded
+from eval.run import Ask, Key, RunResult, run
 from eval.tasks import MEASURES
-from eval.types import AUTO, UNAVAILABLE, Item, Outcome
+from eval.types import AUTO, UNAVAILABLE, EvalError, Item, Metric, Outcome
+from eval.utility import Scoring, UtilitySettings
 from finetune.types import Pair
-from retrieval.types import Scope
+from retrieval.types import Passage, Scope
 from router.types import ARMS
 
 # Proofs compare ways to answer; `verified` only repeats an expert and `refuse` only declines.
 MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
 
 
-def items(pairs: Sequence[Pair], split: str | None, limit: int | None) -> list[Item]:
-    """The questions of `split` (every question if the set has none of it), at most `limit`, in the file's order."""
+def items(pairs: Sequence[Pair], split: str | None, limit: int | None, metric: Metric | None = None) -> list[Item]:
+    """The questions of `split` (every question if the set has none of it), at most `limit`, in the file's order.
+
+    A row may declare its own metric and its choices, in columns `metric` and `options` (letters and texts, or a list of labels); `metric`
+    is that of the others. Raises EvalError naming the row.
+    """
     # A question whose passage was withheld for training has its answer in the knowledge base all the same.
     pairs = [pair for pair in pairs if pair.answerable or not pair.passages]
     chosen = [pair for pair in pairs if split is None or pair.split == split]
@@ -50,9 +61,35 @@ def items(pairs: Sequence[Pair], split: str | None, limit: int | None) -> list[I
             history=tuple((turn.role, turn.content) for turn in pair.history),
             system=pair.system,
             task=pair.task,
+            metric=_declared(pair) or metric,
+            choices=_choices(pair),
         )
         for pair in chosen[:limit]
     ]
+
+
+def _declared(pair: Pair) -> Metric | None:
+    said = pair.meta.get("metric")
+    if said is not None and said not in get_args(Metric):
+        raise EvalError(f"{pair.file} row {pair.row}, metric: {said!r}; expected one of {', '.join(get_args(Metric))}, or no such column")
+    return cast("Metric | None", said)
+
+
+def _choices(pair: Pair) -> tuple[tuple[str, str], ...]:
+    said = pair.meta.get("options", ())
+    if isinstance(said, Mapping):
+        return tuple((str(letter), str(text)) for letter, text in said.items())
+    if isinstance(said, str):
+        said = [part.strip() for part in said.split("|")]
+    if not isinstance(said, Sequence):
+        raise EvalError(f"{pair.file} row {pair.row}, options: {said!r}; expected letters with their texts, or a list of labels")
+    return tuple(("", str(text)) for text in said)
+
+
+def scoring_of(config: Config, experts: Mapping[tuple[str, str], float] | None = None) -> Scoring:
+    """What the team says answers are worth and cost ([eval]); `experts` are scores in [-1, 1] by (question id, arm that answered)."""
+    prices = {name: Price(**price.model_dump()) for name, price in config.eval.prices.items()}
+    return Scoring(UtilitySettings(**config.eval.utility.model_dump()), experts or {}, prices)
 
 
 async def evaluate(
@@ -63,16 +100,27 @@ async def evaluate(
     split: str | None = "test",
     limit: int | None = None,
     max_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
     concurrency: int = 8,
     progress: Callable[..., None] | None = None,
     run_id: str | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
-    """Run `arms` and the router over the set; returns the JSON of `eval run --json`. A run id given again is resumed."""
-    chosen = items(Datasets(service.workspace).pairs(info), split, limit)
+    """Run `arms` and the router over the set; returns the JSON of `eval run --json`. A run id given again is resumed.
+
+    What an earlier run over the set has asked in the same state is not asked again, unless `fresh`. `seed` is for what is drawn with a
+    `temperature` above 0.
+    """
+    declared = service.workspace.config.eval.metrics.get(info.name)
+    chosen = items(Datasets(service.workspace).pairs(info), split, limit, declared)
     if not chosen:
         raise UsageError(f"data set {info.name} has no questions in split {split!r}; name another with --split")
     settings = state_of(service, arms, split, limit, max_tokens)
     sampling = Sampling(max_tokens=max_tokens)
+    if temperature > 0:
+        settings |= {"temperature": temperature, "seed": seed}
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     async def ask(item: Item, arm: str) -> Outcome:
         return await answered(service, item, arm, item.domain or info.domain, sampling)
@@ -91,6 +139,8 @@ async def evaluate(
         concurrency=concurrency,
         progress=report,
         run_id=run_id,
+        key=keys(service, info.domain, sampling),
+        known={} if fresh else known(service, info.name),
     )
     return summary
 
@@ -106,6 +156,8 @@ async def kept_run(
     concurrency: int,
     progress: Callable[[int, int], None] | None = None,
     run_id: str | None = None,
+    key: Key | None = None,
+    known: Mapping[str, Outcome] | None = None,
 ) -> tuple[RunResult, dict[str, Any]]:
     """Ask `arms` the questions in a registered run, whose answers are kept and forgotten with the documents they rest on.
 
@@ -120,7 +172,8 @@ async def kept_run(
             if progress is not None:
                 progress(done, total)
 
-        result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=beat)
+        scoring = scoring_of(service.workspace.config)
+        result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=beat, scoring=scoring, key=key, known=known)
     assert result.summary is not None  # a run that came back is complete
     summary = {"run_id": identity, "dataset": info.name, "task": info.task, "measures": list(MEASURES[info.task]), **result.summary}
     with service.workspace.db.write() as connection:
@@ -176,26 +229,35 @@ async def answered(service: Service, item: Item, arm: str, domain: str | None, s
     """What `arm` makes of `item`; see `request_of`."""
     request = request_of(item, arm, domain, sampling, adapter)
     retrieved: tuple[str, ...] | None = None
+    passages: Sequence[Passage] = ()
     try:
         async for event in service.answering.stream(request, evaluator(service)):
             if isinstance(event, Decided) and event.evidence.generation is not None:
                 found = [[info.id for info in passage.sources or (passage.document,)] for passage in event.evidence.passages]
                 retrieved = tuple(dict.fromkeys(_known_as(names, item) for names in found))
+                passages = event.evidence.passages
             if isinstance(event, Finished):
                 answer = event.answer
     except ArmUnavailable as error:
         return Outcome(arm, error=f"{UNAVAILABLE}{error}")
     except EngineError as error:
         return Outcome(arm, error=str(error))
+    refused = answer.arm == "refuse" or says_nothing_found(answer.text)
+    texts = [f"{' > '.join(passage.chunk.heading)}\n{passage.chunk.text}" for passage in passages]
     return Outcome(
         arm=answer.arm,
         answer=answer.text,
-        refused=answer.arm == "refuse" or says_nothing_found(answer.text),
+        refused=refused,
         citations=tuple(_known_as([citation.doc_id, *citation.also], item) for citation in answer.citations),
         retrieved=retrieved,
         latency_ms=answer.timings["total"],
         first_token_ms=answer.timings.get("first_token", answer.timings["total"]),
         tokens=answer.usage.prompt_tokens + answer.usage.completion_tokens,
+        generated=answer.usage.completion_tokens,
+        engine=answer.engine,
+        grounded=None if refused or not texts else await asyncio.to_thread(grounded, answer.text, texts),
+        predicted=answer.decision.predicted[answer.arm].quality if answer.arm in answer.decision.predicted else None,
+        features=dict(answer.decision.features),
     )
 
 
@@ -245,10 +307,21 @@ def runs(service: Service) -> list[sa.Row[Any]]:
         return list(connection.execute(sa.select(schema.run).order_by(schema.run.c.created_at.desc())))
 
 
+def finished_before(workspace: Workspace, run: sa.Row[Any]) -> sa.Row[Any] | None:
+    """The last finished run over the same data set, whatever its state, that was started before `run` and asked the same split."""
+    table = schema.run
+    query = sa.select(table).where(table.c.dataset == run.dataset, table.c.finished_at.is_not(None), table.c.created_at < run.created_at)
+    with workspace.db.read() as connection:
+        rows = connection.execute(query.order_by(table.c.created_at.desc())).all()
+    same = ("split", "gate", "check")
+    return next((row for row in rows if all(row.settings.get(name) == run.settings.get(name) for name in same)), None)
+
+
 def find(service: Service, run_id: str) -> sa.Row[Any]:
-    """The run whose id starts with `run_id` ('last' is the newest). Raises UsageError."""
+    """The run whose id starts with `run_id` ('last' is the newest that is not part of an adapter's gate). Raises UsageError."""
     every = runs(service)
-    found = every[:1] if run_id == "last" else [row for row in every if row.id.startswith(run_id)]
+    own = [row for row in every if "gate" not in row.settings]
+    found = own[:1] if run_id == "last" else [row for row in every if row.id.startswith(run_id)]
     if len(found) != 1:
         raise UsageError(
             f"{'no' if not found else 'more than one'} run {run_id!r}; known: {', '.join(row.id for row in every[:10]) or 'none yet'}"

@@ -2,28 +2,33 @@
 
 Word overlap is in [0, 1], ``bleu`` and ``chrf`` in [0, 100] as sacrebleu gives them. Word measures cover answerable
 questions with a gold answer (a refusal or failure counts as an empty answer), retrieval and citation measures those with
-gold documents, refusal measures all. A measure that nothing can be said about is left out, never 0.
+gold documents, refusal measures all. ``numeric_match`` and ``choice`` are there where a data set declares them. A measure that
+nothing can be said about is left out, never 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.cost import cost
 from eval.overlap import bleu, chrf, exact_match, rouge, sentence_bleu, token_f1
-from eval.ranking import citation_precision, ndcg_at, recall_at, reciprocal_rank, refusals
-from eval.tasks import of_task
+from eval.ranking import citation_precision, citation_recall, ndcg_at, recall_at, reciprocal_rank, refusals
+from eval.tasks import of_task, of_task_whole
 from eval.types import Item, Outcome
-from eval.utility import UtilitySettings, utility
+from eval.utility import Scoring, declared, utility
 
 RECALL_CUTS = (1, 5, 10)
+# Shares of the times that are reported, by measure.
+PERCENTILES = {"latency": (50, 95, 99), "first_token": (50, 95, 99)}
 
 
-def of_outcome(item: Item, outcome: Outcome, settings: UtilitySettings | None = None) -> dict[str, float]:
+def of_outcome(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> dict[str, float]:
     """The measures of one outcome; empty if its arm was unavailable."""
     if outcome.unavailable:
         return {}
+    scoring = scoring or Scoring()
     found: dict[str, float] = {}
-    worth = utility(item, outcome, settings)
+    worth = utility(item, outcome, scoring)
     if worth is not None:
         found["utility"] = worth
     if _has_words(item):
@@ -33,18 +38,32 @@ def of_outcome(item: Item, outcome: Outcome, settings: UtilitySettings | None = 
         found["token_f1"] = token_f1(item.answer, outcome.text, item.lang)
         found["exact_match"] = exact_match(item.answer, outcome.text, item.lang)
         found |= of_task(item.task, item.answer, outcome.text)
-    found["refusal_correct"] = float(outcome.refused != item.answerable)
+        if item.metric in ("numeric_match", "choice"):
+            found[item.metric] = declared(item, outcome.text, item.metric)
+    answers = bool(outcome.text.strip())
+    found["answered"] = float(answers)
+    if outcome.error is None:
+        found["refusal_correct"] = float(answers == item.answerable)
+        found |= {} if item.answerable else {"hallucination": float(answers)}
     if item.doc_ids:
-        found |= _against_documents(item, outcome)
-    timings = {"latency_ms": outcome.latency_ms, "first_token_ms": outcome.first_token_ms, "tokens": outcome.tokens}
-    return found | {name: value for name, value in timings.items() if value is not None}
+        found |= _against_documents(item, outcome, answers)
+    measured = {
+        "grounded": outcome.grounded,
+        "latency_ms": outcome.latency_ms,
+        "first_token_ms": outcome.first_token_ms,
+        "tokens": outcome.tokens,
+        "generated": outcome.generated,
+        "cost": cost(outcome, scoring.prices),
+    }
+    return found | {name: value for name, value in measured.items() if value is not None}
 
 
-def of_arm(items: Sequence[Item], outcomes: Sequence[Outcome], settings: UtilitySettings | None = None) -> dict[str, float]:
+def of_arm(items: Sequence[Item], outcomes: Sequence[Outcome], scoring: Scoring | None = None) -> dict[str, float]:
     """The measures of an arm: means over its outcomes, corpus BLEU and chrF, percentiles of the times.
 
-    Beside them ``n`` (outcomes scored), ``refused``, ``errors`` and ``unavailable`` (counts). Unavailable outcomes are
-    not scored. BLEU is computed for each language with its own tokenizer and averaged by number of questions.
+    Beside them ``n`` (outcomes scored), ``refused``, ``errors`` and ``unavailable`` (counts). ``answered`` is the share that was answered
+    without a person. Unavailable outcomes are not scored. BLEU is computed for each language with its own tokenizer and averaged by number
+    of questions.
     """
     pairs = [(item, outcome) for item, outcome in zip(items, outcomes, strict=True) if not outcome.unavailable]
     row = {
@@ -55,13 +74,18 @@ def of_arm(items: Sequence[Item], outcomes: Sequence[Outcome], settings: Utility
     }
     if not pairs:
         return row
-    rows = [of_outcome(item, outcome, settings) for item, outcome in pairs]
+    rows = [of_outcome(item, outcome, scoring) for item, outcome in pairs]
     for name in dict.fromkeys(name for found in rows for name in found):
         if name not in ("latency_ms", "first_token_ms"):
             row[name] = _mean([found[name] for found in rows if name in found])
-    row |= refusals([outcome.refused for _, outcome in pairs], [item.answerable for item, _ in pairs])
-    row |= _corpus_scores([(item, outcome) for item, outcome in pairs if _has_words(item)])
-    for name, shares in (("latency", (50, 95)), ("first_token", (50,))):
+    told = [(not outcome.text.strip(), item.answerable) for item, outcome in pairs if outcome.error is None]
+    row |= refusals([refused for refused, _ in told], [answerable for _, answerable in told])
+    with_words = [(item, outcome) for item, outcome in pairs if _has_words(item)]
+    row |= _corpus_scores(with_words)
+    for task in dict.fromkeys(item.task for item, _ in with_words):
+        of_it = [(item.answer, outcome.text) for item, outcome in with_words if item.task == task]
+        row |= of_task_whole(task, [gold for gold, _ in of_it], [answer for _, answer in of_it])
+    for name, shares in PERCENTILES.items():
         values = [found[f"{name}_ms"] for found in rows if f"{name}_ms" in found]
         row |= {f"{name}_p{share}_ms": percentile(values, share) for share in shares if values}
     return row
@@ -82,12 +106,14 @@ def _has_words(item: Item) -> bool:
     return item.answerable and bool(item.answer.strip())
 
 
-def _against_documents(item: Item, outcome: Outcome) -> dict[str, float]:
+def _against_documents(item: Item, outcome: Outcome, answers: bool) -> dict[str, float]:
     found: dict[str, float] = {}
     if outcome.retrieved is not None:
         found |= {f"recall@{k}": recall_at(k, outcome.retrieved, item.doc_ids) for k in RECALL_CUTS}
         found["ndcg@10"] = ndcg_at(10, outcome.retrieved, item.doc_ids)
         found["mrr"] = reciprocal_rank(outcome.retrieved, item.doc_ids)
+    if answers and outcome.retrieved is not None:
+        found["citation_recall"] = citation_recall(outcome.citations, item.doc_ids)
     cited = citation_precision(outcome.citations, item.doc_ids)
     return found if cited is None else found | {"citation_precision": cited}
 

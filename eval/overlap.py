@@ -32,6 +32,12 @@ def rouge_l(gold: str, answer: str, lang: str) -> float:
     return _f_measure(_lcs(one, two), len(two), len(one))
 
 
+def rouge_l_precision(gold: str, answer: str, lang: str) -> float:
+    """ROUGE-L precision: the longest common subsequence of words against the length of `answer`."""
+    one, two = _rouge_words(gold, lang), _rouge_words(answer, lang)
+    return _lcs(one, two) / max(1, len(two))
+
+
 def token_f1(gold: str, answer: str, lang: str) -> float:
     """F1 over bags of words, normalised as for SQuAD (Rajpurkar et al. 2016): case, punctuation and articles do not count.
 

@@ -29,11 +29,17 @@ def citation_precision(cited: Sequence[str], gold: Collection[str]) -> float | N
     return sum(doc in gold for doc in cited) / len(cited) if cited else None
 
 
+def citation_recall(cited: Sequence[str], gold: Collection[str]) -> float:
+    """Share of the gold documents that are cited. Raises ValueError without gold."""
+    return len(set(cited) & _wanted(gold)) / len(_wanted(gold))
+
+
 def refusals(refused: Sequence[bool], answerable: Sequence[bool]) -> dict[str, float]:
     """How right the refusals were, each in [0, 1]; a measure with nothing to divide by is left out.
 
     ``refusal_correct``: share of questions refused exactly if unanswerable. ``refusal_precision``: share of the refusals that
-    were due. ``refusal_recall``: share of the unanswerable questions that were refused.
+    were due. ``refusal_recall``: share of the unanswerable questions that were refused. ``hallucination``: share of those that were
+    answered, as if there were an answer.
     """
     pairs = list(zip(refused, answerable, strict=True))
     due = sum(was and not could for was, could in pairs)
@@ -41,6 +47,7 @@ def refusals(refused: Sequence[bool], answerable: Sequence[bool]) -> dict[str, f
         "refusal_correct": (sum(was != could for was, could in pairs), len(pairs)),
         "refusal_precision": (due, sum(was for was, _ in pairs)),
         "refusal_recall": (due, sum(not could for _, could in pairs)),
+        "hallucination": (sum(not was and not could for was, could in pairs), sum(not could for _, could in pairs)),
     }
     return {name: part / whole for name, (part, whole) in measures.items() if whole}
 

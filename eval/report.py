@@ -10,12 +10,19 @@ from eval.metrics import of_outcome
 from eval.run import RunResult
 from eval.statistics import Interval, paired_bootstrap
 from eval.types import EvalError
-from eval.utility import UtilitySettings
+from eval.utility import Scoring
 
 # Metric: column heading and digits, in the order of the table.
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("n", "n", 0),
     ("utility", "utility", 3),
+    ("answered", "answered", 3),
+    ("numeric_match", "numbers", 3),
+    ("choice", "choice", 3),
+    ("accuracy", "accuracy", 3),
+    ("macro_f1", "macro F1", 3),
+    ("item_f1", "item F1", 3),
+    ("micro_f1", "micro F1", 3),
     ("token_f1", "F1", 3),
     ("exact_match", "EM", 3),
     ("rouge1", "R-1", 3),
@@ -24,15 +31,35 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("bleu", "BLEU", 1),
     ("chrf", "chrF", 1),
     ("refusal_correct", "refusal", 3),
-    ("citation_precision", "cite", 3),
+    ("hallucination", "halluc.", 3),
+    ("grounded", "grounded", 3),
+    ("citation_precision", "cite P", 3),
+    ("citation_recall", "cite R", 3),
     ("recall@5", "rec@5", 3),
     ("ndcg@10", "nDCG", 3),
+    ("mrr", "MRR", 3),
     ("latency_p50_ms", "p50 ms", 0),
     ("latency_p95_ms", "p95 ms", 0),
+    ("latency_p99_ms", "p99 ms", 0),
     ("first_token_p50_ms", "first ms", 0),
     ("tokens", "tokens", 0),
+    ("cost", "cost", 5),
 )
-COMPARED: tuple[str, ...] = ("utility", "token_f1", "exact_match", "rougeL", "chrf", "refusal_correct", "citation_precision", "ndcg@10")
+COMPARED: tuple[str, ...] = (
+    "utility",
+    "numeric_match",
+    "choice",
+    "accuracy",
+    "item_f1",
+    "token_f1",
+    "exact_match",
+    "rougeL",
+    "chrf",
+    "refusal_correct",
+    "grounded",
+    "citation_precision",
+    "ndcg@10",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +85,7 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = dict(summary["arms"])
     rows |= {name: summary[name] for name in ("routed", "oracle") if summary[name]}
     columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
-    lines = _grid([["arm", *(heading for _, heading, _ in columns)], *([name, *_cells(row, columns)] for name, row in rows.items())])
+    lines = grid([["arm", *(heading for _, heading, _ in columns)], *([name, *_cells(row, columns)] for name, row in rows.items())])
     for name in ("routed", "oracle"):
         if summary[name]:
             lines.append(f"{name}: " + ", ".join(f"{arm} {share:.0%}" for arm, share in summary[name]["mix"].items()))
@@ -66,7 +93,7 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compare(first: RunResult, second: RunResult, settings: UtilitySettings | None = None, seed: int = 0) -> list[Difference]:
+def compare(first: RunResult, second: RunResult, scoring: Scoring | None = None, seed: int = 0) -> list[Difference]:
     """Each arm and metric that both runs have, paired by question (same id and text), with a 95 % bootstrap interval.
 
     Raises EvalError when the runs have no question and arm in common.
@@ -77,7 +104,7 @@ def compare(first: RunResult, second: RunResult, settings: UtilitySettings | Non
     found: list[Difference] = []
     for arm in arms:
         pairs = [
-            (of_outcome(questions[item.id], one, settings), of_outcome(item, two, settings))
+            (of_outcome(questions[item.id], one, scoring), of_outcome(item, two, scoring))
             for item in common
             if (one := first.outcomes.get((item.id, arm))) and (two := second.outcomes.get((item.id, arm)))
         ]
@@ -85,7 +112,7 @@ def compare(first: RunResult, second: RunResult, settings: UtilitySettings | Non
             both = [(one[metric], two[metric]) for one, two in pairs if metric in one and metric in two]
             if both:
                 before, after = [one for one, _ in both], [two for _, two in both]
-                interval = paired_bootstrap(after, before, seed=seed)
+                interval = paired_bootstrap(after, before, seed=seed, method="bca")
                 found.append(Difference(arm, metric, len(both), sum(before) / len(both), sum(after) / len(both), interval))
     if not found:
         raise EvalError(f"{first.folder} and {second.folder} have no arm and question in common; compare runs over the same data set")
@@ -99,7 +126,7 @@ def compare_table(differences: Sequence[Difference]) -> str:
         middle, low, high = entry.interval
         numbers = [str(entry.n), f"{entry.first:.3f}", f"{entry.second:.3f}", f"{middle:+.3f}", f"[{low:+.3f}, {high:+.3f}]"]
         rows.append([entry.arm, entry.metric, *numbers, entry.verdict])
-    return "\n".join(_grid(rows))
+    return "\n".join(grid(rows))
 
 
 def compare_json(differences: Sequence[Difference]) -> list[dict[str, Any]]:
@@ -124,7 +151,7 @@ def _cells(row: Mapping[str, Any], columns: Sequence[tuple[str, str, int]]) -> l
     return [f"{row[metric]:.{digits}f}" if metric in row else "-" for metric, _, digits in columns]
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns aligned: the first to the left, the others to the right; a rule below the headings."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

@@ -1,7 +1,7 @@
 """Run arms over a QA set: concurrent, resumable, every output kept.
 
-A run is a folder: ``items.jsonl`` (the questions), ``outputs.jsonl`` (one line an outcome, appended as they come),
-``summary.json`` (written when the run is complete).
+A run is a folder: ``items.jsonl`` (the questions), ``outputs.jsonl`` (one line an outcome, appended as they come, each with the key of
+all that decided it), ``summary.json`` (written when the run is complete).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from eval.summary import summarise
 from eval.types import EvalError, Item, Outcome, Outcomes, item_from_json, outcome_from_json
-from eval.utility import UtilitySettings
+from eval.utility import Scoring
 
 Ask = Callable[[Item, str], Awaitable[Outcome]]
+# Equal keys, equal outcomes; None for an outcome that another run cannot take over.
+Key = Callable[[Item, str], str | None]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -41,13 +44,17 @@ async def run(
     folder: Path,
     concurrency: int = 8,
     progress: Progress | None = None,
-    settings: UtilitySettings | None = None,
+    scoring: Scoring | None = None,
+    key: Key | None = None,
+    known: Mapping[str, Outcome] | None = None,
 ) -> RunResult:
     """Ask every arm ("auto" = routed) every question, `concurrency` at a time so that an engine can batch, and summarise.
 
     Outcomes already in the folder for the same item and arm are not asked again, except failures; an item that has
-    changed is. `progress(done, total)` is called after each outcome. An exception of `ask`, or cancelling, ends the run with what is
-    stored so far, and calling again goes on from there. Times are measured by `ask` under this concurrency.
+    changed is. Neither are those whose `key` is among the `known` outcomes of other runs: they are taken over, with the times they
+    had there, and counted as ``reused`` in the summary. `progress(done, total)` is called after each outcome. An exception of
+    `ask`, or cancelling, ends the run with what is stored so far, and calling again goes on from there. Times are measured by `ask`
+    under this concurrency.
     Raises EvalError on no items, no arms, ids that repeat, concurrency below 1, or a damaged folder.
     """
     arms = list(dict.fromkeys(arms))
@@ -55,19 +62,29 @@ async def run(
     _prepare(folder, items)
     outcomes = _usable(items, folder / "outputs.jsonl")
     todo = [(item, arm) for arm in arms for item in items if _open(outcomes.get((item.id, arm)))]
+    identities = {(item.id, arm): key(item, arm) if key is not None else None for item, arm in todo}
     total = len(items) * len(arms)
-    done = total - len(todo)
-    waiting = iter(todo)
+    with append_lines(folder / "outputs.jsonl") as write:
 
-    with _appending(folder / "outputs.jsonl") as log:
+        def keep(item: Item, arm: str, outcome: Outcome, reused: bool) -> None:
+            row = {"id": item.id, "item": _digest(item), "asked": arm, "key": identities[item.id, arm], "reused": reused}
+            write({**row, "outcome": asdict(outcome)})
+            outcomes[item.id, arm] = outcome
+
+        for item, arm in todo:
+            there = (known or {}).get(identities[item.id, arm] or "")
+            if there is not None:
+                keep(item, arm, there, reused=True)
+        todo = [(item, arm) for item, arm in todo if _open(outcomes.get((item.id, arm)))]
+        done = total - len(todo)
+        if progress is not None and done:
+            progress(done, total)
+        waiting = iter(todo)
 
         async def worker() -> None:
             nonlocal done
             for item, arm in waiting:
-                outcome = await ask(item, arm)
-                log.write(_line({"id": item.id, "item": _digest(item), "asked": arm, "outcome": asdict(outcome)}))
-                log.flush()
-                outcomes[item.id, arm] = outcome
+                keep(item, arm, await ask(item, arm), reused=False)
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -77,7 +94,8 @@ async def run(
                 group.create_task(worker())
 
     asked = {(item.id, arm): outcomes[item.id, arm] for arm in arms for item in items}
-    summary = summarise(items, asked, settings)
+    reused = {(row["id"], row["asked"]): row.get("reused", False) for row in read_lines(folder / "outputs.jsonl")}
+    summary = summarise(items, asked, scoring) | {"reused": sum(reused.get(pair, False) for pair in asked)}
     _write_whole(folder / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     return RunResult(folder, tuple(items), asked, summary)
 
@@ -96,6 +114,31 @@ def load(folder: Path) -> RunResult:
     except ValueError as error:
         raise EvalError(f"{path}: not valid JSON ({error}); delete the file and run the evaluation again, outputs are kept") from error
     return RunResult(folder, items, outcomes, summary)
+
+
+def kept(folder: Path) -> Iterator[tuple[str, Outcome]]:
+    """The answers of a run that another run may take over, as (key, outcome), the newest last. Raises EvalError on a damaged file."""
+    for row in read_lines(folder / "outputs.jsonl"):
+        outcome = outcome_from_json(row["outcome"])
+        if row.get("key") and outcome.error is None:
+            yield row["key"], outcome
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file that is appended to; none without a file. Raises EvalError naming a damaged line."""
+    return _parsed(path, lambda row: row) if path.is_file() else iter(())
+
+
+@contextmanager
+def append_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends a row to a JSONL file, each at once; a line that a crash tore is cut off first."""
+    with _appending(path) as log:
+
+        def write(row: dict[str, Any]) -> None:
+            log.write(_line(row))
+            log.flush()
+
+        yield write
 
 
 def _prepare(folder: Path, items: Sequence[Item]) -> None:

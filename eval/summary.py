@@ -8,10 +8,10 @@ from typing import Any
 
 from eval.metrics import of_arm
 from eval.types import AUTO, Item, Outcome, Outcomes
-from eval.utility import UtilitySettings, utility
+from eval.utility import Scoring, utility
 
 
-def summarise(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettings | None = None) -> dict[str, Any]:
+def summarise(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None = None) -> dict[str, Any]:
     """``{"n", "arms": {arm: {metric: number}}, "routed", "oracle", "unavailable": {arm: reason}}``.
 
     An arm that could not be used for a single item is listed under ``unavailable`` and not scored. ``routed`` and
@@ -22,17 +22,17 @@ def summarise(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettin
     usable = {arm: pairs for arm, pairs in by_arm.items() if any(not outcome.unavailable for _, outcome in pairs)}
     out = {arm: pairs[0][1].error for arm, pairs in by_arm.items() if arm not in usable and pairs}
     routed = usable.pop(AUTO, [])
-    best = oracle(items, outcomes, settings)
+    best = oracle(items, outcomes, scoring)
     return {
         "n": len(items),
-        "arms": {arm: _row(pairs, settings) for arm, pairs in usable.items()},
-        "routed": _row(routed, settings) | {"mix": _mix(routed)} if routed else {},
-        "oracle": _row(best, settings) | {"mix": _mix(best)} if best else {},
+        "arms": {arm: _row(pairs, scoring) for arm, pairs in usable.items()},
+        "routed": _row(routed, scoring) | {"mix": _mix(routed)} if routed else {},
+        "oracle": _row(best, scoring) | {"mix": _mix(best)} if best else {},
         "unavailable": out,
     }
 
 
-def oracle(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettings | None = None) -> list[tuple[Item, Outcome]]:
+def oracle(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None = None) -> list[tuple[Item, Outcome]]:
     """For each question the single arm of the highest utility; of equals the one with fewest tokens, then the first asked.
 
     Questions whose utility is not known for any arm are left out.
@@ -43,7 +43,7 @@ def oracle(items: Sequence[Item], outcomes: Outcomes, settings: UtilitySettings 
         scored = [
             (worth, -(outcome.tokens or 0.0), outcome)
             for arm in arms
-            if (outcome := outcomes.get((item.id, arm))) is not None and (worth := utility(item, outcome, settings)) is not None
+            if (outcome := outcomes.get((item.id, arm))) is not None and (worth := utility(item, outcome, scoring)) is not None
         ]
         if scored:
             chosen.append((item, max(scored, key=lambda entry: entry[:2])[2]))
@@ -54,8 +54,8 @@ def _asked(outcomes: Outcomes) -> list[str]:
     return list(dict.fromkeys(arm for _, arm in outcomes))
 
 
-def _row(pairs: Sequence[tuple[Item, Outcome]], settings: UtilitySettings | None) -> dict[str, Any]:
-    return of_arm([item for item, _ in pairs], [outcome for _, outcome in pairs], settings)
+def _row(pairs: Sequence[tuple[Item, Outcome]], scoring: Scoring | None) -> dict[str, Any]:
+    return of_arm([item for item, _ in pairs], [outcome for _, outcome in pairs], scoring)
 
 
 def _mix(pairs: Sequence[tuple[Item, Outcome]]) -> dict[str, float]:

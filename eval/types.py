@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Metric = Literal["token_f1", "rougeL", "exact_match"]
+Metric = Literal["token_f1", "rougeL", "exact_match", "numeric_match", "choice"]
 Task = Literal["qa", "summary", "classify", "extract"]
 
 AUTO = "auto"
@@ -24,7 +24,8 @@ class Item:
     `answer` is the gold answer ('' if unanswerable or unknown), `doc_ids` the gold documents ('' unknown: empty), `lang`
     decides how words are cut ("zh" or else English), `history` the turns before it as (role, content). `metric` is the one
     the data set declares for its answers, None means by answer length (see `eval.utility`). `system` is the system message of
-    whoever asks, `task` what the set asks for (see `eval.tasks`).
+    whoever asks, `task` what the set asks for (see `eval.tasks`). `choices` are the answers to choose from, as (letter, text), or
+    labels with '' for the letter; they are not shown to the arms.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Item:
     metric: Metric | None = None
     system: str | None = None
     task: Task = "qa"
+    choices: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.id or not self.question.strip():
@@ -50,8 +52,12 @@ class Outcome:
 
     `arm` is the arm that answered (for a routed question the router's choice); `citations` are document ids, one for each
     citation; `retrieved` the ids of the passages' documents, best first, None if nothing was searched. Times are in ms,
-    `tokens` counts read and generated ones. `error` says why there is no answer; one that begins with "unavailable: "
-    means that the arm cannot be used for this item, any other is a failure.
+    `tokens` counts read and generated ones, of which `generated` were generated. `error` says why there is no answer; one that
+    begins with "unavailable: " means that the arm cannot be used for this item, any other is a failure.
+
+    `engine` is the name of the one that generated it, None if none did. `grounded` is the share of the answer's sentences that the
+    passages found support (see `eval.grounded`), None where there are no sentences or no passages. `predicted` is the quality in [0, 1]
+    that the router expected of this arm, `features` what it decided by; both are there for routed questions only.
     """
 
     arm: str
@@ -63,6 +69,11 @@ class Outcome:
     first_token_ms: float | None = None
     tokens: float | None = None
     error: str | None = None
+    generated: float | None = None
+    engine: str | None = None
+    grounded: float | None = None
+    predicted: float | None = None
+    features: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def unavailable(self) -> bool:
@@ -87,7 +98,8 @@ def strings(value: object) -> tuple[str, ...]:
 def item_from_json(row: Mapping[str, Any]) -> Item:
     """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError on a row of another shape."""
     history = tuple((str(role), str(content)) for role, content in row["history"])
-    return Item(**{**row, "doc_ids": strings(row["doc_ids"]), "history": history})
+    choices = tuple((str(letter), str(text)) for letter, text in row.get("choices", ()))
+    return Item(**{**row, "doc_ids": strings(row["doc_ids"]), "history": history, "choices": choices})
 
 
 def outcome_from_json(row: Mapping[str, Any]) -> Outcome:

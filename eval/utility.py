@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
+from eval.cost import Price
+from eval.numeric import numeric_f1
 from eval.overlap import exact_match, rouge_l, token_f1
+from eval.tasks import choice
 from eval.types import Item, Metric, Outcome
 from retrieval.text import words
 
@@ -25,6 +30,18 @@ class UtilitySettings:
     long_words: int = 30
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What answers are worth and what they cost.
+
+    `experts` are scores in [-1, 1] by (item id, arm that answered), which take the place of the declared metric; `prices` are by engine.
+    """
+
+    worth: UtilitySettings = UtilitySettings()
+    experts: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+
+
 def metric_of(item: Item, settings: UtilitySettings) -> Metric:
     """The declared metric, else by the length of the gold answer."""
     if item.metric is not None:
@@ -32,13 +49,25 @@ def metric_of(item: Item, settings: UtilitySettings) -> Metric:
     return "rougeL" if len(words(item.answer, item.lang)) > settings.long_words else "token_f1"
 
 
-def utility(item: Item, outcome: Outcome, settings: UtilitySettings | None = None) -> float | None:
-    """The worth of an outcome; None where it cannot be known: the arm was unavailable, or there is no gold answer to compare with.
+def declared(item: Item, answer: str, metric: Metric) -> float:
+    """The score in [0, 1] of an answer by one metric. `numeric_match` of a gold answer without a quantity is token F1."""
+    return _SCORES[metric](item, answer)
+
+
+def utility(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> float | None:
+    """The worth of an outcome in [-1, 1]; None where it cannot be known: the arm was unavailable, or there is no gold answer to compare
+    with and no expert has scored it.
 
     A failure is worth 0 (nobody is misled, nobody is helped). An empty answer counts as a refusal.
     """
-    worth = settings or UtilitySettings()
-    if outcome.unavailable or (item.answerable and not item.answer.strip()):
+    scoring = scoring or Scoring()
+    worth = scoring.worth
+    if outcome.unavailable:
+        return None
+    scored = scoring.experts.get((item.id, outcome.arm))
+    if scored is not None and outcome.error is None:
+        return scored
+    if item.answerable and not item.answer.strip():
         return None
     if outcome.error is not None:
         return 0.0
@@ -47,6 +76,19 @@ def utility(item: Item, outcome: Outcome, settings: UtilitySettings | None = Non
         return worth.refuse_unanswerable if refused else worth.answer_unanswerable
     if refused:
         return worth.refuse_answerable
-    score = {"token_f1": token_f1, "rougeL": rouge_l, "exact_match": exact_match}[metric_of(item, worth)]
-    value = score(item.answer, outcome.answer, item.lang)
+    value = declared(item, outcome.answer, metric_of(item, worth))
     return worth.wrong if value < worth.wrong_below else value
+
+
+def _numeric(item: Item, answer: str) -> float:
+    found = numeric_f1(item.answer, answer, item.question)
+    return token_f1(item.answer, answer, item.lang) if found is None else found
+
+
+_SCORES: Final[Mapping[Metric, Callable[[Item, str], float]]] = {
+    "token_f1": lambda item, answer: token_f1(item.answer, answer, item.lang),
+    "rougeL": lambda item, answer: rouge_l(item.answer, answer, item.lang),
+    "exact_match": lambda item, answer: exact_match(item.answer, answer, item.lang),
+    "numeric_match": _numeric,
+    "choice": lambda item, answer: choice(item.answer, answer, item.choices),
+}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
+from appliance.cli.experts import expert
 from appliance.cli.injection import injection
-from appliance.cli.session import Progress, Session, emit, json_option, pass_session, table
-from appliance.errors import UsageError
+from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, table
+from appliance.errors import DONE, GATE_MISSED, UsageError
 
 
 @click.group(name="eval")
@@ -17,6 +21,7 @@ def eval() -> None:
 
 
 eval.add_command(injection)
+eval.add_command(expert)
 
 
 @eval.command()
@@ -25,15 +30,33 @@ eval.add_command(injection)
 @click.option("--split", default="test", show_default=True, help="Which split to ask; 'all' for every question.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many questions.")
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Length of generated answers.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy: the same answers again.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn with a temperature above 0.")
 @click.option("--resume", "run_id", help="Go on with this run.")
+@click.option("--fresh", is_flag=True, help="Ask everything anew, also what an earlier run has asked in the same state.")
 @json_option
 @pass_session
 def run(
-    session: Session, dataset: str, arms: str, split: str, limit: int | None, max_tokens: int, run_id: str | None, as_json: bool
+    session: Session,
+    dataset: str,
+    arms: str,
+    split: str,
+    limit: int | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    run_id: str | None,
+    fresh: bool,
+    as_json: bool,
 ) -> None:
-    """Run every arm and the router over a question set and print the table."""
+    """Run every arm and the router over a question set and print the table.
+
+    What an earlier run over the set has asked is taken over where everything that decides the answer is the same: question, documents,
+    settings, prompts, models, adapter, router and labels. The page with plots is written into the run's folder.
+    """
     from appliance.datasets import Datasets
-    from appliance.evaluation import evaluate, parse_arms
+    from appliance.evaluation import evaluate, find, parse_arms
+    from appliance.run_page import keep_page
     from appliance.service import open_service
     from eval.report import table as report
 
@@ -41,7 +64,7 @@ def run(
     info = Datasets(session.workspace).get(dataset)
     names = parse_arms(arms)
 
-    async def go(progress: Progress) -> dict[str, object]:
+    async def go(progress: Progress) -> dict[str, Any]:
         try:
             return await evaluate(
                 service,
@@ -50,30 +73,45 @@ def run(
                 split=None if split == "all" else split,
                 limit=limit,
                 max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
                 concurrency=session.workspace.config.engines["default"].max_batch,
                 progress=progress,
                 run_id=run_id,
+                fresh=fresh,
             )
         finally:
             await service.answering.close()
 
     with Progress() as progress:
         summary = asyncio.run(go(progress))
+    for path in keep_page(session.workspace, find(service, summary["run_id"])):
+        if path.suffix == ".html":
+            say(f"page: {path}")
     emit(summary, as_json, lambda: click.echo(f"run {summary['run_id']}, {summary['n']} questions\n{report(summary)}"))
 
 
 @eval.command()
 @click.argument("run_id", required=False)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the run's page with plots, as one file.")
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="The same as Markdown, its plots beside it.")
 @json_option
 @pass_session
-def show(session: Session, run_id: str | None, as_json: bool) -> None:
-    """A run's table (a prefix of its id, or 'last'); without RUN_ID, every run."""
+def show(session: Session, run_id: str | None, html: Path | None, markdown: Path | None, as_json: bool) -> None:
+    """A run's table (a prefix of its id, or 'last'); without RUN_ID, every run.
+
+    The page compares every arm with the best single one question by question, and shows costs, calibration, times and examples. Scores of
+    experts take the place of metrics on it.
+    """
     from appliance.evaluation import find, runs
+    from appliance.run_page import write_page
     from appliance.service import open_service
     from eval.report import table as report
 
     service = open_service(session.workspace)
     if run_id is None:
+        if html is not None or markdown is not None:
+            raise UsageError("--html and --markdown are for one run; name it, or 'last'")
         rows = [
             {"run_id": row.id, "dataset": row.dataset, "settings": row.settings, "finished": row.finished_at is not None}
             for row in runs(service)
@@ -83,6 +121,8 @@ def show(session: Session, run_id: str | None, as_json: bool) -> None:
     found = find(service, run_id)
     if found.summary is None:
         raise UsageError(f"run {found.id} is not finished; go on with: appliance eval run --dataset {found.dataset} --resume {found.id}")
+    for path in write_page(session.workspace, found, html, markdown):
+        say(f"written: {path}")
     emit(found.summary, as_json, lambda: click.echo(f"run {found.id}, {found.summary['n']} questions\n{report(found.summary)}"))
 
 
@@ -93,7 +133,7 @@ def show(session: Session, run_id: str | None, as_json: bool) -> None:
 @pass_session
 def compare(session: Session, first: str, second: str, as_json: bool) -> None:
     """Two runs side by side: differences with 95 % intervals over the questions both answered."""
-    from appliance.evaluation import find
+    from appliance.evaluation import find, scoring_of
     from appliance.service import open_service
     from eval.report import compare as differences
     from eval.report import compare_json, compare_table
@@ -101,5 +141,120 @@ def compare(session: Session, first: str, second: str, as_json: bool) -> None:
 
     service = open_service(session.workspace)
     one, two = (load(session.workspace.root / find(service, name).path) for name in (first, second))
-    found = differences(one, two)
+    found = differences(one, two, scoring_of(session.workspace.config))
     emit(compare_json(found), as_json, lambda: click.echo(compare_table(found)))
+
+
+@eval.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", "run_id", help="Look at this run (or 'last') and ask nothing; the default if FILE names no data set.")
+@click.option("--fresh", is_flag=True, help="Ask everything anew.")
+@json_option
+@pass_session
+def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json: bool) -> int:
+    """Hold the thresholds in FILE (TOML) against a run; exit code 4 if one is missed.
+
+    FILE names the data set to ask and has a [[check]] for each threshold: metric, arm (default: the routed answers), min or max, and if
+    wanted against (another arm, or "last" for the run before) and confidence. See docs/evaluation.md.
+    """
+    from appliance.datasets import Datasets
+    from appliance.evaluation import evaluate, find, parse_arms
+    from appliance.run_page import hold
+    from appliance.service import open_service
+    from eval.gate import read, verdict_json
+    from eval.gate import table as verdict_table
+
+    wanted = read(file)
+    service = open_service(session.workspace)
+    if run_id is None and wanted.dataset is not None:
+        info = Datasets(session.workspace).get(wanted.dataset)
+        names = parse_arms(",".join(wanted.arms))
+
+        async def go(progress: Progress) -> dict[str, Any]:
+            try:
+                return await evaluate(
+                    service,
+                    info,
+                    names,
+                    split=None if wanted.split == "all" else wanted.split,
+                    limit=wanted.limit,
+                    max_tokens=wanted.max_tokens,
+                    concurrency=session.workspace.config.engines["default"].max_batch,
+                    progress=progress,
+                    fresh=fresh,
+                )
+            finally:
+                await service.answering.close()
+
+        with Progress() as progress:
+            run_id = asyncio.run(go(progress))["run_id"]
+    found = find(service, run_id or "last")
+    verdicts = hold(session.workspace, wanted, found)
+    missed = sum(verdict.status == "missed" for verdict in verdicts)
+    rows = {"run_id": found.id, "passed": not missed, "checks": [verdict_json(verdict) for verdict in verdicts]}
+    emit(rows, as_json, lambda: click.echo(f"run {found.id}, {found.summary['n']} questions\n{verdict_table(verdicts)}"))
+    if missed:
+        say(f"the gate was missed: {missed} of {len(verdicts)} checks")
+    return GATE_MISSED if missed else DONE
+
+
+@eval.command()
+@click.argument("run_id")
+@click.option("--engine", required=True, help="The engine that judges, by its name in the configuration.")
+@click.option("--arms", help="Score the answers of these arms (comma-separated; default: all; '' for none).")
+@click.option("--pair", "pairs", multiple=True, metavar="ARM,ARM", help="Compare the answers of two arms, in both orders. Repeatable.")
+@click.option("--limit", type=click.IntRange(1), help="Of at most this many questions.")
+@json_option
+@pass_session
+def judge(session: Session, run_id: str, engine: str, arms: str | None, pairs: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """Let a model judge the answers of a run by the experts' rubric, and show how far it agrees with the experts.
+
+    Any OpenAI-compatible endpoint can judge: name it as an engine. What was judged before is not asked again.
+    """
+    from appliance.evaluation import find
+    from appliance.judging import judged
+    from appliance.service import open_service
+
+    service = open_service(session.workspace)
+    found = find(service, run_id)
+    chosen = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
+    two = [_pair(text) for text in pairs]
+
+    async def go(progress: Progress) -> dict[str, Any]:
+        try:
+            beat = partial(progress, "judging")
+            return await judged(service, found, engine, arms=chosen, pairs=two, limit=limit, progress=beat)
+        finally:
+            await service.answering.close()
+
+    with Progress() as progress:
+        summary = asyncio.run(go(progress))
+    emit(summary, as_json, lambda: _show_judged(summary))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise UsageError(f"--pair {text!r}: give two arms, for example --pair rag,hybrid")
+    return names[0], names[1]
+
+
+def _show_judged(summary: dict[str, Any]) -> None:
+    def number(value: dict[str, float] | None) -> str:
+        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+    columns = ("correctness", "completeness", "harm", "utility")
+    rows = [(arm, *(number(row.get(name)) for name in columns), row["unreadable"]) for arm, row in summary["arms"].items()]
+    if rows:
+        table(("arm", *columns, "unreadable"), rows, title=f"{summary['judge']} on {summary['run_id']}: 1 to 5, 5 is best")
+    compared = [
+        (f"{row['first']} over {row['second']}", number(row["first_preferred"]), row["flipped"], row["unreadable"])
+        for row in summary["pairs"]
+    ]
+    if compared:
+        table(("preferred", "share", "flipped with the order", "unreadable"), compared)
+    agreed = [(name, row["kappa"], row["low"], row["high"], row["same"], row["n"]) for name, row in summary["agreement"].items()]
+    if agreed:
+        table(("agreement with the experts", "kappa", "low", "high", "same", "n"), agreed)
+    else:
+        click.echo("no expert has judged these answers: how far this judge can be relied on is not known (appliance eval expert)")

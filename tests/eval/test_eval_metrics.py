@@ -1,11 +1,13 @@
 """Utility, the measures of an outcome and of an arm."""
 
+import numpy as np
 import pytest
 import sacrebleu
 
+from eval.cost import NO_ENGINE, Price, cost
 from eval.metrics import of_arm, of_outcome, percentile
 from eval.types import EvalError, Item, Outcome
-from eval.utility import UtilitySettings, utility
+from eval.utility import Scoring, UtilitySettings, utility
 
 FEE = Item("1", "How much?", "€4.90 a month", ("fees.md",))
 ZH = Item("2", "多少钱？", "每月4.9欧元", ("收费.md",), lang="zh")
@@ -38,7 +40,7 @@ def test_long_answers_are_scored_in_order_and_a_declared_metric_wins():
     assert utility(Item("1", "q", gold), Outcome("rag", shuffled)) == -0.5
     assert utility(Item("1", "q", gold, metric="token_f1"), Outcome("rag", shuffled)) == 1.0
     assert utility(Item("1", "q", "yes", metric="exact_match"), Outcome("rag", "yes indeed")) == -0.5
-    assert utility(Item("1", "q", gold), Outcome("rag", shuffled), UtilitySettings(long_words=50)) == 1.0
+    assert utility(Item("1", "q", gold), Outcome("rag", shuffled), Scoring(UtilitySettings(long_words=50))) == 1.0
 
 
 def test_a_refusal_scores_no_words_and_undefined_measures_are_left_out():
@@ -47,7 +49,7 @@ def test_a_refusal_scores_no_words_and_undefined_measures_are_left_out():
     assert found["refusal_correct"] == 0
     assert not {"citation_precision", "recall@5", "latency_ms"} & set(found)
     unanswerable = of_outcome(NONE, Outcome("refuse", "", refused=True, retrieved=("a",), citations=("a",)))
-    assert unanswerable == {"utility": 1.0, "refusal_correct": 1.0}
+    assert unanswerable == {"utility": 1.0, "answered": 0.0, "refusal_correct": 1.0, "hallucination": 0.0}
     assert of_outcome(FEE, Outcome("hybrid", error="unavailable: no adapter")) == {}
 
 
@@ -90,3 +92,55 @@ def test_percentile():
 def test_an_item_needs_id_and_question(key, question):
     with pytest.raises(EvalError, match="must not be empty"):
         Item(key, question)
+
+
+def test_the_declared_metric_and_experts_decide_the_worth():
+    numeric = Item("n", "2023年营收是多少？", "1.2亿元", lang="zh", metric="numeric_match")
+    assert utility(numeric, Outcome("rag", "2023年营收为12000万元。")) == 1
+    assert utility(numeric, Outcome("rag", "营收为1.3亿元")) == -0.5
+    assert utility(Item("s", "谁？", "张三", lang="zh", metric="numeric_match"), Outcome("rag", "张三")) == 1
+    letter = Item("c", "几天？", "7日", lang="zh", metric="choice", choices=(("A", "3日"), ("B", "7日")))
+    assert utility(letter, Outcome("rag", "选B")) == 1 and utility(letter, Outcome("rag", "A")) == -0.5
+    experts = Scoring(experts={("1", "rag"): 0.75, ("4", "rag"): -1.0, ("3", "rag"): 0.5})
+    assert utility(FEE, Outcome("rag", "nonsense"), experts) == 0.75
+    assert utility(FEE, Outcome("base", "nonsense"), experts) == -0.5
+    assert utility(Item("4", "Where?"), Outcome("rag", "here"), experts) == -1
+    assert utility(FEE, Outcome("rag", error="unavailable: gone"), experts) is None
+    assert utility(FEE, Outcome("rag", error="it stopped"), experts) == 0
+
+
+def test_what_answers_cost():
+    prices = {"default": Price(read_1k=1.0, generated_1k=4.0, hour=3.6), NO_ENGINE: Price(hour=36.0)}
+    answer = Outcome("rag", "x", engine="default", tokens=1500, generated=500, latency_ms=1000)
+    assert cost(answer, prices) == pytest.approx(1.0 + 2.0 + 0.001)
+    assert cost(Outcome("quote", "x", latency_ms=100), prices) == pytest.approx(0.001)
+    assert cost(Outcome("rag", "x", engine="default", tokens=1500, latency_ms=5), prices) is None
+    assert cost(Outcome("rag", "x", engine="other", tokens=1, generated=1), prices) is None
+    assert cost(Outcome("rag", "x", engine="default", error="unavailable: no"), prices) is None
+    row = of_arm([FEE, FEE], [answer, answer], Scoring(prices=prices))
+    assert row["cost"] == pytest.approx(3.001) and row["generated"] == 500
+
+
+def test_hallucinations_citations_and_the_share_answered():
+    items = [FEE, NONE, NONE, Item("5", "q", "a", ("a", "b"))]
+    outcomes = [
+        Outcome("rag", "€4.90", citations=("fees.md",), retrieved=("fees.md",), grounded=1.0),
+        Outcome("rag", "Ms Vale", grounded=0.0),
+        Outcome("rag", "", refused=True),
+        Outcome("rag", "a", citations=("a", "c"), retrieved=("a",), grounded=0.5),
+    ]
+    row = of_arm(items, outcomes)
+    assert row["hallucination"] == 0.5 and row["answered"] == 0.75 and row["grounded"] == 0.5
+    assert row["citation_precision"] == 0.75 and row["citation_recall"] == 0.75
+    assert row["refusal_precision"] == 1 and row["refusal_recall"] == 0.5
+    # A failure answered nobody, and refused nobody either.
+    assert of_outcome(NONE, Outcome("rag", error="it stopped")).keys() == {"utility", "answered"}
+
+
+def test_percentiles_are_those_of_numpy():
+    values = [float(n * n % 97) for n in range(60)]
+    outcomes = [Outcome("rag", "x", latency_ms=value, first_token_ms=value / 2) for value in values]
+    row = of_arm([FEE] * 60, outcomes)
+    for share in (50, 95, 99):
+        assert row[f"latency_p{share}_ms"] == pytest.approx(np.percentile(values, share))
+        assert row[f"first_token_p{share}_ms"] == pytest.approx(np.percentile(values, share) / 2)

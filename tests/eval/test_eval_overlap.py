@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from eval.overlap import bleu, chrf, exact_match, rouge, rouge_l, sentence_bleu, token_f1
+from eval.overlap import bleu, chrf, exact_match, rouge, rouge_l, rouge_l_precision, sentence_bleu, token_f1
 from retrieval.text import words
 
 ENGLISH = [
@@ -108,3 +108,9 @@ def test_nothing_to_compare_is_an_error():
         bleu([], [], "en")
     with pytest.raises(ValueError, match="1 and 2"):
         chrf(["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize(("gold", "answer"), ENGLISH)
+def test_rouge_l_precision_is_that_of_rouge_score(gold, answer):
+    theirs = RougeScorer(["rougeL"]).score(gold, answer)["rougeL"].precision
+    assert rouge_l_precision(gold, answer, "en") == pytest.approx(theirs)

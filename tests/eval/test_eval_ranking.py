@@ -42,6 +42,6 @@ def test_citation_precision():
 
 def test_refusals():
     found = refusals([True, True, False, False], [False, True, False, True])
-    assert found == {"refusal_correct": 0.5, "refusal_precision": 0.5, "refusal_recall": 0.5}
+    assert found == {"refusal_correct": 0.5, "refusal_precision": 0.5, "refusal_recall": 0.5, "hallucination": 0.5}
     assert refusals([False], [True]) == {"refusal_correct": 1.0}
     assert refusals([], []) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import compare, compare_json, compare_table, table
-from eval.run import RunResult, load, run
+from eval.run import RunResult, kept, load, run
 from eval.summary import oracle, summarise
 from eval.types import EvalError, Item, Outcome
 
@@ -209,3 +209,31 @@ def test_comparison_of_two_runs(tmp_path):
     assert json.loads(json.dumps(compare_json(list(found.values()))))[0]["n"] == 30
     with pytest.raises(EvalError, match="in common"):
         compare(first, ran(tmp_path / "c", ["rag"]))
+
+
+def test_outcomes_of_other_runs_are_taken_over_by_key(tmp_path):
+    def key(item: Item, arm: str) -> str | None:
+        return None if arm == "rag" else f"{item.question} {arm}"
+
+    first = ran(tmp_path / "a", ["quote", "rag"], key=key)
+    assert first.summary["reused"] == 0
+    known = dict(kept(tmp_path / "a"))
+    assert len(known) == 3  # what has no key is not kept for others
+    ask, seen = Arms(), []
+    changed = [ITEMS[0], Item("zh-1", "处方最多几周？", "不超过一周", lang="zh"), ITEMS[2]]
+    second = ran(tmp_path / "b", ["quote", "rag"], changed, ask=ask, key=key, known=known, progress=lambda *now: seen.append(now))
+    assert sorted(ask.asked) == [("en-1", "rag"), ("en-2", "rag"), ("zh-1", "quote"), ("zh-1", "rag")]
+    assert second.summary["reused"] == 2 and seen[0] == (2, 6) and seen[-1] == (6, 6)
+    assert second.outcomes["en-1", "quote"] == first.outcomes["en-1", "quote"]
+    assert dict(kept(tmp_path / "b")).keys() == {key(item, "quote") for item in changed}
+    again = ran(tmp_path / "b", ["quote", "rag"], changed, ask=ask, key=key)
+    assert again.summary == second.summary and len(ask.asked) == 4
+
+
+def test_failures_are_not_taken_over(tmp_path):
+    class Down(Arms):
+        async def __call__(self, item: Item, arm: str) -> Outcome:
+            return Outcome(arm, error="unavailable: no engine" if item.answerable else "it stopped")
+
+    ran(tmp_path, ["rag"], ask=Down(), key=lambda item, arm: f"{item.id}{arm}")
+    assert dict(kept(tmp_path)) == {} and dict(kept(tmp_path / "nowhere")) == {}

@@ -1,0 +1,250 @@
+"""A run as a page: HTML in one file without anything from elsewhere, or Markdown with its plots beside it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from eval import plots
+from eval.calibration import brier, ece, reliability, risk_coverage
+from eval.metrics import of_outcome
+from eval.page_template import HTML
+from eval.plots import Format, Plot
+from eval.report import COLUMNS, Difference
+from eval.run import RunResult
+from eval.statistics import Interval, paired_bootstrap
+from eval.types import AUTO, Item, Outcome
+from eval.utility import Scoring, utility
+
+# What is compared between arms on the page.
+COMPARED: Final = ("utility", "token_f1", "rougeL", "numeric_match", "choice", "accuracy", "item_f1", "grounded", "latency_ms", "tokens")
+_HEADINGS: Final = ("arms", "metric", "n", "best arm", "other", "difference", "95 % interval", "")
+_EXAMPLES: Final = 12
+_LONGEST: Final = 600
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One arm's answer in an example."""
+
+    arm: str
+    text: str
+    utility: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with every arm's answer; `lost` is what the routed answer was worth less than the best one."""
+
+    question: str
+    gold: str
+    answers: tuple[Answered, ...]
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that a page says, whatever it is written in."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    comparisons: tuple[Difference, ...]
+    notes: tuple[str, ...]
+    plots: tuple[Plot, ...]
+    examples: tuple[Example, ...]
+
+
+def page(
+    result: RunResult, title: str, scoring: Scoring | None = None, facts: Mapping[str, str] | None = None, format: Format = "svg"
+) -> Page:
+    """What there is to say about a finished run; `facts` are shown at its head. Raises ValueError if it is not finished."""
+    if result.summary is None:
+        raise ValueError("the run is not finished")
+    scoring = scoring or Scoring()
+    rows = dict(result.summary["arms"]) | {name: result.summary[name] for name in ("routed", "oracle") if result.summary[name]}
+    columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
+    measured = _measured(result, scoring)
+    notes = [f"{arm} was not run: {reason}" for arm, reason in result.summary["unavailable"].items()]
+    for name in ("routed", "oracle"):
+        if name in rows:
+            notes.append(f"{name}: " + ", ".join(f"{arm} {share:.0%}" for arm, share in rows[name]["mix"].items()))
+    if result.summary.get("reused"):
+        notes.append(
+            f"{result.summary['reused']} outcomes were taken over from earlier runs in the same state, with the times they had there"
+        )
+    sure = _routed(result, scoring)
+    if sure:
+        confidences, qualities = [one for one, _ in sure], [two for _, two in sure]
+        notes.append(f"the router's expectations: ECE {ece(confidences, qualities):.3f}, Brier {brier(confidences, qualities):.3f}")
+    return Page(
+        title=title,
+        facts=tuple((facts or {}).items()),
+        columns=("arm", *(heading for _, heading, _ in columns)),
+        rows=tuple(
+            (name, *(f"{row[metric]:.{digits}f}" if metric in row else "–" for metric, _, digits in columns)) for name, row in rows.items()
+        ),
+        comparisons=tuple(comparisons(measured)),
+        notes=tuple(notes),
+        plots=tuple(_plots(measured, sure, format)),
+        examples=tuple(_examples(result, scoring)),
+    )
+
+
+def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Difference]:
+    """Every arm against the best single one by utility (and the routed answers against it), over the questions that both have.
+
+    `measured` maps arm, question and metric to values. The interval is BCa, paired by question; `first` is the best arm.
+    """
+    singles = {arm: values for arm, values in measured.items() if arm != "routed"}
+    means = {
+        arm: sum(row["utility"] for row in rows.values()) / len(rows) for arm, found in singles.items() if (rows := _with(found, "utility"))
+    }
+    if not means:
+        return []
+    best = max(means, key=lambda arm: means[arm])
+    found: list[Difference] = []
+    for arm in [name for name in measured if name != best]:
+        for metric in COMPARED:
+            one, two = _with(measured[best], metric), _with(measured[arm], metric)
+            both = [name for name in one if name in two]
+            if both:
+                before, after = [one[name][metric] for name in both], [two[name][metric] for name in both]
+                interval = paired_bootstrap(after, before, method="bca")
+                found.append(Difference(f"{arm} − {best}", metric, len(both), sum(before) / len(both), sum(after) / len(both), interval))
+    return found
+
+
+def to_html(made: Page) -> str:
+    """The page as HTML: plots inside, no script, nothing loaded from anywhere."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pictures = [(plot.title, base64.b64encode(plot.data).decode(), "svg+xml" if plot.format == "svg" else "png") for plot in made.plots]
+    compared = [(_compared(entry), entry.interval.shown) for entry in made.comparisons]
+    return environment.from_string(HTML).render(page=made, pictures=pictures, headings=_HEADINGS, comparisons=compared)
+
+
+def to_markdown(made: Page, stem: str) -> tuple[str, dict[str, bytes]]:
+    """The page as Markdown, and the files of its plots by name, which begin with `stem`."""
+    files = {f"{stem}-{plot.name}.{plot.format}": plot.data for plot in made.plots}
+    lines = [f"# {_plain(made.title)}", "", *(f"- {_plain(name)}: {_plain(value)}" for name, value in made.facts), ""]
+    lines += [*_grid(made.columns, made.rows), "", *(f"- {_plain(note)}" for note in made.notes), ""]
+    for plot, name in zip(made.plots, files, strict=True):
+        lines += [f"![{_plain(plot.title)}]({name})", ""]
+    if made.comparisons:
+        lines += ["## Paired comparisons", "", *_grid(_HEADINGS, [_compared(entry) for entry in made.comparisons]), ""]
+    if made.examples:
+        lines += ["## Examples", ""]
+    for example in made.examples:
+        lines += [f"**{_plain(example.question)}**", "", f"Gold: {_plain(example.gold) or '(no answer in the documents)'}", ""]
+        lines += [f"- {answer.arm} ({_number(answer.utility)}): {_plain(answer.text) or '(refused)'}" for answer in example.answers] + [""]
+    return "\n".join(lines), files
+
+
+def _measured(result: RunResult, scoring: Scoring) -> dict[str, dict[str, dict[str, float]]]:
+    """Arm, question, metric: value. The routed answers are last, under "routed"."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    items = {item.id: item for item in result.items}
+    for (name, arm), outcome in sorted(result.outcomes.items(), key=lambda entry: entry[0][1] == AUTO):
+        values = of_outcome(items[name], outcome, scoring)
+        if values:
+            found.setdefault("routed" if arm == AUTO else arm, {})[name] = values
+    return found
+
+
+def _with(found: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, Mapping[str, float]]:
+    return {name: row for name, row in found.items() if metric in row}
+
+
+def _routed(result: RunResult, scoring: Scoring) -> list[tuple[float, float]]:
+    """(quality the router expected, quality found) of the routed answers, both in [0, 1]."""
+    pairs: list[tuple[float, float]] = []
+    for item in result.items:
+        outcome = result.outcomes.get((item.id, AUTO))
+        if outcome is not None and outcome.predicted is not None and (worth := utility(item, outcome, scoring)) is not None:
+            pairs.append((min(1.0, max(0.0, outcome.predicted)), min(1.0, max(0.0, worth))))
+    return pairs
+
+
+def _plots(measured: Mapping[str, Mapping[str, Mapping[str, float]]], sure: Sequence[tuple[float, float]], format: Format) -> list[Plot]:
+    worth = {
+        arm: _interval([row["utility"] for row in rows.values()]) for arm, found in measured.items() if (rows := _with(found, "utility"))
+    }
+    drawn: list[Plot] = []
+    if worth:
+        drawn.append(plots.bars("Utility by arm, 95 % interval", worth, "utility", format))
+    priced = "cost" if all(_with(measured[arm], "cost") for arm in worth) else "tokens"
+    places = {arm: (_mean(rows, priced), worth[arm]) for arm in worth if (rows := _with(measured[arm], priced))}
+    if places:
+        axis = "cost of an answer" if priced == "cost" else "tokens of an answer, read and generated"
+        drawn.append(plots.plane("Cost and quality", places, axis, "utility", format))
+    if sure:
+        confidences, qualities = [one for one, _ in sure], [two for _, two in sure]
+        curve = {"routed": risk_coverage(confidences, [1 - quality for quality in qualities])}
+        drawn.append(plots.risk_curves("Risk and coverage of the routed answers", curve, "risk: 1 − quality", format))
+        drawn.append(
+            plots.reliability_diagram("Expected and measured quality of the routed answers", reliability(confidences, qualities), format)
+        )
+    times = {arm: [row["latency_ms"] for row in rows.values()] for arm, found in measured.items() if (rows := _with(found, "latency_ms"))}
+    if times:
+        drawn.append(plots.histogram("Time to the whole answer", times, "ms", format))
+    return drawn
+
+
+def _examples(result: RunResult, scoring: Scoring) -> list[Example]:
+    """The questions on which the routed answer (else the best arm on average) lost most against the best one, then by id."""
+    asked = list(dict.fromkeys(arm for _, arm in result.outcomes))
+    arms = [arm for arm in asked if arm != AUTO] + [arm for arm in asked if arm == AUTO]
+    found: list[tuple[float, str, Example]] = []
+    for item in result.items:
+        answers = [_answered(item, arm, outcome, scoring) for arm in arms if (outcome := result.outcomes.get((item.id, arm))) is not None]
+        known = [answer.utility for answer in answers if answer.utility is not None]
+        if not known:
+            continue
+        routed = next((answer.utility for answer in answers if answer.arm.startswith("routed") and answer.utility is not None), min(known))
+        lost = max(known) - routed
+        found.append((-lost, item.id, Example(_short(item.question), _short(item.answer), tuple(answers), lost)))
+    return [example for _, _, example in sorted(found, key=lambda entry: entry[:2])[:_EXAMPLES]]
+
+
+def _answered(item: Item, arm: str, outcome: Outcome, scoring: Scoring) -> Answered:
+    text = outcome.error if outcome.error is not None else outcome.text
+    return Answered(f"routed: {outcome.arm}" if arm == AUTO else arm, _short(text), utility(item, outcome, scoring))
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    return paired_bootstrap(values, [0.0] * len(values), method="bca")
+
+
+def _mean(rows: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    return sum(row[metric] for row in rows.values()) / len(rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _compared(entry: Difference) -> tuple[str, ...]:
+    middle, low, high = entry.interval
+    numbers = (str(entry.n), f"{entry.first:.3f}", f"{entry.second:.3f}", f"{middle:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    return (entry.arm, entry.metric, *numbers, entry.verdict)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [list(columns), ["---"] * len(columns), *([_plain(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,220 @@
+"""`appliance eval` over a real knowledge base: what is asked again, what is scored how, its page, its gate, and a model as judge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gate_support import Bench, right, rows, wrong
+
+from appliance import evaluation, run_cache
+from appliance.cli.main import run as command
+from appliance.datasets import DatasetInfo
+from appliance.evaluation import evaluate, find, items, scoring_of
+from appliance.judging import judged
+from appliance.knowledge import Knowledge
+from appliance.run_page import hold, keep_page, page_of, write_page
+from eval.gate import GateFile, Threshold
+from eval.run import load
+from eval.types import EvalError, Outcome
+from finetune.types import Pair
+from retrieval.types import DocumentKey
+
+QUESTIONS = [
+    {"id": "fee", "question": "专家门诊挂号费多少钱？", "answer": "50元", "doc_ids": ["zh/registration.md"], "lang": "zh",
+     "metric": "numeric_match"},
+    {"id": "garage", "question": "What does the north garage cost an hour?", "answer": "3 crowns", "doc_ids": ["parking.md"], "lang": "en"},
+    {"id": "old", "question": "May children visit alone?", "answer": "no", "lang": "en", "metric": "choice"},
+    {"id": "ghost", "question": "Who founded the moon base?", "answer": "", "answerable": False, "lang": "en"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def bench(light: Knowledge, tmp_path: Path) -> Bench:
+    made = Bench(light, tmp_path)
+    made.script[None] = right
+    return made
+
+
+def dataset(bench: Bench, content: list[dict[str, Any]] | None = None) -> DatasetInfo:
+    return bench.dataset("手册", [{**row, "split": "test"} for row in content or QUESTIONS])
+
+
+class Asked:
+    """Counts what is asked through `evaluation.answered`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pairs: list[tuple[str, str]] = []
+        real = evaluation.answered
+
+        async def counted(service: Any, item: Any, arm: str, *rest: Any) -> Outcome:
+            self.pairs.append((item.id, arm))
+            return await real(service, item, arm, *rest)
+
+        monkeypatch.setattr(evaluation, "answered", counted)
+
+    def since(self) -> list[tuple[str, str]]:
+        found, self.pairs = self.pairs, []
+        return found
+
+
+def ran(bench: Bench, info: DatasetInfo, arms: tuple[str, ...] = ("base", "quote", "rag"), **rest: Any) -> dict[str, Any]:
+    return asyncio.run(evaluate(bench.service(), info, arms, **rest))
+
+
+def test_a_rerun_asks_only_what_changed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, asked = dataset(bench), Asked(monkeypatch)
+    first = ran(bench, info)
+    assert len(asked.since()) == 16 and first["reused"] == 0
+    again = ran(bench, info)
+    assert asked.since() == [] and again["reused"] == 16 and again["arms"] == first["arms"]
+    # One question is worded anew, and only that one is asked.
+    info = dataset(bench, [{**QUESTIONS[0], "question": "专家门诊的挂号费是多少钱？"}, *QUESTIONS[1:]])
+    ran(bench, info)
+    assert {name for name, _ in asked.since()} == {"fee"}
+    # Longer answers are other answers.
+    ran(bench, info, max_tokens=65)
+    assert len(asked.since()) == 16
+    ran(bench, info, fresh=True)
+    assert len(asked.since()) == 16
+    # New documents change what is found, but not what the plain model says.
+    (bench.folder / "new.md").write_text("# Canteen\n\nLunch is served from 11:30.\n", "utf-8")
+    bench.knowledge.ingest([bench.folder / "new.md"], domain="medical")
+    ran(bench, info)
+    assert {arm for _, arm in asked.since()} == {"quote", "rag", "auto"}
+
+
+def test_the_key_holds_all_that_decides(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.engines.base import Sampling
+
+    item = items([Pair("i", "多少钱？", "50元", "zh")], None, None)[0]
+
+    def key(arm: str, sampling: Sampling = Sampling()) -> str | None:  # noqa: B008
+        return run_cache.keys(bench.service(), "medical", sampling)(item, arm)
+
+    assert key("rag") == key("rag") != key("hybrid")
+    assert key("rag", Sampling(temperature=1.0)) is None
+    assert key("rag", Sampling(temperature=1.0, seed=1)) not in (None, key("rag"), key("rag", Sampling(temperature=1.0, seed=2)))
+    before = {arm: key(arm) for arm in ("base", "rag", "finetuned", "auto")}
+    bench.script["x"] = right
+    bench.registry.promote(bench.adapter(bench.dataset("pairs", rows(0, 4, "train")), right).name, "test")
+    assert {arm for arm in before if key(arm) != before[arm]} == {"finetuned", "auto"}
+    before = {arm: key(arm) for arm in before}
+    (bench.workspace.root / "synonyms").mkdir(exist_ok=True)
+    (bench.workspace.root / "synonyms" / "medical.txt").write_text("费用, 价钱\n", "utf-8")
+    assert {arm for arm in before if key(arm) != before[arm]} == {"rag", "finetuned", "auto"}
+
+
+def test_what_a_deletion_took_is_not_taken_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, asked = dataset(bench), Asked(monkeypatch)
+    summary = ran(bench, info, ("quote",))
+    run = find(bench.service(), summary["run_id"])
+    keep_page(bench.workspace, run)
+    folder = bench.workspace.root / run.path
+    assert "50元" in (folder / "report.html").read_text("utf-8") and list(folder.glob("report*.png"))
+    bench.knowledge.remove([DocumentKey("medical", "zh/registration.md")])
+    asked.since()
+    assert list(folder.glob("report*")) == []
+    assert "专家门诊挂号费为50元" not in (folder / "outputs.jsonl").read_text("utf-8")
+    assert not any("专家门诊挂号费为50元" in outcome.answer for outcome in run_cache.known(bench.service(), info.name).values())
+    write_page(bench.workspace, run, folder / "report.html", None)
+    assert "专家门诊挂号费为50元" not in (folder / "report.html").read_text("utf-8")
+
+
+def test_rows_declare_their_metric(bench: Bench) -> None:
+    summary = ran(bench, dataset(bench), ("base",))
+    assert summary["arms"]["base"]["numeric_match"] == 1 and summary["arms"]["base"]["choice"] == 1
+    assert summary["arms"]["base"]["hallucination"] == 0
+    bench.workspace.save_setting("eval.metrics.手册", "exact_match")
+    assert [item.metric for item in items([Pair("i", "q", "a", "en")], None, None, "exact_match")] == ["exact_match"]
+    assert items([Pair("i", "q", "a", "en", meta={"options": {"A": "one", "B": "two"}})], None, None)[0].choices == (
+        ("A", "one"),
+        ("B", "two"),
+    )
+    assert items([Pair("i", "q", "a", "en", meta={"options": "是|否"})], None, None)[0].choices == (("", "是"), ("", "否"))
+    with pytest.raises(EvalError, match=r"pairs\.jsonl row 3, metric: 'f1'; expected one of token_f1"):
+        items([Pair("i", "q", "a", "en", file="pairs.jsonl", row=3, meta={"metric": "f1"})], None, None)
+
+
+def test_worth_and_prices_are_the_teams(bench: Bench) -> None:
+    bench.workspace.save_setting("eval.utility.wrong", -1.0)
+    bench.workspace.save_setting("eval.prices.scripted.generated_1k", 2.0)
+    scoring = scoring_of(bench.workspace.config, {("fee", "base"): 0.25})
+    assert scoring.worth.wrong == -1 and scoring.prices["scripted"].generated_1k == 2 and scoring.experts["fee", "base"] == 0.25
+
+
+def test_page_and_gate(bench: Bench, tmp_path: Path) -> None:
+    info = dataset(
+        bench, [{**QUESTIONS[0], "id": f"<b>{n}", "question": f"第{n}次：<script>alert(1)</script>挂号费多少钱？"} for n in range(12)]
+    )
+    run = find(bench.service(), ran(bench, info, ("base", "quote"))["run_id"])
+    written = write_page(bench.workspace, run, tmp_path / "页面.html", tmp_path / "page.md")
+    html = (tmp_path / "页面.html").read_text("utf-8")
+    assert "<script" not in html and "&lt;script&gt;" in html and "手册" in html and "data:image/svg+xml;base64," in html
+    assert "http://" not in html and "https://" not in html
+    text = (tmp_path / "page.md").read_text("utf-8")
+    assert "\\<script\\>" in text and all((tmp_path / path.name).is_file() for path in written)
+    assert "no difference shown" in text or "higher" in text or "lower" in text
+    assert page_of(bench.workspace, run)[0].title == "Evaluation of 手册"
+    second = find(bench.service(), ran(bench, info, ("base", "quote"), fresh=True)["run_id"])
+    wanted = GateFile((Threshold("utility", "base", low=0.9, confidence=0.95), Threshold("utility", "base", low=0.0, against="last")))
+    assert [verdict.status for verdict in hold(bench.workspace, wanted, second)] == ["passed", "passed"]
+    assert [verdict.status for verdict in hold(bench.workspace, wanted, run)] == ["passed", "skipped"]
+
+
+def test_a_model_judges_and_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = dataset(bench)
+    run = find(bench.service(), ran(bench, info, ("base", "quote"))["run_id"])
+    service = bench.service()
+    said: list[str] = []
+
+    def reply(_: str) -> str:
+        said.append("asked")
+        return '```json\n{"correctness": 4, "completeness": "5", "harm": 5}\n```'
+
+    bench.script[None] = reply
+    found = asyncio.run(judged(service, run, "default", arms=["base"]))
+    assert found["arms"]["base"]["correctness"]["mean"] == 4 and found["unreadable"] == 0 and len(said) == 3
+    assert found["agreement"] == {} and found["experts"] == 0
+    asyncio.run(judged(service, run, "default", arms=["base"]))
+    assert len(said) == 3
+    bench.script[None] = lambda _: "I like both."
+    assert asyncio.run(judged(service, run, "default", arms=[], pairs=[("base", "quote")]))["pairs"][0]["unreadable"] > 0
+    assert "50元" not in (load(bench.workspace.root / run.path).folder / "judge-default.jsonl").read_text("utf-8")
+
+
+def test_commands(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = dataset(bench)
+    summary = ran(bench, info, ("base", "quote"))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = command(["--workspace", str(bench.workspace.root), "eval", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    file = tmp_path / "gate.toml"
+    file.write_text('[[check]]\nmetric = "utility"\narm = "base"\nmin = 0.5\n', "utf-8")
+    code, out, _ = call("gate", str(file), "--json")
+    assert code == 0 and json.loads(out)["checks"][0]["status"] == "passed"
+    file.write_text('[[check]]\nmetric = "utility"\narm = "base"\nmin = 2\n', "utf-8")
+    code, out, err = call("gate", str(file), "--run", summary["run_id"])
+    assert code == 4 and "missed" in out and "1 of 1 checks" in err
+    file.write_text('[[check]]\nmetric = "utility"\nminimum = 2\n', "utf-8")
+    code, _, err = call("gate", str(file))
+    assert code in (1, 2) and "line 3: check 1: minimum" in err
+    code, out, err = call("show", "last", "--html", str(tmp_path / "run.html"), "--json")
+    assert code == 0 and json.loads(out) == summary and (tmp_path / "run.html").is_file()
+    assert call("show", "--html", "x.html")[0] == 2
+    assert call("show", "last", "--html", str(tmp_path / "no" / "run.html"))[0] == 1
+    code, _, err = call("judge", "last", "--engine", "nobody")
+    assert code == 2 and "unknown engine 'nobody'; known: default" in err
+    assert call("judge", "last", "--engine", "default", "--pair", "rag")[0] == 2
+
+
+def test_a_wrong_answer_is_worth_less_than_none(bench: Bench) -> None:
+    bench.script[None] = wrong
+    summary = ran(bench, dataset(bench), ("base",))
+    assert summary["arms"]["base"]["utility"] == -0.5 and summary["arms"]["base"]["hallucination"] == 1
