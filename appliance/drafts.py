@@ -36,10 +36,7 @@ class Unfinished:
     @classmethod
     def open(cls, file: Path, made_by: Mapping[str, Any]) -> Unfinished:
         """A new draft, or the one that an interrupted run of the same settings left. Raises UsageError if there is another in the way."""
-        if file.exists():
-            raise UsageError(f"{file} is there already; review it with `appliance dataset review {file}`, or name another with --out")
-        if not file.parent.is_dir():
-            raise UsageError(f"{file.parent} is not a folder; make it, or name another file with --out")
+        check_new(file)
         draft = cls(file, made_by)
         if not draft._state.is_file() or not draft._part.is_file():
             return draft
@@ -88,6 +85,20 @@ class Unfinished:
     @property
     def _state(self) -> Path:
         return self.file.with_name(self.file.name + ".state")
+
+
+def check_new(file: Path) -> None:
+    """Raises UsageError where a draft cannot be written: there is one, or no folder for it."""
+    if file.exists():
+        raise UsageError(f"{file} is there already; review it with `appliance dataset review {file}`, or name another with --out")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file.parent} is not a folder; make it, or name another file with --out")
+
+
+def write_draft(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a whole draft. Raises UsageError as `check_new`."""
+    check_new(file)
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_draft(file: Path) -> list[dict[str, Any]]:

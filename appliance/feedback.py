@@ -18,6 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from appliance.errors import UsageError
+from appliance.prompts import says_nothing_found
+from appliance.review_entry import Entry, enter, expire, question_hash, withdraw
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
@@ -79,6 +81,10 @@ class Feedback:
                 "answer": answer.text if keep else None,
                 "documents": sorted(cited | {(info.domain, info.id) for info in found}),
                 "labels": sorted(frozenset[str]().union(*(info.labels for info in found))),
+                "refused": answer.arm == "refuse" or says_nothing_found(answer.text),
+                "rule": answer.decision.rule[:60],
+                # Stands alone also where the question leans on the turns before it; only its hash is written.
+                "asked": answer.query or question,
                 # When it was asked for: what is deleted from then on may be in it.
                 "created_at": utcnow() - timedelta(milliseconds=answer.timings.get("total", 0.0)),
             }
@@ -88,14 +94,19 @@ class Feedback:
         """Write what waits and erase what is too old. Raises DatabaseFailed (what waits then goes on waiting)."""
         table, now = schema.answer, utcnow()
         with self._writing:
-            rows = list(self._waiting)
+            secret = self._database.secret() if self._waiting else b""
+            rows = [{**row, "question_hash": question_hash(secret, row["asked"])} for row in self._waiting]
             with self._database.write() as connection:
                 if rows:
-                    connection.execute(table.insert(), _as_kept(connection, rows))
+                    kept = _as_kept(connection, rows)
+                    connection.execute(table.insert(), [{name: row[name] for name in row if name != "asked"} for row in kept])
+                    enter(connection, (_refusal(row) for row in kept if row["refused"]))
                 kept_since = now - timedelta(hours=self._settings.retain_hours)
                 old = sa.and_(table.c.created_at < kept_since, sa.or_(table.c.answer.is_not(None), table.c.question.is_not(None)))
                 connection.execute(table.update().where(old).values(question=None, answer=None))
-                connection.execute(table.delete().where(table.c.created_at < now - timedelta(days=self._settings.accept_days)))
+                accepted_since = now - timedelta(days=self._settings.accept_days)
+                expire(connection, kept_since, accepted_since)
+                connection.execute(table.delete().where(table.c.created_at < accepted_since))
             for _ in rows:
                 self._waiting.popleft()
 
@@ -118,8 +129,11 @@ class Feedback:
                 days = f"{self._settings.accept_days:g}"
                 raise UnknownAnswer(f"no answer {answer_id!r} was given to this key in the last {days} days ([feedback] accept_days)")
             fresh = row.created_at >= now - timedelta(hours=self._settings.retain_hours)
-            gone = _Deletions(connection, [row.documents], [row.adapter])(row.documents, row.adapter, row.created_at)
-            connection.execute(schema.feedback.delete().where(schema.feedback.c.answer_id == answer_id))
+            gone = Deletions(connection, [row.documents], [row.adapter])(row.documents, row.adapter, row.created_at)
+            known = schema.feedback.c.answer_id == answer_id
+            before = connection.execute(sa.select(schema.feedback.c.rating).where(known)).scalar_one_or_none()
+            connection.execute(schema.feedback.delete().where(known))
+            self._review(connection, row, before, rating, question or (row.question if fresh else None), now)
             connection.execute(
                 schema.feedback.insert().values(
                     answer_id=answer_id,
@@ -138,17 +152,27 @@ class Feedback:
                 )
             )
 
-    def list(self, domain: str | None = None, rating: Rating | None = None) -> list[Given]:
-        """Feedback, newest first, with the labels its documents have now besides those they had."""
+    def _review(self, connection: Connection, row: Any, before: str | None, rating: Rating, question: str | None, now: datetime) -> None:
+        """Bad ratings need a person, once for each answer."""
+        if rating == "down" and before != "down" and row.question_hash:
+            entry = Entry(row.domain, row.question_hash, question, "rated_down", row.rule, row.arm, row.id, row.documents, row.labels, now)
+            enter(connection, [entry])
+        elif rating == "up" and before == "down":
+            withdraw(connection, row.domain, row.question_hash)
+
+    def list(self, domain: str | None = None, rating: Rating | None = None, answers: Sequence[str] | None = None) -> list[Given]:
+        """Feedback, newest first, with the labels its documents have now besides those they had; on these `answers`, or on all."""
         table = schema.feedback
         query = sa.select(table).order_by(table.c.created_at.desc(), table.c.answer_id)
         if domain is not None:
             query = query.where(table.c.domain == domain)
         if rating is not None:
             query = query.where(table.c.rating == rating)
+        if answers is not None:
+            query = query.where(table.c.answer_id.in_(answers))
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-            deleted = _Deletions(connection, [row.documents for row in rows], [row.adapter for row in rows])
+            deleted = Deletions(connection, [row.documents for row in rows], [row.adapter for row in rows])
             return [_given(connection, row, deleted(row.documents, row.adapter, row.answered_at)) for row in rows]
 
 
@@ -157,22 +181,29 @@ def forget(connection: Connection) -> None:
     for table, moment in ((schema.answer, "created_at"), (schema.feedback, "answered_at")):
         texts = {name: None for name in ("answer", "correction") if name in table.c}
         rows = connection.execute(sa.select(table).where(sa.or_(*(table.c[name].is_not(None) for name in texts)))).all()
-        deleted = _Deletions(connection, [row.documents for row in rows], [row.adapter for row in rows])
+        deleted = Deletions(connection, [row.documents for row in rows], [row.adapter for row in rows])
         key = table.primary_key.columns.values()[0]
         for row in rows:
             if deleted(row.documents, row.adapter, getattr(row, moment)):
                 connection.execute(table.update().where(key == row[0]).values(texts))
 
 
+def _refusal(row: Mapping[str, Any]) -> Entry:
+    """What comes into the review queue of an answer that declined; the question's text only where it is kept."""
+    text = row["asked"] if row["question"] is not None else None
+    names = (row[name] for name in ("rule", "arm", "id", "documents", "labels", "created_at"))
+    return Entry(row["domain"], row["question_hash"], text, "refused", *names)
+
+
 def _as_kept(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with the labels of now, and without the text of those that rest on what was deleted meanwhile."""
     texts = [row for row in rows if row["answer"] is not None]
-    deleted = _Deletions(connection, [row["documents"] for row in texts], [row["adapter"] for row in texts])
+    deleted = Deletions(connection, [row["documents"] for row in texts], [row["adapter"] for row in texts])
     gone = {row["id"] for row in texts if deleted(row["documents"], row["adapter"], row["created_at"])}
-    return [{**row, "labels": _labels(connection, row), **({"answer": None} if row["id"] in gone else {})} for row in rows]
+    return [{**row, "labels": labels_of(connection, row), **({"answer": None} if row["id"] in gone else {})} for row in rows]
 
 
-def _labels(connection: Connection, row: Mapping[str, Any]) -> list[str]:
+def labels_of(connection: Connection, row: Mapping[str, Any]) -> list[str]:
     """What the answer's documents and adapter ask for now, and what they asked for when it was given."""
     held = set(row["labels"])
     for domain, doc_id in row["documents"]:
@@ -184,7 +215,7 @@ def _labels(connection: Connection, row: Mapping[str, Any]) -> list[str]:
     return sorted(held)
 
 
-class _Deletions:
+class Deletions:
     """Whether anything an answer rests on was deleted since it was given: its documents, or those its adapter was trained on."""
 
     def __init__(self, connection: Connection, documents: Iterable[Any], adapters: Iterable[str | None]) -> None:
@@ -217,7 +248,7 @@ def _given(connection: Connection, row: Any, withheld: bool) -> Given:
         arm=row.arm,
         adapter=row.adapter,
         documents=tuple((domain, doc_id) for domain, doc_id in row.documents),
-        labels=frozenset(_labels(connection, kept)),
+        labels=frozenset(labels_of(connection, kept)),
         caller=row.caller,
         answered_at=row.answered_at,
         created_at=row.created_at,
