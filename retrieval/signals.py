@@ -18,7 +18,8 @@ from retrieval.vocabulary import Rule
 TOP = 10
 NAMES = (
     *("dense_top", "dense_gap", "dense_entropy", "lexical_top", "lexical_gap", "lexical_share", "lexical_entropy", "agreement"),
-    *("overlap", "term_coverage", "coverage_all", "documents", "top_days", "newest_days", "oldest_days", "passages"),
+    *("overlap", "term_coverage", "coverage_all", "title_coverage", "rarity", "rarest", "rarest_found"),
+    *("documents", "top_days", "newest_days", "oldest_days", "passages"),
 )
 
 
@@ -37,8 +38,11 @@ def signals(
     """
     now = datetime.now(UTC)
     ages = [(now - passage.document.updated_at).total_seconds() / 86_400 for passage in passages]
-    covered = [_covered([word for word, _ in weights], rules, dictionaries, passage, stems) for passage in passages]
+    words = [word for word, _ in weights]
+    covered = [_has(words, rules, dictionaries, _whole(passage), stems) for passage in passages]
+    titled = _has(words, rules, dictionaries, passages[0].document.title, stems) if passages else set()
     total = sum(weight for _, weight in weights)
+    rarest, weight_of_it = max(weights, key=lambda entry: entry[1], default=("", 0.0))
     both = sum(passage.dense_rank is not None and passage.lexical_rank is not None for passage in passages)
 
     def share(words: set[str]) -> float:
@@ -56,6 +60,10 @@ def signals(
         "overlap": both / len(passages) if passages else 0.0,
         "term_coverage": share(covered[0]) if covered else 0.0,
         "coverage_all": share(set().union(*covered)),
+        "title_coverage": share(titled),
+        "rarity": total / len(weights) if weights else 0.0,
+        "rarest": weight_of_it,
+        "rarest_found": float(any(rarest in each for each in covered)),
         "documents": float(len({passage.document.key for passage in passages})),
         "top_days": ages[0] if ages else 0.0,
         "newest_days": min(ages, default=0.0),
@@ -85,11 +93,15 @@ def words_of(question: str, dictionaries: Sequence[Dictionary | None]) -> list[s
     return list(dict.fromkeys(word for dictionary in dictionaries or (None,) for word in content_words(question, dictionary)))
 
 
-def _covered(
-    words: Sequence[str], rules: Sequence[Rule], dictionaries: Sequence[Dictionary | None], passage: Passage, stems: dict[str, str] | None
+def _whole(passage: Passage) -> str:
+    """Everything that may hold a word of the question."""
+    return "\n".join((passage.document.title, *passage.chunk.heading, passage.chunk.text))
+
+
+def _has(
+    words: Sequence[str], rules: Sequence[Rule], dictionaries: Sequence[Dictionary | None], whole: str, stems: dict[str, str] | None
 ) -> set[str]:
-    """The words that the passage or its headings have, or have a synonym of."""
-    whole = "\n".join((passage.document.title, *passage.chunk.heading, passage.chunk.text))
+    """The words that the text has, or has a synonym of."""
     alternatives = [(rule, [words_of(alternative, dictionaries) for alternative in rule.alternatives]) for rule in rules]
     wanted = {*words, *(word for _, each in alternatives for found in each for word in found)}
     initials = {word[0] for word in wanted}

@@ -97,7 +97,9 @@ class Evidence:
     ``lexical_entropy`` (how alike the ten best scores are, in [0, 1]), ``agreement`` (how alike the ten first of both retrievers are,
     in [0, 1]), ``overlap`` (share of the top k that both retrievers returned, in [0, 1]), ``term_coverage`` (share of the
     question's content words, weighted by rarity, that occur in the best passage, in [0, 1]), ``coverage_all``
-    (the same over all returned passages), ``documents`` (number of different documents), ``top_days`` (age of the best passage's
+    (the same over all returned passages), ``title_coverage`` (the same in the title of the best passage's document), ``rarity`` and
+    ``rarest`` (mean and largest rarity of these words), ``rarest_found`` (1 if a passage has the rarest), ``documents`` (number of
+    different documents), ``top_days`` (age of the best passage's
     document), ``newest_days`` and ``oldest_days`` (of all passages' documents), ``passages``. `degraded`: an older generation stands in
     for the damaged live one (see `retrieval.fallback`), so that passages may be missing.
     """

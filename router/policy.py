@@ -166,22 +166,26 @@ class RulePolicy:
         self.settings = settings or PolicySettings()
         self.version = f"rules-1-{self.settings.digest()}"
 
-    def decide(self, situation: Situation) -> Decision:
-        """The first rule that applies decides; `refuse` is always available, so there is always an answer."""
+    def view(self, situation: Situation) -> View:
+        """What there is to decide by."""
         features = all_features(situation)
         features["support"] = support(features, self.settings)
         unavailable = exclusions(situation)
         predicted = predict((arm for arm in ARMS if arm not in unavailable), situation, features, self.settings)
-        view = View(situation, self.settings, features, predicted, unavailable)
+        return View(situation, self.settings, features, predicted, unavailable)
+
+    def decide(self, situation: Situation) -> Decision:
+        """The first rule that applies decides; `refuse` is always available, so there is always an answer."""
+        view = self.view(situation)
         rule, verdict = next((rule, verdict) for rule in RULES if (verdict := rule(view)) is not None)
         return Decision(
             arm=verdict.arm,
             domain=situation.domain,
             rule=rule.__name__,
-            reasons=(*verdict.reasons, *_about_staleness(view)),
-            predicted=predicted,
-            unavailable=unavailable,
-            features=features,
+            reasons=(*verdict.reasons, *about_staleness(view)),
+            predicted=view.predicted,
+            unavailable=view.unavailable,
+            features=view.features,
             router_version=self.version,
         )
 
@@ -214,7 +218,7 @@ def _evidence(view: View) -> str:
     return view.say("strong" if view.support >= view.settings.strong else "partial")
 
 
-def _about_staleness(view: View) -> list[str]:
+def about_staleness(view: View) -> list[str]:
     """Why the adapter was not trusted, where it might have been used."""
     adapter = view.situation.adapter
     given = view.situation.unavailable

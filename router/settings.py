@@ -21,7 +21,8 @@ class PolicySettings:
     of the answerable ones whose top passage is right, 38 % of those where it is wrong, and 17 % of the unanswerable, which are
     written to be close to what the documents say (``benchmarks/refusal_threshold.py``); colloquial wording is refused more often.
     From `strong` on, the top passage is of the right document in 97 %.
-    `verified_match` is the similarity from which a verified answer is served; `close_question` and `related_question` the
+    `verified_match` is the similarity from which a verified answer is served (1 for the same question; for others the cosine, after
+    their words were found to say the same; ``benchmarks/verified_matches.py``); `close_question` and `related_question` the
     cosine to a training question from which an adapter may answer alone, or beside passages (training questions about different facts
     reach 0.936 to each other in the sample base).
     `reading` is how well the engine's model answers from passages, 1 for models of about 7B parameters and more. The
@@ -38,7 +39,7 @@ class PolicySettings:
     dense_weight: float = 0.5
     weak: float = 0.40
     strong: float = 0.60
-    verified_match: float = 0.999
+    verified_match: float = 0.9
     close_question: float = 0.95
     related_question: float = 0.90
     stale_limit: float = 0.5
@@ -57,3 +58,21 @@ class PolicySettings:
     def digest(self) -> str:
         """Eight hexadecimal digits that change with any threshold."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What an arm's cost takes off its expected utility in a trained router: `tokens` for each 1,000 read and generated, `seconds` for each
+    second of expected latency. Both are zero or more, else ValueError.
+
+    The default makes 1,000 tokens worth two hundredths of a perfect answer: it decides between arms that are expected to do about
+    equally well, and hardly anything else.
+    """
+
+    tokens: float = 0.02
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) >= 0:
+                raise ValueError(f"{field.name}: {getattr(self, field.name)}; give a price of zero or more")

@@ -74,16 +74,22 @@ def question_features(question: str, lang: str) -> dict[str, float]:
 
 
 def evidence_features(evidence: Evidence, lang: str) -> dict[str, float]:
-    """The signals of the evidence with the prefix ``e_`` (those that are not finite are left out), and ``e_foreign``:
-    1 when the best passage is in another language than the question, so that words cannot match."""
+    """The signals of the evidence with the prefix ``e_`` (those that are not finite are left out); ``e_foreign``: 1 when the best
+    passage is in another language than the question, so that words cannot match; ``e_top_chars``: the length of the best passage;
+    ``e_flagged``: the share of the passages in which ingest found instructions to the model."""
     features = {f"e_{name}": float(value) for name, value in evidence.signals.items() if math.isfinite(value)}
-    features["e_foreign"] = float(bool(evidence.passages) and evidence.passages[0].document.lang != lang)
+    # In whole days: the order in which documents of one ingest came in says nothing.
+    features |= {name: float(math.floor(value)) for name, value in features.items() if name.endswith("_days")}
+    passages = evidence.passages
+    features["e_foreign"] = float(bool(passages) and passages[0].document.lang != lang)
+    features["e_top_chars"] = float(len(passages[0].chunk.text)) if passages else 0.0
+    features["e_flagged"] = sum(bool(passage.chunk.flags) for passage in passages) / len(passages) if passages else 0.0
     return features
 
 
 def adapter_features(adapter: AdapterFacts | None) -> dict[str, float]:
-    """``a_present`` (0 or 1) and, with an adapter, ``a_pairs``, ``a_stale_share``, ``a_unlinked``, ``a_stale_here`` (documents)
-    and ``a_nearest`` (cosine, only where known)."""
+    """``a_present`` (0 or 1) and, with an adapter, ``a_pairs``, ``a_stale_share``, ``a_unlinked``, ``a_stale_here`` (documents),
+    ``a_nearest`` and ``a_near`` (cosines, only where known)."""
     if adapter is None:
         return {"a_present": 0.0}
     features = {
@@ -95,6 +101,8 @@ def adapter_features(adapter: AdapterFacts | None) -> dict[str, float]:
     }
     if adapter.nearest_question is not None:
         features["a_nearest"] = adapter.nearest_question
+    if adapter.near_questions is not None:
+        features["a_near"] = adapter.near_questions
     return features
 
 
@@ -102,6 +110,8 @@ def features(situation: Situation) -> dict[str, float]:
     """Everything about a situation as one flat mapping."""
     found = question_features(situation.question, situation.lang) | evidence_features(situation.evidence, situation.lang)
     found |= adapter_features(situation.adapter)
+    if situation.prior is not None:
+        found[f"p_{situation.prior}"] = 1.0
     if situation.verified is not None:
         found["verified"] = situation.verified
     return found

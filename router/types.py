@@ -29,7 +29,8 @@ class Constraints:
 class AdapterFacts:
     """Plain data about the live adapter of a domain, computed by `appliance`.
 
-    `nearest_question` is the cosine to the nearest training question (None if unknown), `stale_share` the share of
+    `nearest_question` is the cosine to the nearest training question, `near_questions` the mean of those to the five nearest (None if
+    unknown), `stale_share` the share of
     its linked training pairs whose evidence has changed or gone, `unlinked` the number of pairs without evidence,
     `stale_here` the documents among this question's passages that changed after the adapter was trained,
     `scores` its scores from the gate or the last evaluation.
@@ -41,6 +42,7 @@ class AdapterFacts:
     stale_share: float
     unlinked: int
     nearest_question: float | None = None
+    near_questions: float | None = None
     stale_here: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -76,11 +78,13 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the router expects of an arm: quality in [0, 1], latency in ms, tokens."""
+    """What the router expects of an arm: quality in [0, 1], latency in ms, tokens; of a trained router also the utility in [-1, 1]
+    (see `eval.utility`), of which the quality is the part above 0."""
 
     quality: float
     latency_ms: float
     tokens: float
+    utility: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class Decision:
 class Router(Protocol):
     """A router is one method; nothing else in the system cares which one it is."""
 
-    version: str
+    @property
+    def version(self) -> str: ...
 
     def decide(self, situation: Situation) -> Decision: ...

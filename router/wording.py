@@ -87,6 +87,30 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "No way of answering is left under the conditions of this request.",
             "在本次请求的条件下没有可用的回答方式。",
         ),
+        "learned": (
+            "Learnt from {questions} evaluated questions: {arm} is expected to be worth {utility:.2f} here, {other} {less:.2f} "
+            "(1 is a perfect answer, below 0 a harmful one).",
+            "根据 {questions} 个已评测的问题：{arm} 的预期价值为 {utility:.2f}，{other} 为 {less:.2f}（1 为完美，低于 0 为有害）。",
+        ),
+        "learned_alone": (
+            "Learnt from {questions} evaluated questions: {arm} is the only arm left, expected to be worth {utility:.2f} here.",
+            "根据 {questions} 个已评测的问题：只剩 {arm} 可用，预期价值为 {utility:.2f}。",
+        ),
+        "spoke_for": ("What spoke for it most: {features}.", "主要依据：{features}。"),
+        "high": ("{feature} (high)", "{feature}（偏高）"),
+        "low": ("{feature} (low)", "{feature}（偏低）"),
+        "not_sure_enough": (
+            "{arm} promises only {lead:.2f} more than refusing; the risk that was allowed asks for {threshold:.2f}, so no answer is given.",
+            "{arm} 的预期价值只比不回答高 {lead:.2f}；所设的风险上限要求至少高 {threshold:.2f}，因此不作回答。",
+        ),
+        "not_measured": (
+            "The trained router {version} has seen no question in this language, so the rules decided.",
+            "训练所得的路由器 {version} 没有见过这种语言的问题，因此按规则决定。",
+        ),
+        "never_measured": (
+            "this arm was not part of the evaluation that the router learnt from",
+            "路由器所依据的评测没有包含该方式",
+        ),
         "not_chosen_stale": (
             "{documents} changed after the adapter was trained",
             "{documents} 在适配器训练之后已经更改",

@@ -16,6 +16,7 @@ from router.advise import advise as recommend
 from router.roi import RoiError, RoiInputs, roi
 
 _FIGURES = tuple(RoiInputs.__dataclass_fields__)
+_MET = {True: "yes", False: "no", None: "?"}
 
 
 def _options(command: Any) -> Any:
@@ -30,11 +31,18 @@ def _options(command: Any) -> Any:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_options
 @domain_option
+@click.option("--questions-per-year", type=click.FloatRange(min=0), help="Fills automated_tasks: these, times the share answered alone.")
 @click.option("--save", is_flag=True, help="Write the choice to the domain's configuration, where it is the router's prior.")
 @json_option
 @pass_session
-def advise(session: Session, /, file: Path | None, domain: str | None, save: bool, as_json: bool, **given: Any) -> None:
-    """Retrieval, fine-tuning, or both? From flags, from FILE.toml (with a [roi] table), or asked on a terminal."""
+def advise(
+    session: Session, /, file: Path | None, domain: str | None, questions_per_year: float | None, save: bool, as_json: bool, **given: Any
+) -> None:
+    """Retrieval, fine-tuning, or both? From flags, from FILE.toml (with a [roi] table), or asked on a terminal.
+
+    With --domain each rule is told what the domain's own data says, missing figures of the return are filled with what was measured, and
+    the phases of adoption show what holds.
+    """
     values, figures = _read(file)
     values |= {name: given[name] for name in ALLOWED if given[name] is not None}
     figures |= {name: given[name] for name in _FIGURES if given[name] is not None}
@@ -44,6 +52,9 @@ def advise(session: Session, /, file: Path | None, domain: str | None, save: boo
         values = {name: click.prompt(name, type=click.Choice(allowed), err=True) for name, allowed in ALLOWED.items()}
     if save and domain is None:
         raise UsageError("--save needs --domain: the choice is written to that domain's configuration")
+    measured = None if domain is None else _measured(session, domain)
+    if figures or questions_per_year is not None:
+        figures = _filled(figures, measured, questions_per_year)
     try:
         advice = recommend(ScenarioInputs.from_mapping(values))
         returns = roi(RoiInputs.from_mapping(figures)) if figures else None
@@ -53,7 +64,7 @@ def advise(session: Session, /, file: Path | None, domain: str | None, save: boo
         session.workspace.check_domain(domain)
         session.workspace.save_setting(f"domains.{domain}.scenario", advice.choice)
         say(f"[domains.{domain}] scenario = {advice.choice!r} is now the router's prior")
-    data = advice_json(advice, returns)
+    data = {**advice_json(advice, returns), "measured": measured, "roi_figures": figures or None}
 
     def human() -> None:
         click.echo(f"choice: {advice.choice}")
@@ -61,7 +72,10 @@ def advise(session: Session, /, file: Path | None, domain: str | None, save: boo
         for conflict in advice.conflicts:
             click.echo(f"conflict: {conflict}")
         if returns is not None:
+            table(("figure", "value"), figures.items())
             table(("return", "value"), data["roi"].items())
+        if measured is not None:
+            _show(measured)
 
     emit(data, as_json, human)
 
@@ -79,3 +93,33 @@ def _read(file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(figures, dict):
         raise UsageError(f"{file}: roi: expected a table [roi] with {', '.join(_FIGURES)}")
     return values, figures
+
+
+def _measured(session: Session, domain: str) -> dict[str, Any]:
+    from appliance.adoption import evidence
+
+    return evidence(session.workspace, session.workspace.check_domain(domain))
+
+
+def _filled(figures: dict[str, Any], measured: dict[str, Any] | None, questions: float | None) -> dict[str, Any]:
+    """The figures with what was measured in place of those that are missing. Raises UsageError where there is nothing to fill with."""
+    known = {} if measured is None else measured["figures"]
+    filled = {name: known[name] for name in ("gpu_hours", "data_volume") if known.get(name) is not None} | figures
+    if questions is not None and "automated_tasks" not in figures:
+        share = known.get("answered_without_a_person")
+        if share is None:
+            raise UsageError("--questions-per-year needs --domain, and answers on record there: none was asked through the gateway yet")
+        filled["automated_tasks"] = questions * share
+    return filled
+
+
+def _show(measured: dict[str, Any]) -> None:
+    table(("rule about", "what your data says"), measured["rules"].items(), title=f"{measured['domain']}, run {measured['run'] or 'none'}")
+    table(("measured", "value"), [(name, "not measured" if value is None else value) for name, value in measured["figures"].items()])
+    for phase in measured["phases"]:
+        rows = [
+            (when, one["what"], "not measured" if one["measured"] is None else one["measured"], one["required"], _MET[one["met"]])
+            for when in ("entry", "exit")
+            for one in phase[when]
+        ]
+        table(("", "criterion", "measured", "required", "met"), rows, title=phase["phase"])

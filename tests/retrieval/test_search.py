@@ -15,7 +15,8 @@ from retrieval.types import RetrievalError, Scope
 
 SIGNALS = {
     *("dense_top", "dense_gap", "dense_entropy", "lexical_top", "lexical_gap", "lexical_share", "lexical_entropy", "agreement"),
-    *("overlap", "term_coverage", "coverage_all", "documents", "top_days", "newest_days", "oldest_days", "passages"),
+    *("overlap", "term_coverage", "coverage_all", "title_coverage", "rarity", "rarest", "rarest_found"),
+    *("documents", "top_days", "newest_days", "oldest_days", "passages"),
 }
 
 

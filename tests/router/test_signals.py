@@ -40,4 +40,4 @@ def test_empty_and_huge_questions(question, lang):
 
 def test_evidence_without_passages_or_finite_signals():
     found = evidence_features(Evidence("q", (), None, {"dense_top": math.nan, "lexical_top": math.inf, "overlap": 0.5}), "en")
-    assert found == {"e_overlap": 0.5, "e_foreign": 0.0}
+    assert found == {"e_overlap": 0.5, "e_foreign": 0.0, "e_top_chars": 0.0, "e_flagged": 0.0}

@@ -1,0 +1,188 @@
+"""A trained router's predictions: small models of the utility of each arm, kept as plain JSON and evaluated in plain Python.
+
+Two kinds are known. A linear model is ``intercept + sum(weight * (x - center) / scale)``. Trees are a sum of regression trees
+(gradient boosting: Friedman 2001, "Greedy function approximation"). Both say how much each feature contributed: for a
+linear model its term, for trees the changes of the node values along the path (Saabas 2014, "Interpreting random forests").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from router.features import NAMES, VERSION, Row
+from router.types import ARMS, Arm
+
+FORMAT: Final = 1
+
+
+class ModelError(ValueError):
+    """A stored router cannot be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One number per feature each; `scale` is never 0."""
+
+    intercept: float
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    weight: tuple[float, ...]
+
+    def parts(self, row: Row) -> list[float]:
+        """What each feature adds to `start`."""
+        return [w * (x - c) / s for x, c, s, w in zip(row, self.center, self.scale, self.weight, strict=True)]
+
+    @property
+    def start(self) -> float:
+        return self.intercept
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Node 0 is the root; a leaf has `feature` -1, another node goes `left` where its feature is at most `threshold`."""
+
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    value: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """The sum of `trees` on top of `base`."""
+
+    base: float
+    trees: tuple[Tree, ...]
+
+    @property
+    def start(self) -> float:
+        return self.base + sum(tree.value[0] for tree in self.trees)
+
+    def parts(self, row: Row) -> list[float]:
+        """What each feature adds to `start`."""
+        added = [0.0] * len(row)
+        for tree in self.trees:
+            node = 0
+            while (feature := tree.feature[node]) >= 0:
+                child = tree.left[node] if row[feature] <= tree.threshold[node] else tree.right[node]
+                added[feature] += tree.value[child] - tree.value[node]
+                node = child
+        return added
+
+
+@dataclass(frozen=True, slots=True)
+class ArmModel:
+    """The utility expected of one arm: ``offset + slope * prediction``, kept within [low, high]; offset and slope calibrate it."""
+
+    predictor: Linear | Trees
+    offset: float
+    slope: float
+    low: float
+    high: float
+
+    def expected(self, row: Row) -> float:
+        """Expected utility."""
+        return self.explained(row)[0]
+
+    def explained(self, row: Row) -> tuple[float, list[float]]:
+        """Expected utility, and what each feature contributed to it before it was kept within bounds."""
+        parts = [self.slope * part for part in self.predictor.parts(row)]
+        raw = self.offset + self.slope * self.predictor.start + math.fsum(parts)
+        return min(self.high, max(self.low, raw)), parts
+
+
+@dataclass(frozen=True, slots=True)
+class RouterModel:
+    """What was learnt from one or more evaluation runs of a domain.
+
+    `threshold` is how much more utility than that of refusing an answer must promise. `grid` has for each feature the values that
+    stand for its training distribution (its deciles), which a counterfactual may use. `langs` are the languages of the `questions` it
+    learnt from.
+    """
+
+    arms: Mapping[Arm, ArmModel]
+    threshold: float
+    langs: tuple[str, ...]
+    grid: tuple[tuple[float, ...], ...]
+    kind: str
+    questions: int
+
+    def expected(self, row: Row) -> dict[Arm, float]:
+        """The expected utility of every arm that was measured."""
+        within = self.within(row)
+        return {arm: model.expected(within) for arm, model in self.arms.items()}
+
+    def within(self, row: Row) -> Row:
+        """The row with each number kept within what training saw: beyond it nothing was learnt."""
+        return tuple(min(values[-1], max(values[0], value)) for value, values in zip(row, self.grid, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        arms = {
+            arm: {**asdict(model), "kind": "linear" if isinstance(model.predictor, Linear) else "trees"} for arm, model in self.arms.items()
+        }
+        return {
+            "format": FORMAT,
+            "feature_version": VERSION,
+            "features": list(NAMES),
+            "kind": self.kind,
+            "questions": self.questions,
+            "langs": list(self.langs),
+            "threshold": self.threshold,
+            "grid": [list(values) for values in self.grid],
+            "arms": arms,
+        }
+
+
+def model_from_json(data: Mapping[str, Any]) -> RouterModel:
+    """The inverse of `RouterModel.to_json`. Raises ModelError when it was made with other features or is damaged."""
+    try:
+        if data["format"] != FORMAT or data["feature_version"] != VERSION or tuple(data["features"]) != NAMES:
+            raise ModelError("it was trained with other features than this version has; train it again: appliance router train")
+        arms = {arm: _arm(data["arms"][arm]) for arm in ARMS if arm in data["arms"]}
+        grid = tuple(_numbers(values) for values in data["grid"])
+        if len(grid) != len(NAMES) or not all(grid) or len(arms) != len(data["arms"]) or "refuse" not in arms:
+            raise ModelError("arms or features are missing")
+        langs = tuple(map(str, data["langs"]))
+        return RouterModel(arms, float(data["threshold"]), langs, grid, str(data["kind"]), int(data["questions"]))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"it is damaged ({error!r}); train it again: appliance router train") from error
+
+
+def _arm(data: Mapping[str, Any]) -> ArmModel:
+    predictor = _linear(data["predictor"]) if data["kind"] == "linear" else _trees(data["predictor"])
+    return ArmModel(predictor, *(float(data[name]) for name in ("offset", "slope", "low", "high")))
+
+
+def _linear(data: Mapping[str, Any]) -> Linear:
+    model = Linear(float(data["intercept"]), *(_numbers(data[name]) for name in ("center", "scale", "weight")))
+    if not len(model.center) == len(model.scale) == len(model.weight) == len(NAMES) or 0 in model.scale:
+        raise ModelError("a linear model does not have one weight for each feature")
+    return model
+
+
+def _trees(data: Mapping[str, Any]) -> Trees:
+    trees = []
+    for each in data["trees"]:
+        feature, left, right = (tuple(map(int, each[name])) for name in ("feature", "left", "right"))
+        tree = Tree(feature, _numbers(each["threshold"]), left, right, _numbers(each["value"]))
+        nodes = len(feature)
+        whole = nodes and all(len(column) == nodes for column in (tree.threshold, left, right, tree.value))
+        # Children come after their parent, so every path ends.
+        if not whole or not all(
+            f == -1 or (0 <= f < len(NAMES) and node < left[node] < nodes and node < right[node] < nodes) for node, f in enumerate(feature)
+        ):
+            raise ModelError("a tree is not whole")
+        trees.append(tree)
+    return Trees(float(data["base"]), tuple(trees))
+
+
+def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, found)):
+        raise ModelError("it holds a number that is not finite")
+    return found

@@ -1,0 +1,317 @@
+"""A router learnt from a run: gated, live, explained, rolled back, watched for drift, and flipped by a changed document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+from gate_support import Bench, right, rows, wrong
+
+from appliance import tuned_questions
+from appliance.adapters import Link
+from appliance.cli.main import cli
+from appliance.errors import ApplianceError, UsageError
+from appliance.evaluation import evaluate
+from appliance.knowledge import Knowledge
+from appliance.route_log import RouteLog, rows_since
+from appliance.router_drift import drift
+from appliance.router_explain import explained
+from appliance.router_training import groups_of, labels_of, train_router
+from appliance.routing import Routers, RouterVersion, Routing
+from appliance.service import Service, router_of
+from appliance.store import schema
+from appliance.store.database import utcnow
+from appliance.store.tables_router import router as router_table
+from appliance.types import Answer, Caller, Request
+from eval.types import Item
+from retrieval.types import DocumentKey, Scope
+from router.features import NAMES
+from router.fit import Labelled, families, train
+
+ARMS = ("base", "quote", "finetuned", "rag")
+
+
+class Tuned:
+    """A domain whose adapter answers English questions right and Chinese ones wrong, while the base does the reverse."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        content = [*rows(0, 4, "train"), *rows(20, 16, "test"), *rows(20, 16, "test", "zh")]
+        self.info = bench.dataset("rooms", content)
+        self.version = bench.adapter(self.info, self._speak)
+        bench.script[None] = lambda gold: gold if "护士长" in gold else wrong(gold)
+        bench.registry.promote(self.version.name)
+
+    @staticmethod
+    def _speak(gold: str) -> str:
+        return wrong(gold) if "护士长" in gold else right(gold)
+
+    def service(self) -> Service:
+        service = self.bench.service()
+        service.answering.router = router_of(self.bench.workspace)
+        return service
+
+    def run(self, limit: int | None = None) -> str:
+        summary = asyncio.run(evaluate(self.service(), self.info, ARMS, limit=limit, max_tokens=32))
+        return str(summary["run_id"])
+
+    def ask(self, question: str, **rest: Any) -> Answer:
+        caller = Caller(Scope(None, frozenset()))
+        return asyncio.run(self.service().answering.ask(Request(question, domain="medical", **rest), caller))
+
+
+@pytest.fixture(autouse=True)
+def simple(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is linear is tried, which is quick, except where training itself is tested."""
+    if request.function is not test_from_a_run_to_a_live_router_and_back:
+        monkeypatch.setattr("router.fit.families", lambda: families()[:2])
+
+
+@pytest.fixture
+def tuned(light: Knowledge, tmp_path: Path) -> Tuned:
+    return Tuned(Bench(light, tmp_path))
+
+
+def invoke(tuned: Tuned, *words: str) -> tuple[int, Any]:
+    result = CliRunner().invoke(cli, ["--workspace", str(tuned.bench.workspace.root), "router", *words, "--json"], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value or 0, json.loads(result.stdout)
+
+
+def test_from_a_run_to_a_live_router_and_back(tuned: Tuned) -> None:
+    run = tuned.run()
+    trained = train_router(tuned.service(), [run])
+    gate = trained.version.gate
+    assert trained.live and gate["passed"] and gate["gain"]["low"] > 0 and gate["mean"] > max(gate["arms"].values())
+    assert gate["questions"] == 32 and 0 < gate["oracle_share"] <= 1 and trained.version.training["runs"] == [run]
+    assert trained.version.training["adapters"] == {run: tuned.version.name}
+    assert router_of(tuned.bench.workspace).version.endswith(f"+{trained.version.name}")
+
+    english, chinese = tuned.ask("Which nurse keeps the key of the birchC cabinet?"), tuned.ask("丙丁21号药柜的钥匙由谁保管？")
+    assert (english.arm, chinese.arm) == ("finetuned", "base")
+    assert english.decision.rule == "learned" and english.decision.router_version == trained.version.name
+    assert "32 evaluated questions" in english.decision.reasons[0] and "32 个已评测的问题" in chinese.decision.reasons[0]
+    cited = tuned.ask("Which nurse keeps the key of the birchC cabinet?", arm="quote")
+    assert cited.decision.rule == "forced"
+
+    status, listed = invoke(tuned, "list")
+    assert status == 0 and [(row["name"], row["live"]) for row in listed] == [(trained.version.name, True)]
+    assert "bins" not in listed[0]["training"] and "model" not in listed[0]
+    assert invoke(tuned, "show")[1]["domains"] == {"medical": trained.version.name}
+    assert invoke(tuned, "rollback")[1] == {"domain": "medical", "live": None}
+    assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").decision.rule != "learned"
+    assert invoke(tuned, "promote", trained.version.name)[1]["promoted"]
+    with pytest.raises(UsageError, match="no router 'medical@00000000'"):
+        Routers(tuned.bench.workspace.db).promote("medical@00000000", "x")
+
+
+def test_a_router_that_wins_nothing_does_not_go_live(tuned: Tuned) -> None:
+    tuned.bench.script[None] = tuned.bench.script[tuned.version.name] = right
+    run = tuned.run()
+    status, told = invoke(tuned, "train", "--run", run)
+    assert status == 4 and not told["live"] and not told["gate"]["passed"]
+    assert "the rule policy stays" in told["why"] and told["gate"]["best_single"] in told["why"]
+    assert Routers(tuned.bench.workspace.db).live("medical") is None
+    status, told = invoke(tuned, "promote", told["name"])
+    assert status == 4 and not told["promoted"]
+    status, told = invoke(tuned, "promote", told["router"], "--force", "a trial")
+    assert status == 0 and Routers(tuned.bench.workspace.db).live("medical") == told["router"]
+
+
+def test_too_few_questions_unfinished_runs_and_other_domains(tuned: Tuned) -> None:
+    run = tuned.run(limit=10)
+    with pytest.raises(ApplianceError, match="10 labelled questions are too few"):
+        train_router(tuned.service(), [run])
+    with pytest.raises(UsageError, match="is of medical, not of legal"):
+        labels_of(tuned.service(), [run], "legal")
+    with pytest.raises(UsageError, match="no run 'nothing'"):
+        labels_of(tuned.service(), ["nothing"])
+
+
+def saved(tuned: Tuned) -> RouterVersion:
+    """A live router that always refuses, learnt from nothing that took time."""
+    questions = [Labelled("1", "1", "en", (0.0,) * len(NAMES), {"rag": 0.0, "refuse": 1.0})]
+    routers = Routers(tuned.bench.workspace.db)
+    version = routers.save("medical", train(questions, families()[:1]), {"adapters": {"run": tuned.version.name}}, {"passed": True})
+    return routers.promote(version.name, "for the test")
+
+
+def test_a_damaged_router_leaves_the_rules(tuned: Tuned, caplog: pytest.LogCaptureFixture) -> None:
+    version = saved(tuned)
+    assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").decision.rule == "learned"
+    with tuned.bench.workspace.db.write() as connection:
+        connection.execute(router_table.update().where(router_table.c.name == version.name).values(model={"format": 1}))
+    with caplog.at_level(logging.ERROR, "appliance.router"):
+        assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").decision.rule != "learned"
+    assert "the rules decide instead" in caplog.text
+
+
+def test_a_running_server_notices_within_a_second(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    routing: Routing = router_of(tuned.bench.workspace)
+    now = [100.0]
+    monkeypatch.setattr("appliance.routing.time.monotonic", lambda: now[0])
+    before = routing.of("medical")
+    version = saved(tuned)
+    assert routing.of("medical") is before
+    now[0] += 1.0
+    assert routing.of("medical").version == version.name
+
+
+def test_an_explanation_of_a_learnt_decision(tuned: Tuned) -> None:
+    train_router(tuned.service(), [tuned.run()])
+    data = asyncio.run(explained(tuned.service(), "丙丁21号药柜的钥匙由谁保管？", "medical"))
+    assert data["decision"]["arm"] == "base" and data["lang"] == "zh"
+    assert {part["feature"] for part in data["arms"]["base"]["because"]} & {"q_zh", "q_words"}
+    assert data["arms"]["base"]["cost"]["tokens"] > 0 and "utility" in data["decision"]["predicted"]["base"]
+
+
+def test_questions_that_share_a_document_or_their_words_are_one_group() -> None:
+    items = [
+        Item("1", "谁保管钥匙？", doc_ids=("a", "b")),
+        Item("2", "Who?", doc_ids=("b",)),
+        Item("3", "WHO? "),
+        Item("4", "When?", doc_ids=("c",)),
+    ]
+    groups = groups_of(items)
+    assert groups["1"] == groups["2"] == groups["3"] != groups["4"]
+
+
+def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned) -> None:
+    database = tuned.bench.workspace.db
+    assert drift(tuned.bench.workspace, "medical")["router"] == "rules"
+    trained = train_router(tuned.service(), [tuned.run()])
+    log = RouteLog(database)
+    answer = tuned.ask("Which nurse keeps the key of the birchC cabinet?")
+    log.note(answer)
+    log.note(tuned.ask("Which nurse keeps the key of the birchC cabinet?", arm="base"))
+    log.flush()
+    (row,) = rows_since(database, "medical", utcnow() - timedelta(minutes=5))
+    assert row.arm == "finetuned" and row.router == trained.version.name and all(isinstance(value, float) for value in row.row)
+    with database.read() as connection:
+        assert "birchC" not in str(connection.execute(sa.text("SELECT * FROM route")).all())
+    told = drift(tuned.bench.workspace, "medical")
+    assert told["questions"] == 1 and "too few" in told["note"] and told["relabel"] == []
+    for _ in range(80):
+        log.note(answer)
+    log.flush()
+    told = drift(tuned.bench.workspace, "medical")
+    # Half of the training questions were Chinese, now none is.
+    assert any("q_zh" in reason for reason in told["relabel"]) and any("other arms" in reason for reason in told["relabel"])
+    assert invoke(tuned, "drift")[1]["mix"] == {"finetuned": 1.0}
+
+
+def test_another_adapter_asks_for_new_labels(tuned: Tuned) -> None:
+    saved(tuned)
+    other = tuned.bench.adapter(tuned.info, right, number=2)
+    tuned.bench.registry.promote(other.name)
+    assert any(other.name in reason for reason in drift(tuned.bench.workspace, "medical")["relabel"])
+
+
+def test_a_full_disk_delays_the_log(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RouteLog(tuned.bench.workspace.db)
+    log.note(tuned.ask("谁保管钥匙？"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tuned.bench.workspace.db), "write", full)
+        log.flush()
+    log.flush()
+    assert len(rows_since(tuned.bench.workspace.db, "medical", utcnow() - timedelta(minutes=5))) == 1
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_changed_document_flips_the_route_and_the_reason_is_given(light: Knowledge, tmp_path: Path, trained: bool) -> None:
+    bench = Bench(light, tmp_path)
+    tuned = Tuned(bench)
+    question = "Why may visitors come to the intensive care unit only two at a time?"
+    visiting = light.documents.current(DocumentKey("medical", "visiting.md"))
+    assert visiting is not None
+    version = bench.adapter(tuned.info, right, number=3)
+    bench.script[version.name] = right
+    registry = bench.registry
+    registry.promote(version.name)
+    with bench.workspace.db.write() as connection:
+        link = Link("v1", "declared", "medical", "visiting.md", visiting.sha256)
+        values = {"adapter": version.name, "pair_id": link.pair_id, "kind": link.kind, "doc_domain": link.domain, "doc_id": link.doc_id}
+        connection.execute(schema.adapter_evidence.insert().values(**values, sha256=link.sha256, score=None))
+    if trained:
+        train_router(tuned.service(), [tuned.run()], force="for the test")
+    before = tuned.ask(question)
+    assert before.arm in ("finetuned", "hybrid") or not trained
+    status, listed = stale(tuned)
+    assert status == 0 and all(not row["documents"] for row in listed if row["version"] == version.name)
+
+    file = bench.workspace.root.parent / "documents" / "visiting.md"
+    file.write_text(file.read_text("utf-8").replace("at most two visitors", "at most three visitors"), "utf-8")
+    light.ingest([file.parent], domain="medical")
+    after = tuned.ask(question)
+    assert after.arm not in ("finetuned", "hybrid")
+    assert "visiting.md" in after.decision.unavailable["finetuned"]
+    assert any("visiting.md" in reason and version.name in reason for reason in after.decision.reasons)
+    _, listed = stale(tuned)
+    (row,) = [row for row in listed if row["version"] == version.name]
+    assert row["live"] and row["stale"] == 1 and row["stale_share"] == 1.0
+    assert row["documents"] == [{"domain": "medical", "doc_id": "visiting.md", "change": "changed", "pairs": 1}]
+
+
+def stale(tuned: Tuned) -> tuple[int, Any]:
+    words = ["--workspace", str(tuned.bench.workspace.root), "adapter", "stale", "--json"]
+    result = CliRunner().invoke(cli, words, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value or 0, json.loads(result.stdout)
+
+
+def test_one_question_is_embedded_once(knowledge: Knowledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrieval, the search for approved answers and the router's look at training questions share one embedding."""
+    tuned = Tuned(Bench(knowledge, tmp_path))
+    tuned_questions.save(tuned.version.path, ["谁保管钥匙？", "Who keeps the key?"], knowledge.embedder)
+    encoded: list[str] = []
+    model = knowledge.embedder._embedder
+    encode = model.encode_queries
+
+    def counted(texts: list[str]) -> Any:
+        encoded.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(model, "encode_queries", counted)
+    answer = tuned.ask("Which nurse keeps the key of the south cabinet?", arm="auto")
+    assert encoded == ["Which nurse keeps the key of the south cabinet?"]
+    assert 0 < answer.decision.features["a_near"] <= answer.decision.features["a_nearest"] <= 1
+
+
+def test_advice_is_checked_against_the_domains_own_data(tuned: Tuned) -> None:
+    words = ["--workspace", str(tuned.bench.workspace.root), "advise", "--accuracy-requirement", "critical", "--domain", "medical"]
+    before = advised(words)
+    assert before["measured"]["run"] is None and before["measured"]["rules"]["accuracy_requirement"].startswith("not measured")
+    feasible, production, _ = before["measured"]["phases"]
+    assert feasible["entry"][0]["met"] is True and feasible["exit"][0]["met"] is False and production["entry"][0]["met"] is None
+    run = tuned.run()
+    told = advised(words)["measured"]
+    assert told["run"] == run and "finetuned minus rag" in told["rules"]["accuracy_requirement"]
+    assert "documents are new or changed" in told["rules"]["knowledge_update_frequency"]
+    assert told["figures"]["latency_ms"] > 0 and told["figures"]["answered_without_a_person"] is None
+    assert told["phases"][0]["exit"][0]["met"] is True
+    roi = ["engineer-months", "monthly-salary", "annotation-price", "task-value", "process-speedup", "time-value", "gpu-price"]
+    figures = [part for name in roi for part in (f"--{name}", "1")] + ["--automated-tasks", "5"]
+    filled = advised([*words, *figures])
+    assert filled["roi_figures"]["data_volume"] == told["figures"]["data_volume"] and filled["roi"]["total_cost"] > 0
+    with pytest.raises(UsageError, match="none was asked"):
+        advised([*words, *figures[:-2], "--questions-per-year", "1000"])
+
+
+def advised(words: list[str]) -> Any:
+    result = CliRunner().invoke(cli, [*words, "--json"], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return json.loads(result.stdout)
