@@ -17,12 +17,17 @@ from appliance.store.database import Database, utcnow
 from retrieval.types import Scope
 
 PREFIX = "apl_"
+# What a key may do: ask, bring documents and data sets in, administer (which includes bringing in and judging), judge answers blind.
+SCOPES = ("chat", "ingest", "admin", "expert")
 _NAME_LENGTH = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key without its secret. `domains` None means every domain; times are UTC; the quotas are None where there is none."""
+    """One key without its secret. `domains` None means every domain; times are UTC; the quotas are None where there is none.
+
+    `scopes` are some of SCOPES.
+    """
 
     id: str
     name: str
@@ -33,6 +38,7 @@ class Key:
     revoked_at: datetime | None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    scopes: frozenset[str] = frozenset({"chat"})
 
     @property
     def scope(self) -> Scope:
@@ -59,11 +65,12 @@ class Keys:
         expires_at: datetime | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        scopes: Iterable[str] = ("chat",),
     ) -> tuple[Key, str]:
         """Make a key; returns it and its secret (``apl_`` and 32 random bytes, url-safe), which is stored nowhere.
 
-        Raises UsageError for an empty or overlong name, an unknown domain, an empty label, an expiry without zone or in the past, or a
-        quota below 1.
+        Raises UsageError for an empty or overlong name, an unknown domain, an empty label, an expiry without zone or in the past, a
+        quota below 1, or a scope that is none.
         """
         name = name.strip()
         if not name or len(name) > _NAME_LENGTH or not name.isprintable():
@@ -76,8 +83,11 @@ class Keys:
             raise UsageError(f"a key must expire in the future, at a time with a zone, not at {expires_at.isoformat()}")
         if any(quota is not None and not 1 <= quota < 2**31 for quota in (requests_per_minute, tokens_per_minute)):
             raise UsageError("a quota is a number from 1 to 2147483647 a minute; leave it out for a key without one")
+        may = frozenset(scopes)
+        if not may or not may <= frozenset(SCOPES):
+            raise UsageError(f"a key needs one or more of the scopes {', '.join(SCOPES)}, not {', '.join(sorted(may)) or 'none'}")
         limited = None if domains is None else frozenset(domains)
-        key = Key(secrets.token_hex(8), name, limited, held, now, expires_at, None, requests_per_minute, tokens_per_minute)
+        key = Key(secrets.token_hex(8), name, limited, held, now, expires_at, None, requests_per_minute, tokens_per_minute, may)
         secret = PREFIX + secrets.token_urlsafe(32)
         with self._database.write() as connection:
             if key.domains is not None:
@@ -94,9 +104,11 @@ class Keys:
                     expires_at=key.expires_at,
                     requests_per_minute=key.requests_per_minute,
                     tokens_per_minute=key.tokens_per_minute,
+                    scopes=sorted(key.scopes),
                 )
             )
-            facts = {"key": key.id, "domains": None if key.domains is None else sorted(key.domains), "labels": sorted(key.labels)}
+            domains_named = None if key.domains is None else sorted(key.domains)
+            facts = {"key": key.id, "domains": domains_named, "labels": sorted(key.labels), "scopes": sorted(key.scopes)}
             self._database.audit(connection, "key.create", facts)
         return key, secret
 
@@ -124,6 +136,10 @@ class Keys:
                 self._database.audit(connection, "key.revoke", {"key": found[0].id})
             return _key(connection.execute(sa.select(table).where(table.c.id == found[0].id)).one())
 
+    async def identify(self, token: str) -> Key | None:
+        """`authenticate` for an event loop."""
+        return await self._database.look(self.authenticate, token)
+
     def authenticate(self, token: str) -> Key | None:
         """The active key with this secret, else None. Looked up by hash, so timing tells nothing about stored secrets."""
         if not token.startswith(PREFIX):
@@ -150,6 +166,7 @@ def _key(row: Any) -> Key:
         row.revoked_at,
         row.requests_per_minute,
         row.tokens_per_minute,
+        frozenset(row.scopes),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from appliance.cron import next_after
 from appliance.errors import UsageError
 from appliance.knowledge import Knowledge, Progress
 from appliance.store import schema
@@ -32,16 +33,8 @@ class Plan:
     labels: frozenset[str]
 
     def next_after(self, moment: datetime) -> datetime:
-        """The first time of the cron line after `moment`; both with a zone, the result in UTC.
-
-        The line means wall-clock time of this machine's zone. A time that is skipped when the clocks go forward comes as much later as they
-        were moved; of an hour that comes twice, the first one counts.
-        """
-        from cronsim import CronSim
-
-        times = CronSim(self.refresh, moment.astimezone().replace(tzinfo=None))
-        # `timestamp` and not `astimezone`, which would move a skipped time backwards.
-        return next(time for local in times if (time := datetime.fromtimestamp(local.timestamp(), UTC)) > moment)
+        """The first time of the cron line after `moment`; see `appliance.cron`."""
+        return next_after(self.refresh, moment)
 
 
 class Schedule:

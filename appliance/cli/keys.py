@@ -28,6 +28,15 @@ def _keys(session: Session) -> Keys:
 @click.argument("name")
 @click.option("--domain", "domains", multiple=True, help="Only this domain. Repeatable; without it, every domain.")
 @click.option("--label", "labels", multiple=True, help="May see documents with this label. Repeatable.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["chat", "ingest", "admin", "expert"]),
+    default=("chat",),
+    show_default=True,
+    help="What it may do: ask, bring documents and data sets in, administer, judge answers blind. Repeatable.",
+)
 @click.option("--days", type=click.IntRange(1), help="Valid for this many days (default: until revoked).")
 @click.option("--requests-per-minute", type=click.IntRange(1, 2**31 - 1), help="More get 429 (default: no quota).")
 @click.option("--tokens-per-minute", type=click.IntRange(1, 2**31 - 1), help="Read and generated ones; more get 429 (default: no quota).")
@@ -38,6 +47,7 @@ def create(
     name: str,
     domains: tuple[str, ...],
     labels: tuple[str, ...],
+    scopes: tuple[str, ...],
     days: int | None,
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
@@ -56,6 +66,7 @@ def create(
         expires_at=expires,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
+        scopes=scopes,
     )
     emit({"id": made.id, "name": made.name, "key": token}, as_json, lambda: click.echo(token))
     say("keep it now: it is stored as a hash and cannot be shown again")
@@ -72,6 +83,7 @@ def list_keys(session: Session, as_json: bool) -> None:
             "name": found.name,
             "domains": sorted(found.domains) if found.domains is not None else None,
             "labels": sorted(found.labels),
+            "scopes": sorted(found.scopes),
             "expires_at": found.expires_at.isoformat(timespec="seconds") if found.expires_at else None,
             "revoked": found.revoked_at is not None,
             "requests_per_minute": found.requests_per_minute,
@@ -79,7 +91,7 @@ def list_keys(session: Session, as_json: bool) -> None:
         }
         for found in _keys(session).list()
     ]
-    columns = ("id", "name", "domains", "labels", "expires_at", "revoked", "requests_per_minute", "tokens_per_minute")
+    columns = ("id", "name", "scopes", "domains", "labels", "expires_at", "revoked", "requests_per_minute", "tokens_per_minute")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 
 

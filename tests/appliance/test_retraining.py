@@ -1,0 +1,127 @@
+"""Retraining: when it is due, from which data, and what comes of it (the training itself is a tiny model's)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import canary as canaries
+from appliance.adapters import Registry
+from appliance.audit import find
+from appliance.cli.main import run
+from appliance.config import load
+from appliance.cron import next_after
+from appliance.datasets import Datasets
+from appliance.errors import UsageError
+from appliance.jobs import Jobs
+from appliance.retraining import Retraining, retrain
+from appliance.store.database import utcnow
+from appliance.workspace import Workspace
+
+sys.path.append(str(Path(__file__).parents[1] / "finetune"))
+from finetune_model import TOPICS, build_model
+
+
+def write_rows(file: Path, count: int, start: int = 0) -> None:
+    made = []
+    for number in range(start, start + count):
+        question, answer = (text.format(n=number) for text in TOPICS[number % 2])
+        made.append({"id": f"q{number}", "question": question, "answer": answer, "split": "dev" if number % 5 == 4 else "train"})
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), "utf-8")
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[[str], Workspace]]:
+    """A workspace with a data set in both languages, and what `[domains.bank]` is to say."""
+    Workspace.create(tmp_path / "workspace").close()
+    made: list[Workspace] = []
+
+    def begin(text: str) -> Workspace:
+        base = build_model(tmp_path / "base") if not (tmp_path / "base").exists() else tmp_path / "base"
+        config = f'[engines.default]\nbase = "path:{base}"\nlanguages = ["en", "zh"]\n[domains.bank]\n{text}\n'
+        (tmp_path / "workspace" / "appliance.toml").write_text(config, "utf-8")
+        workspace = Workspace(tmp_path / "workspace")
+        made.append(workspace)
+        if not (tmp_path / "fees.jsonl").exists():
+            write_rows(tmp_path / "fees.jsonl", 10)
+            Datasets(workspace).add(tmp_path / "fees.jsonl", domain="bank")
+        return workspace
+
+    yield begin
+    for workspace in made:
+        workspace.close()
+
+
+def test_a_job_when_it_is_due(opened: Callable[[str], Workspace]) -> None:
+    workspace = opened('retrain = "0 3 * * *"\nretrain_dataset = "fees"')
+    retraining, jobs = Retraining(workspace), Jobs(workspace.db)
+    [task] = retraining.due(utcnow())
+    outcome = task.run(lambda: None)
+    [job] = jobs.all(domain="bank")
+    assert (job.kind, job.state, outcome["job"]) == ("retrain", "queued", job.id)
+    assert list(retraining.due(utcnow())) == []
+    # Not twice at once: what waits is enough.
+    [task] = retraining.due(utcnow() + timedelta(days=3))
+    assert task.run(lambda: None)["job"] == job.id
+    jobs.cancel(job.id)
+    [task] = retraining.due(utcnow() + timedelta(days=3))
+    assert task.run(lambda: None)["job"] != job.id
+
+
+def test_cron_times() -> None:
+    moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert next_after("0 * * * *", moment) == datetime(2026, 3, 1, 13, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('retrain = "0 3 * * *"', "nothing says what to train on"),
+        ('retrain = "at night"\nretrain_dataset = "fees"', "write five fields"),
+        ('retrain_then = "hope"', "Input should be"),
+    ],
+)
+def test_what_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "appliance.toml").write_text(f"[domains.bank]\n{text}\n", "utf-8")
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path / "appliance.toml", environ={})
+
+
+def test_what_cannot_be_trained(opened: Callable[[str], Workspace], tmp_path: Path) -> None:
+    (tmp_path / "full.toml").write_text('method = "full"\n', "utf-8")
+    full = opened(f'retrain_dataset = "fees"\nretrain_config = "{tmp_path / "full.toml"}"')
+    with pytest.raises(UsageError, match="makes a model, which cannot go live by itself"):
+        retrain(full, "bank", lambda *_: None)
+    with pytest.raises(UsageError, match="nothing names a data set"):
+        retrain(opened(""), "bank", lambda *_: None)
+    with pytest.raises(UsageError, match="no data set 'nothing'"):
+        retrain(opened('retrain_dataset = "nothing"'), "bank", lambda *_: None)
+
+
+@pytest.mark.slow
+def test_from_the_newest_data_through_the_gate_into_a_trial(opened: Callable[[str], Workspace], tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text("epochs = 1\nrank = 2\nbatch_size = 4\n", "utf-8")
+    gate = "[domains.bank.gate]\nmax_drop = 1.0\nmax_declined = 1.0\nlatency_questions = 0\nmax_tokens = 4\n"
+    common = f'retrain_dataset = "fees"\nretrain_config = "{tmp_path / "tiny.toml"}"\nretrain_report = "reports/bank.jsonl"\n'
+    workspace = opened(f"{common}{gate}")
+    first: dict[str, Any] = retrain(workspace, "bank", lambda *_: None)
+    assert first["outcome"] in ("trial", "missed"), first
+    assert retrain(workspace, "bank", lambda *_: None)["outcome"] == "skipped"
+    # New rows in the file that the data set was registered from.
+    write_rows(tmp_path / "fees.jsonl", 15)
+    registered = opened(f'{common}retrain_then = "register"\n{gate}')
+    second = retrain(registered, "bank", lambda *_: None)
+    assert second["outcome"] == "registered" and second["version"] != first["version"]
+    assert second["datasets"] != first["datasets"] and Datasets(registered).get("fees").counts["pairs"] == 15
+    assert Registry(registered).live("bank") is None
+    assert {one.candidate for one in canaries.history(workspace.db)} <= {first["version"]}
+    lines = (workspace.root / "reports" / "bank.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == [first["outcome"], "skipped", "registered"]
+    assert len(find(workspace.db, "adapter.retrain")) == 3
+    assert run(["--workspace", str(workspace.root), "adapter", "retrain", "--domain", "bank"]) == 0
