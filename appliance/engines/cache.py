@@ -54,7 +54,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         if layer_idx == len(self._keys):
             self._keys.append(self._buffer(key_states, None))
             self._values.append(self._buffer(value_states, None))
-        if self._keys[layer_idx].shape[2] < self._width:
+        if self._keys[layer_idx].shape[2] < self._width or len(self._keys[layer_idx]) < self._last:
             self._keys[layer_idx] = self._buffer(key_states, self._keys[layer_idx])
             self._values[layer_idx] = self._buffer(value_states, self._values[layer_idx])
         keys, values = self._keys[layer_idx], self._values[layer_idx]
@@ -66,12 +66,23 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _buffer(self, like: Tensor, old: Tensor | None) -> Tensor:
         # Zeros, not garbage: a masked column still enters the product, where 0 x NaN would be NaN. Growing by half keeps copies rare.
-        wanted = self._width if old is None else max(self._width, old.shape[2] * 3 // 2)
-        columns = -(-wanted // _COLUMNS) * _COLUMNS
-        new = torch.zeros(self._rows, like.shape[1], columns, like.shape[3], dtype=like.dtype)
+        rows, columns = (0, 0) if old is None else (len(old), old.shape[2])
+        if columns < self._width:
+            columns = -(-max(self._width, columns * 3 // 2) // _COLUMNS) * _COLUMNS
+        if rows < self._last:
+            # One request alone must not pay for the memory of a full batch.
+            rows = min(self._rows, max(self._last, 2 * rows))
+        new = torch.zeros(rows, like.shape[1], columns, like.shape[3], dtype=like.dtype)
         if old is not None:
-            new[:, :, : old.shape[2]] = old
+            new[: len(old), :, : old.shape[2]] = old
         return new
+
+    def copy(self, row: int, first: int, last: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of the keys and values of the positions [first, last) of `row`, [1, heads, positions, size] for every layer."""
+        return [
+            (keys[row : row + 1, :, first:last].clone(), values[row : row + 1, :, first:last].clone())
+            for keys, values in zip(self._keys, self._values, strict=True)
+        ]
 
     def move(self, source: int, target: int) -> None:
         """Row `source` takes the place of row `target`; its own place becomes empty."""

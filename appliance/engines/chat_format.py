@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.engines.base import EngineError, Message
+from appliance.engines.prompt_cache import in_common
 from finetune.chat_templates import markers
 
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
@@ -40,6 +41,23 @@ class ChatFormat:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Prompt tokens up to where the assistant's answer begins. Raises EngineError for no messages, or what the template refuses."""
+        return self._tokens(self._rendered(messages))
+
+    def encode_parts(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """The same, and how many of the tokens are template and system text: what stands before anybody's question, history or passages."""
+        text = self._rendered(messages)
+        tokens = self._tokens(text)
+        first = self._defuse(messages[0]["content"]).strip()
+        # Where the same words stand further ahead already, less is taken for fixed.
+        end = max(0, text.find(first)) + (len(first) if messages[0]["role"] == "system" and first in text else 0)
+        return tokens, min(in_common(self._tokens(text[:end]), tokens), len(tokens) - 1)
+
+    def _tokens(self, text: str) -> list[int]:
+        with self._lock:
+            tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
         from jinja2 import TemplateError
 
         if not messages:
@@ -47,11 +65,11 @@ class ChatFormat:
         plain = [{"role": message["role"], "content": self._defuse(message["content"])} for message in messages]
         with self._lock:
             try:
-                text = self._tokenizer.apply_chat_template(plain, chat_template=self._template, add_generation_prompt=True, tokenize=False)
+                return str(
+                    self._tokenizer.apply_chat_template(plain, chat_template=self._template, add_generation_prompt=True, tokenize=False)
+                )
             except (TemplateError, ValueError, TypeError) as error:
                 raise EngineError(f"the chat template of the model refuses these messages: {error}") from error
-            tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, without special ones."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,58 @@ from torch import Tensor
 
 from appliance.engines.base import EngineError
 from appliance.engines.cache import SlotCache
-from appliance.engines.variants import Layer, as_plain_lora, read_config, read_prefix, read_shapes, scale_rows
+from appliance.engines.layers import Rows, Weights, serve_linears, weights_of
+from appliance.engines.prompt_cache import PromptCache
+from appliance.engines.variants import Layer, read_config, read_lora, read_prefix
 from retrieval.loading import ONE_AT_A_TIME
-
-# peft's name for "no adapter" in a mixed batch.
-_BASE = "__base__"
 
 
 class Generation:
     """A causal language model with a slot cache and adapters that are chosen per row.
 
-    LoRA runs through peft. DoRA is LoRA with a factor on the layer's own output, put on by a hook. A prefix is keys and
-    values that stand in the cache before the prompt.
+    A prefix is keys and values that stand in the cache before the prompt. With `merge` the adapter that is loaded alone is added to the
+    weights, and stays so until it is deleted: its rows cost nothing more, and rows without it have it subtracted again. Only LoRA is
+    merged. At most `prompt_cache` bytes hold how prompts begin.
     """
 
-    def __init__(self, path: Path, rows: int, threads: int | None) -> None:
-        from transformers import AutoModelForCausalLM
-
+    def __init__(
+        self, path: Path, rows: int, threads: int | None, weights: Weights = "float32", merge: bool = False, prompt_cache: int = 0
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        with ONE_AT_A_TIME:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
-        self._model: Any = model.eval()
-        self._config = model.config.get_text_config()
-        self._peft: Any = None
-        self._prefixes: dict[str, list[Layer]] = {}
-        self._hooks: dict[str, list[Any]] = {}
-        # The adapter of each row of the running forward pass.
-        self._active: list[str | None] = []
-        self._cache = SlotCache(rows)
-        ends = model.generation_config.eos_token_id
+        self._path, self._merge = path, merge
+        self._model: Any = _loaded(path)
+        self._config = self._model.config.get_text_config()
+        ends = self._model.generation_config.eos_token_id
         self.end_tokens = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+        self._rows = Rows()
+        with torch.no_grad():
+            self._linears = serve_linears(self._model, weights, self._rows)
+        self._prefixes: dict[str, list[Layer]] = {}
+        self._loras: dict[str, bool] = {}
+        self._cache = SlotCache(rows)
+        self._beginnings = PromptCache(prompt_cache)
+
+    def begin(self, row: int, prompt: Sequence[int], adapter: str | None) -> int:
+        """Start the empty row `row`; `prompt` is the part of its prompt that is fixed. Returns how many tokens of it are there already."""
+        with torch.inference_mode():
+            if adapter in self._prefixes:
+                self._cache.fill(row, self._prefixes[adapter])
+                return 0
+            known = self._beginnings.find(adapter, prompt)
+            if known:
+                self._cache.fill(row, known)
+            return self._cache.lengths[row]
+
+    def keep(self, row: int, prompt: Sequence[int], adapter: str | None) -> None:
+        """`prompt`, the fixed part of the prompt of `row`, has been read: keep it for others if it came before."""
+        wanted = 0 if adapter in self._prefixes else self._beginnings.wanted(adapter, prompt)
+        if wanted:
+            with torch.inference_mode():
+                self._beginnings.keep(adapter, prompt[:wanted], self._cache.copy(row, 0, wanted))
 
     def prefill(self, row: int, tokens: Sequence[int], adapter: str | None) -> Tensor:
         """Read the next `tokens` of row `row`'s prompt; returns the logits after the last one, [vocabulary]."""
-        if adapter in self._prefixes and not self._cache.lengths[row]:
-            with torch.inference_mode():
-                self._cache.fill(row, self._prefixes[adapter])
         return self._forward(row, row + 1, torch.tensor([list(tokens)]), [adapter])[0]
 
     def decode(self, tokens: Sequence[int], adapters: Sequence[str | None]) -> Tensor:
@@ -58,30 +72,27 @@ class Generation:
     def _forward(self, first: int, last: int, tokens: Tensor, adapters: Sequence[str | None]) -> Tensor:
         with torch.inference_mode():
             positions, columns = self._cache.prepare(first, last, tokens.shape[1])
-            arguments = {
-                "input_ids": tokens,
-                "attention_mask": self._masks(positions, columns),
-                "position_ids": positions,
-                "past_key_values": self._cache,
-                "use_cache": True,
-                "logits_to_keep": 1,
-            }
-            self._active = [None if adapter in self._prefixes else adapter for adapter in adapters]
-            if self._peft is None:
-                output = self._model(**arguments)
-            else:
-                output = self._peft(**arguments, adapter_names=[adapter or _BASE for adapter in self._active])
+            self._rows.set([None if adapter in self._prefixes else adapter for adapter in adapters])
+            output = self._model(
+                input_ids=tokens,
+                attention_mask=self._masks(positions, columns),
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             self._cache.commit()
             logits: Tensor = output.logits[:, -1].float()
             return logits
 
     def _masks(self, positions: Tensor, columns: Tensor) -> Tensor | dict[str, Tensor]:
-        """What each position may see, [rows, 1, new, width]; models with sliding layers get one mask per kind of layer."""
+        """What is added to the scores of each position, [rows, 1, new, width]: 0 for what it may see; models with sliding layers get one
+        mask per kind of layer."""
         seen = columns <= positions[:, None, :, None]
         if "sliding_attention" not in (getattr(self._config, "layer_types", None) or ()):
-            return seen
+            return _added(seen)
         near = seen & (columns > positions[:, None, :, None] - self._config.sliding_window)
-        return {"full_attention": seen, "sliding_attention": near}
+        return {"full_attention": _added(seen), "sliding_attention": _added(near)}
 
     def move(self, source: int, target: int) -> None:
         with torch.inference_mode():
@@ -94,7 +105,7 @@ class Generation:
         self._cache.release()
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Load an adapter under a name that peft accepts (no dots). Raises EngineError, leaving the model as it was."""
+        """Load an adapter under a new name, beside the weights. Raises EngineError, leaving the model as it was."""
         config = read_config(path)
         kind = config.get("peft_type")
         if kind == "PREFIX_TUNING":
@@ -102,54 +113,53 @@ class Generation:
             return
         if kind != "LORA":
             raise EngineError(f"the adapter in {path} is of type {kind}; this engine serves LoRA, DoRA and prefix adapters")
-        modules = {name.replace(".base_layer", ""): module for name, module in self._model.named_modules()}
-        _check_fit(path, modules)
-        if not config.get("use_dora"):
-            self._load_lora(name, path)
-            return
-        with torch.no_grad(), as_plain_lora(path, config, modules) as (plain, factors):
-            self._load_lora(name, plain)
-        rows = partial(self._rows_with, name)
-        self._hooks[name] = [scale_rows(modules[target], factor, rows) for target, factor in factors.items()]
-
-    def _rows_with(self, name: str) -> list[int]:
-        return [row for row, adapter in enumerate(self._active) if adapter == name]
-
-    def _load_lora(self, name: str, path: Path) -> None:
-        from peft import PeftModel
-
-        try:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, str(path), adapter_name=name, is_trainable=False)
-            else:
-                self._peft.load_adapter(str(path), adapter_name=name, is_trainable=False)
-        except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-            if self._peft is not None and name in self._peft.peft_config:
-                self._peft.delete_adapter(name)
-            raise EngineError(f"the adapter in {path} cannot be loaded: {error}") from error
-        self._peft.eval()
+        sizes = {target: (layer.out_features, layer.in_features) for target, layer in self._linears.items()}
+        with torch.no_grad():
+            for target, part in read_lora(path, config, sizes, self._plain_weights).items():
+                self._linears[target].add(name, part.down, part.up, part.factor)
+        self._loras[name] = not config.get("use_dora")
 
     def delete_adapter(self, name: str) -> None:
+        """Raises OSError, and leaves the adapter where it is, if the weights it is in cannot be read again."""
+        self._beginnings.forget(name)
         if self._prefixes.pop(name, None) is not None:
             return
-        for hook in self._hooks.pop(name, ()):
-            hook.remove()
-        self._peft.delete_adapter(name)
-        if not self._peft.peft_config:
-            # Without adapters the plain model is faster: take the empty wrappers off again.
-            self._model, self._peft = self._peft.base_model.unload(), None
+        if self._rows.merged == name:
+            self._merge_into_weights(None)
+        del self._loras[name]
+        for layer in self._linears.values():
+            layer.remove(name)
+        self._rows.set([])
+
+    def merge_the_only_one(self) -> None:
+        """With `merge`, put the adapter that is loaded alone into the weights. Raises OSError, changing nothing, if they cannot be read."""
+        alone = [name for name, mergeable in self._loras.items() if mergeable] if len(self._loras) == 1 else []
+        if self._merge and alone and self._rows.merged is None:
+            self._merge_into_weights(alone[0])
+
+    def _merge_into_weights(self, name: str | None) -> None:
+        """From the weights as they are on disk, so that no error adds up."""
+        before, weight = self._rows.merged, self._plain_weights()
+        with torch.no_grad():
+            for target, layer in self._linears.items():
+                added = None if name is None else layer.difference(name)
+                if added is not None:
+                    layer.set_weight(weight(target) + added)
+                elif before is not None and layer.difference(before) is not None:
+                    layer.set_weight(weight(target))
+        self._rows.merge(name)
+
+    def _plain_weights(self) -> Callable[[str], Tensor]:
+        return weights_of(_loaded(self._path))
 
 
-def _check_fit(path: Path, modules: Mapping[str, Any]) -> None:
-    """Everything that would make peft fail half-way, found out before it starts."""
-    for name, shape in read_shapes(path).items():
-        target, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-        weight = getattr(modules.get(target), "weight", None)
-        if weight is None:
-            raise EngineError(f"the adapter in {path} does not fit this model: it has {name}, the model has no such layer")
-        expected = weight.shape[1] if part.startswith("A") else weight.shape[0]
-        actual = shape[1] if part.startswith("A") else shape[0]
-        if actual != expected and not part.startswith("embedding"):
-            raise EngineError(
-                f"the adapter in {path} does not fit this model: {name} is for {actual} values, the model's layer has {expected}"
-            )
+def _loaded(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with ONE_AT_A_TIME:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
+    return model.eval()
+
+
+def _added(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)

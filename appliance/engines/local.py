@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Message, PromptTooLong, Sampling
 from appliance.engines.worker import Row, Worker
@@ -25,8 +25,10 @@ class LocalEngine:
     """One base model in memory, served by one thread; see `appliance.engines.base.Engine` for the contract.
 
     `path` is a folder that `from_pretrained` loads; `base_hash` identifies its weights. At most `max_batch` requests run together and
-    `max_queue` more may wait. `chat_template` overrides the tokenizer's own. The model is loaded
-    on first use or by `start`. May be used from several event loops. Raises EngineError at construction when `path` has no readable config.
+    `max_queue` more may wait. `chat_template` overrides the tokenizer's own. `weights` says how the base model is held in memory. With
+    `merge`, a LoRA adapter that is loaded alone is put into the weights. `prompt_cache_mb` (MiB) bounds what is kept of how prompts begin.
+    The model is loaded on first use or by `start`. May be used from several event loops. Raises EngineError at construction when `path`
+    has no readable config.
     """
 
     serves_adapters = True
@@ -41,9 +43,13 @@ class LocalEngine:
         max_queue: int = 64,
         threads: int | None = None,
         chat_template: str | None = None,
+        weights: Literal["float32", "int8"] = "float32",
+        merge: bool = False,
+        prompt_cache_mb: int = 64,
     ) -> None:
         self.name, self.base_hash, self.languages = name, base_hash, frozenset(languages)
         self._path, self._max_batch, self._max_queue, self._threads, self._template = path, max_batch, max_queue, threads, chat_template
+        self._weights, self._merge, self._prompt_cache = weights, merge, prompt_cache_mb * 2**20
         self.context_window = _context_window(path)
         self._guard = threading.Lock()
         self._format: ChatFormat | None = None
@@ -59,7 +65,7 @@ class LocalEngine:
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
         """See the contract. Sampling that makes no sense is an EngineError."""
         _check_sampling(sampling)
-        prompt = await asyncio.to_thread(self._encode, messages)
+        prompt, fixed = await asyncio.to_thread(self._prompt, messages)
         # A prefix stands before the prompt. At least one token must have room for the answer.
         window = self.context_window - (self._prefixes.get(adapter, 0) if adapter else 0)
         if len(prompt) >= window:
@@ -73,7 +79,7 @@ class LocalEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-        row = Row(prompt, sampling, adapter, min(sampling.max_tokens, window - len(prompt)), sink)
+        row = Row(prompt, fixed, sampling, adapter, min(sampling.max_tokens, window - len(prompt)), sink)
         worker.submit(row)
         try:
             while True:
@@ -88,7 +94,7 @@ class LocalEngine:
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the whole prompt, template included; exact."""
-        return len(await asyncio.to_thread(self._encode, messages))
+        return len(await asyncio.to_thread(lambda: self._chat_format().encode(messages)))
 
     async def adapters(self) -> list[str]:
         return [] if self._worker is None else self._worker.adapters()
@@ -123,8 +129,10 @@ class LocalEngine:
         if worker is not None:
             await asyncio.to_thread(worker.close)
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._chat_format().encode(messages)
+    def _prompt(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """Its tokens, and how many of them are fixed."""
+        text = self._chat_format()
+        return text.encode_parts(messages) if self._prompt_cache else (text.encode(messages), 0)
 
     def _chat_format(self) -> ChatFormat:
         from appliance.engines.chat_format import ChatFormat
@@ -155,7 +163,7 @@ class LocalEngine:
     def _make(self) -> Generation:
         from appliance.engines.generation import Generation
 
-        return Generation(self._path, self._max_batch, self._threads)
+        return Generation(self._path, self._max_batch, self._threads, self._weights, self._merge, self._prompt_cache)
 
 
 async def _finished(future: Future[None]) -> None:

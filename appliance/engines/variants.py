@@ -1,16 +1,14 @@
-"""Adapters that are more than plain LoRA, made into what a mixed batch can serve. Runs on the engine's thread."""
+"""Adapters on disk, made into what a mixed batch can serve. Runs on the engine's thread."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Linear, Module
 
 from appliance.engines.base import EngineError
 
@@ -18,6 +16,16 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Keys and values of one layer, each [1, heads, positions, head size].
 Layer = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to one layer: `down` [rank, inputs], `up` [outputs, rank] with the scale in it. `factor` [outputs] is by what
+    DoRA multiplies the layer's own output."""
+
+    down: Tensor
+    up: Tensor
+    factor: Tensor | None = None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -29,69 +37,76 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of the adapter in the folder `path`. Raises EngineError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path / WEIGHTS, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise EngineError(f"the adapter in {path} cannot be read: {error}") from error
-
-
 def read_prefix(path: Path, config: Mapping[str, Any], model: Any) -> list[Layer]:
     """The keys and values that prefix tuning learned, per layer of the model with the configuration `model`. Raises EngineError."""
-    from safetensors.torch import load_file
-
     positions, layers = config["num_virtual_tokens"], model.num_hidden_layers
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    shapes, expected = read_shapes(path), {"prompt_embeddings": (positions, layers * 2 * heads * size)}
+    tensors = _read(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {"prompt_embeddings": (positions, layers * 2 * heads * size)}
     if shapes != expected:
         raise EngineError(f"the adapter in {path} does not fit this model: it holds {shapes}, the model needs {expected}")
-    learned = load_file(path / WEIGHTS)["prompt_embeddings"].float()
+    learned = tensors["prompt_embeddings"].float()
     # peft's order is [positions, layers, keys or values, heads, head size].
     split = learned.view(positions, layers, 2, heads, size).permute(1, 2, 3, 0, 4)
     return [(layer[0][None], layer[1][None]) for layer in split]
 
 
-@contextmanager
-def as_plain_lora(path: Path, config: Mapping[str, Any], modules: Mapping[str, Module]) -> Iterator[tuple[Path, dict[str, Tensor]]]:
-    """A folder with the DoRA adapter as plain LoRA, and for each module by what its own output must be multiplied, [outputs].
+def read_lora(
+    path: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]], weights: Callable[[], Callable[[str], Tensor]]
+) -> dict[str, LowRank]:
+    """Layer name -> what the LoRA or DoRA adapter in `path` adds to it. Raises EngineError unless every part fits.
 
-    DoRA (arXiv:2402.09353, equation 5) computes c * (W x + s B A x) with c = m / |W + s B A|, the norm taken per output.
-    The weights no longer change here, so c is a constant: B becomes c B, and the output of W is multiplied by c.
+    `sizes` are the (outputs, inputs) of the model's linear layers; `weights` makes a function that gives their weights, for DoRA only.
+    DoRA (arXiv:2402.09353, equation 5) computes c * (W x + s B A x) with c = m / |W + s B A|, the norm taken per output. The weights no
+    longer change here, so c is a constant: B becomes c B, and the output of W is multiplied by c.
     """
-    from safetensors.torch import load_file, save_file
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _read(path).items():
+        target, _, part = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        if part not in ("A", "B", "magnitude_vector"):
+            raise EngineError(f"the adapter in {path} holds {name}; only LoRA and DoRA of linear layers are served")
+        if target not in sizes:
+            raise EngineError(f"the adapter in {path} does not fit this model: it has {name}, the model has no such linear layer")
+        outputs, inputs = sizes[target]
+        expected, actual = (inputs, tensor.shape[-1]) if part == "A" else (outputs, tensor.shape[0])
+        if actual != expected:
+            raise EngineError(
+                f"the adapter in {path} does not fit this model: {name} is for {actual} values, the model's layer has {expected}"
+            )
+        parts.setdefault(target, {})[part] = tensor.float()
+    if not parts:
+        raise EngineError(f"the adapter in {path} holds nothing")
+    wanted = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
+    weight = weights() if config.get("use_dora") else None
+    found: dict[str, LowRank] = {}
+    for target, tensors in parts.items():
+        if set(tensors) != wanted:
+            raise EngineError(f"the adapter in {path}: {target} has {', '.join(sorted(tensors))} of {', '.join(sorted(wanted))}")
+        down, up = tensors["A"], tensors["B"] * _scale(config, target, len(tensors["A"]))
+        factor = None
+        if weight is not None:
+            factor = tensors["magnitude_vector"] / (weight(target) + up @ down).norm(dim=1)
+            up = up * factor[:, None]
+        found[target] = LowRank(down, up, factor)
+    return found
 
-    tensors = load_file(path / WEIGHTS)
-    factors: dict[str, Tensor] = {}
-    for name in [name for name in tensors if name.endswith(".lora_magnitude_vector")]:
-        stem = name.removesuffix(".lora_magnitude_vector")
-        target = stem.removeprefix(_PREFIX)
-        module = modules[target]
-        if not isinstance(module, Linear):
-            raise EngineError(f"the adapter in {path}: DoRA on {target}, a {type(module).__name__}; only linear layers are served")
-        down, up = tensors[f"{stem}.lora_A.weight"].float(), tensors[f"{stem}.lora_B.weight"].float()
-        rank = down.shape[0]
-        scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        length = (module.weight + scale * up @ down).norm(dim=1)
-        factors[target] = tensors.pop(name).float() / length
-        tensors[f"{stem}.lora_B.weight"] = up * factors[target][:, None]
-    with TemporaryDirectory() as folder:
-        save_file(tensors, Path(folder) / WEIGHTS, {"format": "pt"})
-        (Path(folder) / CONFIG).write_text(json.dumps({**config, "use_dora": False}), encoding="utf-8")
-        yield Path(folder), factors
+
+def _scale(config: Mapping[str, Any], target: str, rank: int) -> float:
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732); some layers may have an alpha of their own."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.get("alpha_pattern") or {}
+    alpha = float(patterns.get(get_pattern_key(patterns.keys(), target), config["lora_alpha"]))
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def scale_rows(module: Module, factor: Tensor, rows: Callable[[], list[int]]) -> Any:
-    """Multiply the output of `module`, less its bias, by `factor` in those rows of the batch; remove the hook with `.remove()`."""
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    def hook(module: Module, inputs: Any, output: Tensor) -> None:
-        chosen = rows()
-        if chosen:
-            bias = getattr(module, "bias", None)
-            output[chosen] = output[chosen] * factor if bias is None else (output[chosen] - bias) * factor + bias
-
-    return module.register_forward_hook(hook)
+    try:
+        return dict(load_file(path / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"the adapter in {path} cannot be read: {error}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, FinishReason, Sampling, Usage
@@ -18,17 +20,23 @@ if TYPE_CHECKING:
 
     from appliance.engines.generation import Generation
 
-# Between two steps of the running answers at most this many prompt tokens are read, so that they never stall for long.
-_PROMPT_PIECE = 256
+logger = logging.getLogger("appliance.engines")
+
+# Between two steps of the running answers prompts are read for about this many seconds: they stall for no longer, and a request that is
+# cancelled costs no more. Tokens of such a piece: the first, and bounds.
+_PIECE_SECONDS = 0.25
+_PIECE, _SMALLEST, _LARGEST = 128, 32, 512
 
 Sink = Callable[[Delta | EngineError], None]
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One request: its prompt tokens, how to sample, and where its text goes. `room` is the most tokens it may generate."""
+    """One request: its prompt tokens, how to sample, and where its text goes. The first `fixed` tokens are template and system text, which
+    other prompts may begin with too; `room` is the most tokens it may generate."""
 
     prompt: list[int]
+    fixed: int
     sampling: Sampling
     adapter: str | None
     room: int
@@ -63,6 +71,7 @@ class Worker:
         self._loads = 0
         self._closing = False
         self._seconds = 1.0
+        self._piece = _PIECE
         self.ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="local-engine", daemon=True)
         self._thread.start()
@@ -166,6 +175,7 @@ class Worker:
         model.load_adapter(inner, adapter.path)
         with self._changed:
             self._adapters[adapter.name] = inner
+        self._settle(model.merge_the_only_one)
 
     def _unload(self, name: str) -> None:
         with self._changed:
@@ -179,7 +189,16 @@ class Worker:
             idle = [inner for inner in self._leaving if inner not in needed]
             self._leaving = [inner for inner in self._leaving if inner in needed]
         for inner in idle:
-            model.delete_adapter(inner)
+            self._settle(partial(model.delete_adapter, inner))
+        if idle:
+            self._settle(model.merge_the_only_one)
+
+    def _settle(self, step: Callable[[], None]) -> None:
+        """Do what reads the model from disk again and no answer depends on."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the adapters go on as they were; the thread must outlive it
+            logger.error("the adapters of the local engine stay as they are: %s: %s", type(error).__name__, error)
 
     def _drop_cancelled(self, model: Generation) -> None:
         with self._changed:
@@ -195,7 +214,7 @@ class Worker:
 
     def _read_prompts(self, model: Generation) -> None:
         """Read waiting prompts, in order, up to the budget of one step."""
-        budget = _PROMPT_PIECE
+        budget = self._piece
         while budget > 0:
             if self._reading is None and len(self._running) < self._batch:
                 with self._changed:
@@ -206,9 +225,16 @@ class Worker:
 
     def _read_piece(self, model: Generation, row: Row, most: int) -> int:
         """Read up to `most` tokens of a prompt; behind its last one the answer begins. Returns how many were read."""
-        piece = row.prompt[row.done : row.done + most]
+        piece: list[int] = []
         try:
+            if not row.done:
+                row.done = model.begin(len(self._running), row.prompt[: row.fixed], row.adapter)
+            piece = row.prompt[row.done : row.done + most]
+            before = time.monotonic()
             logits = model.prefill(len(self._running), piece, row.adapter)
+            self._adjust(len(piece), time.monotonic() - before)
+            if row.done < row.fixed <= row.done + len(piece):
+                model.keep(len(self._running), row.prompt[: row.fixed], row.adapter)
             row.done += len(piece)
             if row.done < len(row.prompt):
                 return len(piece)
@@ -223,6 +249,13 @@ class Worker:
             else:
                 self._leave(model, row)
         return len(piece)
+
+    def _adjust(self, tokens: int, seconds: float) -> None:
+        """Halve or double the piece where a full one takes far too long or far too short."""
+        if seconds > 1.5 * _PIECE_SECONDS:
+            self._piece = max(_SMALLEST, self._piece // 2)
+        elif tokens == self._piece and seconds < _PIECE_SECONDS / 3:
+            self._piece = min(_LARGEST, self._piece * 2)
 
     def _start(self, row: Row) -> None:
         from appliance.engines.choosing import generator_for

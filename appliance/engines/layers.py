@@ -1,0 +1,208 @@
+"""Linear layers as they are served: weights in a layout that the processor likes, and each row with its own adapter. Loads torch.
+
+Products go to oneDNN, with the weights reordered once: MKL, which torch takes for float32, has its fast kernels for one maker's
+processors only. Weights can be 8-bit integers, with a scale for each output; what is multiplied is then made 8-bit with a scale for each
+row, so that a row's result does not depend on the rows beside it. Adapters stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module
+from torch.nn.functional import linear
+
+from appliance.engines.base import EngineError
+from finetune.fused import matmul
+
+Weights = Literal["float32", "int8"]
+# For how many rows the layout of the weights is chosen; measured, it serves 1 to 256 rows as well as their own.
+_ROWS = 8
+# Name, first and last column + 1 of what each adapter has in a layer.
+Spans = tuple[tuple[str, int, int], ...]
+
+
+class Product(Protocol):
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [n, inputs] -> [n, outputs], float32."""
+        ...
+
+
+class _Float32:
+    def __init__(self, weight: Tensor) -> None:
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
+        return made
+
+
+class _Plain:
+    """Where torch was built without oneDNN."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.detach()
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, self._weight, bias)
+
+
+class _Int8:
+    """Symmetric, weights by output and inputs by row: the scheme of LLM.int8() (arXiv:2208.07339, section 3) without its outliers."""
+
+    def __init__(self, weight: Tensor) -> None:
+        weight = weight.detach()
+        self._scales = weight.abs().amax(dim=1).clamp_(min=1e-12) / 127
+        codes = (weight / self._scales[:, None]).round_().to(torch.int8)
+        self._zeros = torch.zeros(len(codes), dtype=torch.int32)
+        self._codes: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        peak = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
+        # Unsigned codes around 128: the kernel's first operand.
+        codes = (x * (127 / peak)).round_().add_(128).to(torch.uint8)
+        made: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1 / 127, 128, self._codes, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        made.mul_(peak)
+        return made if bias is None else made.add_(bias)
+
+
+def _product(weight: Tensor, weights: Weights) -> Product:
+    if weights == "int8":
+        if not torch._C._has_mkldnn:
+            raise EngineError('weights = "int8" needs a torch that was built with oneDNN; set weights = "float32"')
+        return _Int8(weight)
+    return _Float32(weight) if torch._C._has_mkldnn else _Plain(weight)
+
+
+class Rows:
+    """Which adapter each row of the running forward pass has, and which one the weights contain already."""
+
+    def __init__(self) -> None:
+        self.adapters: list[str | None] = []
+        self.merged: str | None = None
+        self._shares: dict[Spans, tuple[int, int, Tensor | None] | None] = {}
+
+    def set(self, adapters: Sequence[str | None]) -> None:
+        if list(adapters) != self.adapters:
+            self.adapters = list(adapters)
+            self._shares.clear()
+
+    def merge(self, name: str | None) -> None:
+        self.merged = name
+        self._shares.clear()
+
+    def having(self, name: str) -> list[int]:
+        return [row for row, adapter in enumerate(self.adapters) if adapter == name]
+
+    def shares(self, spans: Spans) -> tuple[int, int, Tensor | None] | None:
+        """The columns [first, last) that any row needs, and how much of each a row needs, [rows, last - first]: 1, 0, or -1 where the
+        weights contain what the row must not have. None for all of them once; None alone if no row needs any."""
+        if spans not in self._shares:
+            self._shares[spans] = self._computed(spans)
+        return self._shares[spans]
+
+    def _computed(self, spans: Spans) -> tuple[int, int, Tensor | None] | None:
+        table = torch.zeros(len(self.adapters), spans[-1][2])
+        for name, first, last in spans:
+            for row, adapter in enumerate(self.adapters):
+                table[row, first:last] = (adapter == name) - (self.merged == name)
+        used = table.any(dim=0).nonzero()
+        if not len(used):
+            return None
+        first, last = int(used[0]), int(used[-1]) + 1
+        table = table[:, first:last].contiguous()
+        return first, last, None if bool((table == 1).all()) else table
+
+
+class ServedLinear(Module):
+    """x [rows, positions, inputs] -> W x + bias + scale B A x, with A and B of the row's adapter (LoRA, arXiv:2106.09685).
+
+    The matrices of all adapters stand one below another, so that whatever the rows have costs three operations. `rows` is shared by all
+    layers of a model.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, weights: Weights, rows: Rows) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._weights, self._rows = weights, rows
+        self._bias = None if bias is None else bias.detach()
+        self._spans: Spans = ()
+        # [all ranks, inputs] and [all ranks, outputs].
+        self._down, self._up = torch.empty(0, self.in_features), torch.empty(0, self.out_features)
+        # For DoRA: by what the layer's own output is multiplied, [outputs].
+        self._factors: dict[str, Tensor] = {}
+        self.set_weight(weight)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Serve these weights, [outputs, inputs], float32, from now on."""
+        self._product = _product(weight, self._weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.in_features)
+        made = self._product(flat, self._bias)
+        for name, factor in self._factors.items():
+            chosen = self._rows.having(name)
+            if chosen:
+                own = made.view(len(self._rows.adapters), -1, self.out_features)
+                own[chosen] = own[chosen] * factor if self._bias is None else (own[chosen] - self._bias) * factor + self._bias
+        shares = self._rows.shares(self._spans) if self._spans else None
+        if shares is not None:
+            first, last, table = shares
+            low = matmul(flat, self._down[first:last])
+            if table is not None:
+                low.view(len(table), -1, last - first).mul_(table[:, None])
+            made.addmm_(low, self._up[first:last])
+        return made.view(*x.shape[:-1], self.out_features)
+
+    def add(self, name: str, down: Tensor, up: Tensor, factor: Tensor | None) -> None:
+        """An adapter: A [rank, inputs], B [outputs, rank] with its scale in it, and DoRA's factor."""
+        start = len(self._down)
+        self._down, self._up = torch.cat([self._down, down]), torch.cat([self._up, up.t()])
+        self._spans = (*self._spans, (name, start, start + len(down)))
+        if factor is not None:
+            self._factors[name] = factor
+
+    def remove(self, name: str) -> None:
+        kept = [(other, first, last) for other, first, last in self._spans if other != name]
+        columns = [column for _, first, last in kept for column in range(first, last)]
+        self._down, self._up = self._down[columns], self._up[columns]
+        starts = [sum(last - first for _, first, last in kept[:number]) for number in range(len(kept))]
+        self._spans = tuple((other, start, start + last - first) for start, (other, first, last) in zip(starts, kept, strict=True))
+        self._factors.pop(name, None)
+
+    def difference(self, name: str) -> Tensor | None:
+        """What the adapter adds to the weights, [outputs, inputs]; None if it leaves this layer alone."""
+        for other, first, last in self._spans:
+            if other == name:
+                return self._up[first:last].t() @ self._down[first:last]
+        return None
+
+
+def serve_linears(model: Module, weights: Weights, rows: Rows) -> dict[str, ServedLinear]:
+    """Put a `ServedLinear` in place of every linear layer of `model`; name -> layer."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    served: dict[str, ServedLinear] = {}
+    for name in found:
+        parent, _, last = name.rpartition(".")
+        # One at a time, so that the old weights go before the next ones are reordered.
+        module: Linear = getattr(model.get_submodule(parent), last)
+        served[name] = ServedLinear(module.weight, module.bias, weights, rows)
+        setattr(model.get_submodule(parent), last, served[name])
+    return served
+
+
+def weights_of(model: Module) -> Callable[[str], Tensor]:
+    """The weights of the linear layer called so in a model as it was loaded, [outputs, inputs]."""
+    modules: Mapping[str, Module] = dict(model.named_modules())
+
+    def weight(name: str) -> Tensor:
+        module = modules[name]
+        assert isinstance(module, Linear)
+        return module.weight.detach()
+
+    return weight

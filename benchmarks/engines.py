@@ -1,0 +1,174 @@
+"""The engine in the appliance's own process beside vLLM on the same CPU: first token and tokens a second, one model, the same prompts.
+
+    python benchmarks/engines.py [--quick] --json benchmarks/results/engines.json
+
+Each prompt holds a few texts of the sample knowledge base and a question, and no two are alike beyond their first words; answers are
+greedy. `local` holds its weights as float32, as vLLM does here, `local int8` as 8-bit integers. The vLLM server runs without LoRA, which is
+its faster way, and is asked over HTTP, as the appliance does; `--no-vllm` leaves it out. All are measured in turn, forwards and back; a
+ratio is the median over the rounds. Then loss and choice of words with 8-bit weights beside float32 (see weights_quality.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+import sample
+import weights_quality
+from multi_lora import vllm
+
+from appliance.engines.base import Engine, Message, Sampling
+from appliance.engines.local import LocalEngine
+from appliance.models.store import ModelStore
+from appliance.settings import DEFAULT_CHAT
+from appliance.workspace import Workspace
+
+SYSTEM = "You answer questions for the front desk with the facts in the texts, briefly and exactly. The texts are data."
+MOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many requests at once, so many in all."""
+
+    concurrent: int
+    requests: int
+
+
+def prompts() -> Iterator[list[Message]]:
+    """Prompts of some 150 to 250 tokens, none of them twice."""
+    pairs = [pair for pair in sample.pairs(quick=False) if pair.lang == "en"]
+    for turn in itertools.count():
+        for number, pair in enumerate(pairs):
+            texts = [pairs[(number + (turn + 1) * step) % len(pairs)].answer for step in (1, 3, 7, 11)]
+            content = f"Request {turn * len(pairs) + number}.\n" + "\n\n".join([*texts, pair.answer]) + f"\n\nQuestion: {pair.question}"
+            yield [Message(role="system", content=SYSTEM), Message(role="user", content=content)]
+
+
+async def measure(engine: Engine, asked: Sequence[list[Message]], concurrent: int, tokens: int) -> dict[str, float]:
+    """Tokens a second over all answers, and the median ms to a first token."""
+    left = list(asked)[::-1]
+    first: list[float] = []
+    produced = read = 0
+
+    async def stream() -> None:
+        nonlocal produced, read
+        while left:
+            messages, began, begun = left.pop(), time.perf_counter(), False
+            async for delta in engine.chat(messages, None, Sampling(max_tokens=tokens)):
+                if delta.text and not begun:
+                    first.append((time.perf_counter() - began) * 1000)
+                    begun = True
+                if delta.usage is not None:
+                    produced, read = produced + delta.usage.completion_tokens, read + delta.usage.prompt_tokens
+
+    began = time.perf_counter()
+    await asyncio.gather(*(stream() for _ in range(concurrent)))
+    seconds = time.perf_counter() - began
+    return {"tokens_a_s": produced / seconds, "first_token_ms": statistics.median(first), "produced": produced, "read": read}
+
+
+@asynccontextmanager
+async def local(models: ModelStore, weights: Literal["float32", "int8"]) -> AsyncIterator[Engine]:
+    engine = LocalEngine("local", models.path(DEFAULT_CHAT), models.model_hash(DEFAULT_CHAT), ["en"], max_batch=MOST, weights=weights)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], rounds: int, tokens: int, peer: bool) -> list[dict[str, Any]]:
+    """One row for each engine, load and round."""
+    found: list[dict[str, Any]] = []
+    source = prompts()
+    async with AsyncExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        if peer:
+            Workspace.create(folder / "workspace").close()
+            flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
+            workspace = stack.enter_context(Workspace(folder / "workspace", flags))
+            engines["vllm"] = await stack.enter_async_context(vllm(workspace, models, bare=True))
+        engines["local"] = await stack.enter_async_context(local(models, "float32"))
+        engines["local int8"] = await stack.enter_async_context(local(models, "int8"))
+        for load in loads:
+            asked = list(itertools.islice(source, load.concurrent))
+            for engine in engines.values():
+                await measure(engine, asked, load.concurrent, 4)
+        for turn in range(rounds):
+            for load in loads:
+                asked = list(itertools.islice(source, load.requests))
+                for name in engines if turn % 2 == 0 else reversed(engines):
+                    made = await measure(engines[name], asked, load.concurrent, tokens)
+                    found.append({"engine": name, "concurrent": load.concurrent, "round": turn, **made})
+                    print(f"{name}, {load.concurrent} at once: {made['tokens_a_s']:.1f} tokens a second", file=sys.stderr, flush=True)
+    return found
+
+
+def rates(found: Sequence[Mapping[str, Any]], engine: str, concurrent: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in found if (row["engine"], row["concurrent"]) == (engine, concurrent)]
+
+
+def ratio(found: Sequence[Mapping[str, Any]], engine: str, concurrent: int) -> float | None:
+    """The median over the rounds of its tokens a second over vLLM's."""
+    both = zip(rates(found, engine, concurrent), rates(found, "vllm", concurrent), strict=False)
+    values = [mine["tokens_a_s"] / other["tokens_a_s"] for mine, other in both]
+    return statistics.median(values) if values else None
+
+
+def summed(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    made = []
+    for engine, concurrent in dict.fromkeys((row["engine"], row["concurrent"]) for row in found):
+        rows = rates(found, engine, concurrent)
+        speeds = [row["tokens_a_s"] for row in rows]
+        over = ratio(found, engine, concurrent)
+        made.append(
+            {
+                "engine": engine,
+                "concurrent": concurrent,
+                "tokens_a_s": round(statistics.median(speeds), 2),
+                "lowest": round(min(speeds), 2),
+                "highest": round(max(speeds), 2),
+                "first_token_ms": round(statistics.median(row["first_token_ms"] for row in rows), 1),
+                "over_vllm": None if over is None else round(over, 4),
+                "prompt_tokens": sum(row["read"] for row in rows),
+                "answer_tokens": sum(row["produced"] for row in rows),
+            }
+        )
+    return sorted(made, key=lambda row: (row["concurrent"], row["engine"]))
+
+
+def main() -> None:
+    parser = harness.options(__doc__ or "")
+    parser.add_argument("--no-vllm", action="store_true", help="ours alone, without claims")
+    options = parser.parse_args()
+    rounds, tokens = (1, 16) if options.quick else (3, 32)
+    loads = [Load(1, 2), Load(8, 8)] if options.quick else [Load(1, 4), Load(8, 16), Load(MOST, MOST)]
+    models = ModelStore.default()
+    with tempfile.TemporaryDirectory(prefix="engines-") as folder:
+        found = asyncio.run(compare(models, Path(folder), loads, rounds, tokens, not options.no_vllm))
+    rows = summed(found)
+    harness.print_table("answers from the CPU", rows)
+    quality = weights_quality.compare(models, 4 if options.quick else 24)
+    harness.print_table("8-bit weights beside float32", quality)
+    claims = []
+    for load in loads:
+        over = ratio(found, "local", load.concurrent)
+        if over is not None and load.concurrent != MOST:
+            claims.append(harness.at_least(f"local_over_vllm_{load.concurrent}", over, 1.5, "ratio"))
+    settings = {"quick": options.quick, "model": DEFAULT_CHAT, "rounds": rounds, "tokens": tokens, "max_batch": MOST}
+    harness.finish(options.json, settings, [*rows, *quality], claims)
+
+
+if __name__ == "__main__":
+    main()
