@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
+VLLM := .venv-vllm
 
-.PHONY: setup demo test test-slow test-all lint audit format lock docs clean
+.PHONY: setup vllm demo test test-slow test-all lint audit format lock docs clean
 
 setup: $(STAMP)
 	$(BIN)/appliance model pull
@@ -17,6 +18,20 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $(STAMP)
+
+# vLLM has an environment of its own, because its pins clash with everyone's: what docker/engine.lock names where there is no NVIDIA GPU,
+# upstream's package where there is one (not run: no GPU was at hand).
+vllm: $(VLLM)/.locked
+
+$(VLLM)/.locked: docker/engine.lock
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	if command -v nvidia-smi > /dev/null; then \
+	    $(VLLM)/bin/python -m pip install --quiet "vllm==0.32.0"; \
+	else \
+	    $(VLLM)/bin/python -m pip install --quiet "torch==2.13.0" && \
+	    $(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r docker/engine.lock; \
+	fi
+	touch $@
 
 demo: setup
 	$(BIN)/appliance demo --folder demo-workspace
@@ -53,4 +68,4 @@ docs: $(STAMP)
 	$(BIN)/python -m appliance.cli.reference > docs/cli.md
 
 clean:
-	rm -rf $(VENV) demo-workspace build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM) demo-workspace build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Guarded:
         self._last = Health(True)
         self._probing = False
         self._ill = 0
+        # Adapters that it cannot use: whoever loads them says so here.
+        self.refused: set[str] = set()
+        # Requests under way, and when the last one ended, by adapter.
+        self._using: Counter[str] = Counter()
+        self._used: dict[str, float] = {}
 
     @property
     def state(self) -> State:
@@ -69,6 +75,8 @@ class Guarded:
             wait = self.breaker.wait()
             raise EngineDown(f"engine {self.name} keeps failing and is left alone; try again in {max(1, round(wait))} s", retry_after=wait)
         trial = self.breaker.enter()
+        if adapter is not None:
+            self._using[adapter] += 1
         deadline = asyncio.get_running_loop().time() + self.limits.total
         try:
             for again in (True, False):
@@ -96,6 +104,9 @@ class Guarded:
         finally:
             if trial:
                 self.breaker.leave()
+            if adapter is not None:
+                self._using[adapter] -= 1
+                self._used[adapter] = time.monotonic()
 
     async def _timed(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling, deadline: float) -> AsyncGenerator[Delta]:
         loop = asyncio.get_running_loop()
@@ -173,6 +184,10 @@ class Guarded:
                 asked.cancel()
                 await asyncio.gather(asked, return_exceptions=True)
 
+    def unused(self, adapter: str) -> float:
+        """Seconds since the last request for an adapter ended; 0 while one is under way, infinite if there was none."""
+        return 0.0 if self._using[adapter] else time.monotonic() - self._used.get(adapter, float("-inf"))
+
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         return await self.engine.count_tokens(messages)
 
@@ -183,6 +198,7 @@ class Guarded:
         await self.engine.load(adapter)
 
     async def unload(self, name: str) -> None:
+        self._used.pop(name, None)
         await self.engine.unload(name)
 
     async def close(self) -> None:

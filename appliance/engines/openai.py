@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from appliance.engines.base import (
     AdapterRef,
@@ -35,6 +35,10 @@ _MAX_LINE_BYTES = 4 << 20
 _IDLE_CONNECTIONS = 100
 # Seconds that a response may take to end after its last event; one that has ended leaves its connection for the next request.
 _ENDING = 0.1
+
+
+class UnknownModel(EngineError):
+    """The server has no model of this name."""
 
 
 @dataclass(slots=True)
@@ -80,21 +84,27 @@ class OpenAIEngine:
         long PromptTooLong; what it refuses for another reason is a plain EngineError."""
         import httpx
 
-        if adapter is not None:
+        if adapter is not None and not self.serves_adapters:
             raise EngineError(f"engine {self.name} serves no adapters, {adapter!r} was asked for")
         if not messages:
             raise EngineError("there are no messages to answer; send at least one user message")
-        request = self._http().build_request("POST", f"{self._url}/chat/completions", json=self._body(messages, sampling))
+        request = self._http().build_request(
+            "POST", f"{self._url}/chat/completions", json=self._body(messages, adapter or self._model, sampling)
+        )
         try:
             response = await self._http().send(request, stream=True)
             try:
                 await self._check(response, messages)
                 stream = _Stream()
-                async for data in _events(response):
-                    text = _absorb(json.loads(data), stream)
-                    if text:
-                        stream.text.append(text)
-                        yield Delta(text)
+                async for arrived in _events(response):
+                    before = len(stream.text)
+                    try:
+                        for data in arrived:
+                            _absorb(json.loads(data), stream)
+                    finally:
+                        # Also what came right before a fault.
+                        if text := "".join(stream.text[before:]):
+                            yield Delta(text)
             finally:
                 await response.aclose()
         except httpx.ConnectTimeout as error:
@@ -117,7 +127,7 @@ class OpenAIEngine:
         return []
 
     async def load(self, adapter: AdapterRef) -> None:
-        raise EngineError(f"engine {self.name} serves no adapters; use a local engine for {adapter.name}")
+        raise EngineError(f"engine {self.name} serves no adapters; use a local or vllm engine for {adapter.name}")
 
     async def unload(self, name: str) -> None:
         """Nothing is ever loaded."""
@@ -146,6 +156,8 @@ class OpenAIEngine:
     def _http(self) -> httpx.AsyncClient:
         import httpx
 
+        from appliance.engines.plain_http import mounts
+
         if self._closed:
             raise EngineError("the engine is closed")
         loop = asyncio.get_running_loop()
@@ -154,12 +166,13 @@ class OpenAIEngine:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             timeout = httpx.Timeout(None, connect=self._connect)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS)
-            self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits), loop
+            direct = mounts(self._url, _IDLE_CONNECTIONS)
+            self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, mounts=direct), loop
         return self._client
 
-    def _body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
+    def _body(self, messages: Sequence[Message], model: str, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": model,
             "messages": list(messages),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -178,15 +191,15 @@ class OpenAIEngine:
         status, kind = response.status_code, response.headers.get("content-type", "")
         if status == 200 and kind.startswith("text/event-stream"):
             return
-        said = _message_of((await response.aread())[:100_000])
+        said = message_of((await response.aread())[:100_000])
         if status in (429, 503):
             wait = _retry_after(response.headers.get("retry-after"))
             raise EngineBusy(f"{self._url} is busy ({status}{said and ': ' + said}); try again in {wait:g} s", retry_after=wait)
         if status in (401, 403):
             raise EngineError(f"{self._url} refuses the API key ({status}{said and ': ' + said}); check api_key_env of engine {self.name}")
         if status == 404:
-            raise EngineError(f"{self._url} has no chat completions or no model {self._model!r} (404{said and ': ' + said})")
-        if status in (400, 413) and ("context_length" in said or "maximum context" in said):
+            raise UnknownModel(f"{self._url} has no chat completions or no model {self._model!r} (404{said and ': ' + said})")
+        if status in (400, 413) and ("context_length" in said or "maximum context" in said or "maximum model length" in said):
             raise PromptTooLong(_estimate(messages), self.context_window)
         if status != 200:
             kind_of = EngineDown if status >= 500 else EngineError
@@ -194,48 +207,55 @@ class OpenAIEngine:
         raise EngineError(f"{self._url} answers {kind or 'something without a type'}, expected text/event-stream; is this the right url?")
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """The data of each server-sent event until ``[DONE]``. Splits bytes at newlines only: JSON may hold other line separators as text."""
+async def _events(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    """The data of the server-sent events that have arrived together, until ``[DONE]``.
+
+    Splits bytes at newlines only: JSON may hold other line separators as text.
+    """
     rest = b""
-    pieces = response.aiter_bytes()
+    # As they come: what httpx does to each piece costs more than all that is done with it here.
+    pieces = response.aiter_bytes() if "content-encoding" in response.headers else aiter(cast("httpx.AsyncByteStream", response.stream))
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
             raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
+        arrived: list[bytes] = []
         for line in lines:
-            name, _, value = line.rstrip(b"\r").partition(b":")
-            if name != b"data":
+            if not line.startswith(b"data:"):
                 continue
-            data = value.decode("utf-8").strip()
-            if data == "[DONE]":
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                yield arrived
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_ENDING):
                         async for _ in pieces:
                             pass
                 return
-            yield data
+            arrived.append(data)
+        yield arrived
     raise ValueError("it ended without [DONE]" + (f", in the middle of {rest[:80]!r}" if rest.strip() else ""))
 
 
-def _absorb(chunk: dict[str, Any], stream: _Stream) -> str:
-    """Take one chunk in; returns its text. Raises EngineError if the server reports a failure inside the stream."""
+def _absorb(chunk: dict[str, Any], stream: _Stream) -> None:
+    """Take one chunk in. Raises EngineError if the server reports a failure inside the stream."""
     if "error" in chunk:
         error = chunk["error"]
         raise EngineDown(f"the server failed during the answer: {error.get('message', error) if isinstance(error, dict) else error}")
     if usage := chunk.get("usage"):
         stream.usage = Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
     if not chunk["choices"]:
-        return ""
+        return
     choice = chunk["choices"][0]
     reason = choice.get("finish_reason")
     if reason == "content_filter":
         raise EngineError("the server's content filter stopped the answer")
     if reason is not None:
         stream.reason = "length" if reason == "length" else "stop"
-    return str((choice.get("delta") or {}).get("content") or "")
+    if text := (choice.get("delta") or {}).get("content"):
+        stream.text.append(str(text))
 
 
-def _message_of(body: bytes) -> str:
+def message_of(body: bytes) -> str:
     """What an error page says, in at most 300 characters; '' for HTML, which says nothing to a reader."""
     text = body.decode("utf-8", "replace").strip()
     try:

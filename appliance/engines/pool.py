@@ -13,6 +13,7 @@ from appliance.engines.breaker import Breaker
 from appliance.engines.broken import BrokenEngine
 from appliance.engines.build import build
 from appliance.engines.guard import Guarded, TimeLimits
+from appliance.engines.vllm_started import StartedVllm
 from appliance.errors import ApplianceError, UsageError
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
@@ -27,8 +28,9 @@ _AGAIN = 5.0
 class EnginePool:
     """Engines by the name they have in the configuration."""
 
-    def __init__(self, workspace: Workspace, models: ModelStore) -> None:
-        self._workspace = workspace
+    def __init__(self, workspace: Workspace, models: ModelStore, patient: bool = True) -> None:
+        """A `patient` pool gives an engine whose server is being started once it answers; else the engine says so, and others answer."""
+        self._workspace, self._patient = workspace, patient
         self._models = models
         self._engines: dict[str, Guarded] = {}
         self._broken: dict[str, tuple[float, BrokenEngine]] = {}
@@ -61,7 +63,7 @@ class EnginePool:
 
     async def _start(self, name: str, settings: EngineConfig) -> Engine:
         try:
-            engine = await asyncio.to_thread(build, name, settings, self._models, self._workspace.root)
+            engine = await asyncio.to_thread(build, name, settings, self._models, self._workspace)
         except ApplianceError as error:
             if isinstance(error, UsageError) and name not in self._broken:
                 raise
@@ -70,6 +72,12 @@ class EnginePool:
             self._broken[name] = (time.monotonic(), broken)
             return broken
         self._broken.pop(name, None)
+        if self._patient and isinstance(engine, StartedVllm):
+            try:
+                await engine.start(settings.start_seconds)
+            except asyncio.CancelledError:
+                await engine.close()
+                raise
         self._engines[name] = _guarded(engine, settings)
         return self._engines[name]
 

@@ -1,0 +1,157 @@
+"""Several servers that serve the same, as one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from appliance.engines.base import AdapterRef, Delta, Engine, EngineBusy, EngineDown, EngineError, Health, Message, Sampling
+
+logger = logging.getLogger("appliance.engines")
+
+# Seconds between two questions whether a replica that is out is well again.
+_AGAIN = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Replica:
+    number: int
+    engine: Engine
+    running: int = 0
+    out: bool = False
+    asked: float = float("-inf")
+    asking: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Replicas:
+    """`engines`, all of one base model, as one `Engine`; `connect` and `first_token` are the whole engine's limits, in seconds.
+
+    A request goes to the replica with the fewest requests under way. One that fails is out until it says that it is well; a replica of vLLM
+    has its adapters again when it says so. A request that fails before its first token is sent once more, to another replica. One that
+    sends no first token in time is out too. The loss of one is a warning in the log; the engine is well as long as one replica is.
+    May be used from one event loop at a time.
+    """
+
+    def __init__(self, engines: Sequence[Engine], connect: float, first_token: float) -> None:
+        one = engines[0]
+        self.name, self.base_hash, self.languages = one.name, one.base_hash, one.languages
+        self.serves_adapters, self.context_window = one.serves_adapters, one.context_window
+        self._replicas = [_Replica(number, engine) for number, engine in enumerate(engines, 1)]
+        # A replica that does not answer must not make the whole engine late.
+        self._connect, self._first_token = connect * 0.7, first_token
+
+    async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
+        """See the contract."""
+        self._ask_those_out()
+        tried: list[_Replica] = []
+        while True:
+            replica = self._least_busy(tried)
+            if replica is None:
+                raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
+            tried.append(replica)
+            begun, since = False, time.monotonic()
+            replica.running += 1
+            try:
+                async with aclosing(replica.engine.chat(messages, adapter, sampling)) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta
+                return
+            except EngineBusy:
+                if begun or len(tried) == 2 or self._least_busy(tried) is None:
+                    raise
+            except EngineDown as error:
+                self._eject(replica, str(error))
+                if begun or len(tried) == 2 or self._least_busy(tried) is None:
+                    raise
+            except (asyncio.CancelledError, GeneratorExit):
+                # Whoever waited gave up: the client left, or the first token was too late.
+                if not begun and time.monotonic() - since >= self._first_token * 0.95:
+                    self._eject(replica, f"no first token within {self._first_token:g} s")
+                raise
+            finally:
+                replica.running -= 1
+
+    def _least_busy(self, but: Collection[_Replica]) -> _Replica | None:
+        left = [replica for replica in self._replicas if not replica.out and replica not in but]
+        return min(left, key=lambda replica: replica.running, default=None)
+
+    def _eject(self, replica: _Replica, why: str) -> None:
+        if not replica.out:
+            logger.warning("engine %s: replica %d is out: %s", self.name, replica.number, why)
+        replica.out, replica.asked = True, time.monotonic()
+
+    def _ask_those_out(self) -> None:
+        """Ask the replicas that are out, beside what is being served, whether they are well again."""
+        now = time.monotonic()
+        for replica in self._replicas:
+            if replica.out and now - replica.asked >= _AGAIN and (replica.asking is None or replica.asking.done()):
+                replica.asking = asyncio.get_running_loop().create_task(self._ask(replica))
+
+    async def _ask(self, replica: _Replica) -> None:
+        replica.asked = time.monotonic()
+        try:
+            async with asyncio.timeout(self._connect):
+                found = await replica.engine.health()
+        except TimeoutError:
+            found = Health(False, f"it did not answer within {self._connect:g} s")
+        if not found.ok:
+            self._eject(replica, found.detail)
+        elif replica.out:
+            logger.warning("engine %s: replica %d is back", self.name, replica.number)
+            replica.out = False
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Of the first replica that can tell."""
+        for replica in self._replicas:
+            if not replica.out:
+                try:
+                    return await replica.engine.count_tokens(messages)
+                except EngineDown as error:
+                    self._eject(replica, str(error))
+        raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
+
+    async def adapters(self) -> list[str]:
+        """Those that every replica in use has."""
+        have = [set(await replica.engine.adapters()) for replica in self._replicas if not replica.out]
+        return sorted(set.intersection(*have)) if have else []
+
+    async def load(self, adapter: AdapterRef) -> None:
+        """Load it everywhere; a replica that is down loads it before it is used again. Raises EngineError where one refuses it."""
+        found = await asyncio.gather(*(replica.engine.load(adapter) for replica in self._replicas), return_exceptions=True)
+        for replica, error in zip(self._replicas, found, strict=True):
+            if isinstance(error, EngineDown):
+                self._eject(replica, str(error))
+            elif isinstance(error, BaseException):
+                await self.unload(adapter.name)
+                raise error
+        if all(isinstance(error, EngineDown) for error in found):
+            raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available, so none loads {adapter.name}")
+
+    async def unload(self, name: str) -> None:
+        found = await asyncio.gather(*(replica.engine.unload(name) for replica in self._replicas), return_exceptions=True)
+        for replica, error in zip(self._replicas, found, strict=True):
+            if isinstance(error, EngineError):
+                self._eject(replica, str(error))
+            elif isinstance(error, BaseException):
+                raise error
+
+    async def health(self) -> Health:
+        """Asks every replica; well as long as one is."""
+        await asyncio.gather(*(self._ask(replica) for replica in self._replicas))
+        out = sum(replica.out for replica in self._replicas)
+        if out == len(self._replicas):
+            return Health(False, f"none of its {out} replicas is available")
+        return Health(True, f"{out} of its {len(self._replicas)} replicas are out" if out else "")
+
+    async def close(self) -> None:
+        tasks = [replica.asking for replica in self._replicas if replica.asking is not None and not replica.asking.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for replica in self._replicas:
+            await replica.engine.close()

@@ -1,0 +1,187 @@
+"""Adapters on a running engine: loaded before they answer, kept while they do, gone when nobody wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_engine import ScriptedEngine
+from gate_support import Bench, right, rows
+
+from appliance import adapter_life, canary, gates
+from appliance.adapter_life import AdapterLife
+from appliance.adapters import AdapterVersion
+from appliance.availability import adapter_trouble
+from appliance.engines.base import AdapterRef, EngineError, Health, Sampling
+from appliance.engines.breaker import Breaker
+from appliance.engines.guard import Guarded, TimeLimits
+from appliance.errors import ApplianceError, GateMissed
+from appliance.knowledge import Knowledge
+from appliance.types import Caller
+
+
+class Pool:
+    """The one engine, guarded."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.guard = Guarded(engine, TimeLimits(), Breaker(1, 0.0))
+
+    async def named(self, name: str) -> Guarded:
+        return self.guard
+
+
+class Refusing(ScriptedEngine):
+    """Refuses to load what is named `bad`, and answers with an error for what is named `mute`."""
+
+    bad: str = ""
+    mute: str = ""
+
+    async def load(self, adapter: AdapterRef) -> None:
+        if adapter.name == self.bad:
+            raise EngineError("the adapter does not fit")
+        await super().load(adapter)
+
+    def chat(self, messages, adapter, sampling):  # type: ignore[no-untyped-def]
+        self.error = EngineError("无法生成") if adapter == self.mute and adapter else None
+        return super().chat(messages, adapter, sampling)
+
+
+@pytest.fixture
+def bench(light: Knowledge, tmp_path: Path) -> Bench:
+    return Bench(light, tmp_path)
+
+
+@pytest.fixture
+def versions(bench: Bench) -> list[AdapterVersion]:
+    info = bench.dataset("pairs", rows(0, 4, "train") + rows(4, 4, "train", "zh"))
+    return [bench.adapter(info, right, number) for number in (1, 2, 3)]
+
+
+def life(bench: Bench, engine: ScriptedEngine) -> tuple[AdapterLife, Guarded]:
+    pool = Pool(engine)
+    return AdapterLife(bench.registry, pool), pool.guard  # type: ignore[arg-type]
+
+
+def test_an_alias_that_moves_is_followed(bench: Bench, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_life, "_DRAIN", 0.0)
+    engine = Refusing("好 的", base_hash=bench.base_hash)
+    one, two, three = versions
+    found, guard = life(bench, engine)
+
+    async def run() -> None:
+        await found.tick()
+        assert engine.loaded == [] and engine.asked == []
+        bench.registry.promote(one.name)
+        await found.tick()
+        await found.tick()
+        # Tried once, with its own words, before anybody was sent to it.
+        assert engine.loaded == [one.name] and [adapter for _, adapter, _ in engine.asked] == [one.name]
+        held = guard.chat([{"role": "user", "content": "还开放吗？"}], one.name, Sampling())
+        await anext(held)
+        bench.registry.promote(two.name)
+        await found.tick()
+        # What it answers goes on with it.
+        assert engine.loaded == [one.name, two.name]
+        await held.aclose()
+        await found.tick()
+        assert engine.loaded == [two.name]
+        # A candidate of a canary is wanted beside the live one.
+        canary.start(bench.registry, three.name, 0.5, "a test")
+        await found.tick()
+        assert engine.loaded == [two.name, three.name]
+        canary.stop(bench.workspace.db, "medical")
+        bench.registry.rollback("medical")
+        await found.tick()
+        await found.tick()
+        assert engine.loaded == [one.name]
+
+    asyncio.run(run())
+
+
+def test_a_version_that_was_just_asked_stays_for_a_while(bench: Bench, versions: list[AdapterVersion]) -> None:
+    engine = Refusing("好", base_hash=bench.base_hash)
+    one, two, _ = versions
+    found, _ = life(bench, engine)
+
+    async def run() -> None:
+        for version in (one, two):
+            bench.registry.promote(version.name)
+            await found.tick()
+        await found.tick()
+
+    asyncio.run(run())
+    assert engine.loaded == [one.name, two.name]
+
+
+def test_trouble_with_one_version_holds_no_other_up(bench: Bench, versions: list[AdapterVersion], caplog: pytest.LogCaptureFixture) -> None:
+    engine = Refusing("好", base_hash=bench.base_hash)
+    one, two, _ = versions
+    engine.bad = one.name
+    bench.registry.promote(one.name)
+    canary.start(bench.registry, two.name, 0.5, "a test")
+    found, guard = life(bench, engine)
+
+    async def run() -> None:
+        for _ in range(5):
+            await found.tick()
+
+    asyncio.run(run())
+    assert engine.loaded == [two.name]
+    # Nobody is sent to it, and the reason is told.
+    assert adapter_trouble(one, guard, Caller()) == f"engine default cannot use {one.name}; the log says why"
+    assert adapter_trouble(two, guard, Caller()) == ""
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [f"{one.name}: the adapter does not fit"]
+
+
+def test_an_engine_that_is_back_is_tried_before_a_question_is(bench: Bench, versions: list[AdapterVersion]) -> None:
+    engine = Refusing("好", base_hash=bench.base_hash)
+    found, guard = life(bench, engine)
+    bench.registry.promote(versions[0].name)
+    engine.state = Health(False, "its server is being started")
+
+    async def run() -> None:
+        await found.tick()
+        assert engine.loaded == []
+        guard.breaker.open()
+        assert guard.state == "half-open"
+        engine.state = Health(True)
+        await found.tick()
+        assert guard.state == "closed" and engine.loaded == [versions[0].name]
+        assert [adapter for _, adapter, _ in engine.asked] == [None, versions[0].name]
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_loaded_or_does_not_answer_never_goes_live(bench: Bench, versions: list[AdapterVersion]) -> None:
+    one, two, three = versions
+    engine = Refusing("好", base_hash=bench.base_hash)
+    service = bench.service()
+    service.answering.engines.engine = engine  # type: ignore[attr-defined]
+    engine.bad, engine.mute = one.name, two.name
+    for version, said in ((one, "does not fit"), (two, "无法生成")):
+        with pytest.raises(EngineError, match=said):
+            asyncio.run(gates.promote(service, version.name, force="a test"))
+        assert bench.registry.live("medical") is None
+    assert asyncio.run(gates.promote(service, three.name, force="a test")).promoted
+    assert bench.registry.live("medical") == bench.registry.current(three.name)
+    (three.path / "adapter_config.json").write_text("{}", "utf-8")
+    engine.loaded.clear()
+    with pytest.raises(ApplianceError, match="were altered"):
+        asyncio.run(adapter_life.load(bench.registry, engine, three))
+
+
+def test_what_vllm_does_not_serve_is_refused_with_the_remedy(bench: Bench, versions: list[AdapterVersion]) -> None:
+    import json
+
+    from finetune.version import version_hash
+
+    version = versions[0]
+    file = version.path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "use_dora": True}), "utf-8")
+    with bench.workspace.db.write() as connection:
+        connection.exec_driver_sql("UPDATE adapter SET sha256 = ? WHERE name = ?", (version_hash(version.path), version.name))
+    bench.workspace.save_setting("engines.default.kind", "vllm")
+    with pytest.raises(GateMissed, match="DoRA adapters are not served by vllm; use an engine of kind local, or train with method lora"):
+        asyncio.run(gates.promote(bench.service(), version.name, force="a test"))
+    assert bench.registry.live("medical") is None

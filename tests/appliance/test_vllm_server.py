@@ -1,0 +1,294 @@
+"""A supervised vLLM server, over a stand-in that runs as vLLM does: started, shared, lost and back, never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_vllm import write_python
+from gate_support import make_adapter, make_base
+
+from appliance.adapters import Registry
+from appliance.engines import vllm_server
+from appliance.engines.base import AdapterRef, EngineDown, EngineError, Message, Sampling
+from appliance.engines.build import build, check
+from appliance.engines.pool import EnginePool
+from appliance.engines.replicas import Replicas
+from appliance.engines.vllm_server import Launch, VllmServer
+from appliance.engines.vllm_started import StartedVllm, launch, limits
+from appliance.errors import ApplianceError, UsageError
+from appliance.models.store import ModelStore
+from appliance.settings import EngineConfig
+from appliance.workspace import Workspace
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+@pytest.fixture
+def base(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The base model's folder; the workspace's default engine is a started vLLM of it."""
+    folder = make_base(tmp_path / "base")
+    python = write_python(tmp_path / "python")
+    for name, value in {"kind": "vllm", "base": f"path:{folder}", "python": str(python), "languages": ["en", "zh"]}.items():
+        workspace.save_setting(f"engines.default.{name}", value)
+    monkeypatch.setattr(vllm_server, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(vllm_server, "_LOOK", 0.02)
+    monkeypatch.setattr(vllm_server, "_ASK", 0.05)
+    return folder
+
+
+@pytest.fixture
+def server(workspace: Workspace, models: ModelStore, base: Path) -> Iterator[VllmServer]:
+    made = VllmServer("default", launching(workspace, models), workspace.db)
+    yield made
+    made.close()
+
+
+def launching(workspace: Workspace, models: ModelStore) -> Launch:
+    return launch(workspace, models, "default", workspace.config.engines["default"])
+
+
+def until(what: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def processes(base: Path) -> list[psutil.Process]:
+    """The server, its keeper and its worker."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and str(base) in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def over(workspace: Workspace, models: ModelStore) -> StartedVllm:
+    engine = build("default", workspace.config.engines["default"], models, workspace)
+    assert isinstance(engine, StartedVllm)
+    return engine
+
+
+async def say(engine: StartedVllm, question: str, adapter: str | None = None) -> str:
+    return "".join([delta.text async for delta in engine.chat([Message(role="user", content=question)], adapter, Sampling())])
+
+
+def adapter(folder: Path, name: str, **config: object) -> AdapterRef:
+    return AdapterRef(name, make_adapter(folder / name, 1))
+
+
+def test_it_answers_with_the_adapter_that_is_named_and_leaves_nothing_behind(
+    workspace: Workspace, models: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        engine = over(workspace, models)
+        assert not (await engine.health()).ok
+        await engine.start(20)
+        assert (await engine.health()).ok
+        assert await say(engine, "挂号 费 多少") == "base: 挂号 费 多少 "
+        with pytest.raises(EngineError, match=r"no adapter 'medical@1' is loaded \(loaded: none\)"):
+            await say(engine, "x", "medical@1")
+        ref = adapter(tmp_path, "medical@1")
+        await engine.load(ref)
+        await engine.load(ref)
+        assert await engine.adapters() == ["medical@1"] and await say(engine, "你好", "medical@1") == "medical@1: 你好 "
+        assert await engine.count_tokens([Message(role="user", content="one two 三")]) == 3
+        await engine.unload("medical@1")
+        await engine.unload("medical@1")
+        assert await engine.adapters() == []
+        assert len(processes(base)) == 3
+        await engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            await say(engine, "x")
+
+    asyncio.run(run())
+    assert processes(base) == []
+
+
+def test_killed_in_the_middle_of_an_answer_it_comes_back_with_its_adapters(
+    workspace: Workspace, models: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        engine = over(workspace, models)
+        await engine.start(20)
+        await engine.load(adapter(tmp_path, "medical@1"))
+        first = set(processes(base))
+        seen = []
+        with pytest.raises(EngineDown):
+            async for delta in engine.chat([Message(role="user", content="CRASH now")], "medical@1", Sampling()):
+                seen.append(delta.text)
+        assert seen == ["medical@1: "]
+        while not (await engine.health()).ok or engine._server.failures == 0:  # noqa: ASYNC110 - another thread changes it
+            await asyncio.sleep(0.02)
+        assert await engine.adapters() == ["medical@1"] and await say(engine, "好", "medical@1") == "medical@1: 好 "
+        # Not one of the old ones is left, the worker neither.
+        assert not first & set(processes(base)) and len(processes(base)) == 3
+        await engine.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("trouble", ["sick", "hung"])
+def test_a_server_that_is_not_well_is_started_again(
+    workspace: Workspace, models: ModelStore, base: Path, monkeypatch: pytest.MonkeyPatch, server: VllmServer, trouble: str
+) -> None:
+    monkeypatch.setattr(vllm_server, "_PATIENCE", 0.05)
+    until(lambda: server.running)
+    (base / trouble).touch()
+    until(lambda: server.failures == 1)
+    assert server.running is None and "start" in server.detail
+    (base / trouble).unlink()
+    until(lambda: server.running)
+
+
+def test_one_that_cannot_start_is_tried_more_and_more_rarely_and_says_so(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    (base / "broken").touch()
+
+    async def run() -> None:
+        pool = EnginePool(workspace, models)
+        engine = await pool.named("default")
+        state = await engine.health()
+        assert not state.ok and "started again" in state.detail and str(base) not in state.detail
+        with pytest.raises(EngineDown):
+            await anext(engine.chat([Message(role="user", content="x")], None, Sampling()))
+        await pool.close()
+
+    asyncio.run(run())
+    assert "this model cannot be loaded" in (workspace.root / "runs" / "logs" / "engine-default.log").read_text("utf-8")
+    assert processes(base) == []
+
+
+def test_processes_of_a_workspace_share_one_server(workspace: Workspace, models: ModelStore, base: Path, server: VllmServer) -> None:
+    until(lambda: server.running)
+    other = VllmServer("default", launching(workspace, models), workspace.db)
+    strange = VllmServer("default", replace(launching(workspace, models), settings="others"), workspace.db)
+    try:
+        until(lambda: other.running)
+        assert other.running == server.running and len(processes(base)) == 3
+        until(lambda: "other settings" in strange.detail)
+        assert strange.running is None
+        strange.close()
+        # The owner leaves, and the one that still needs it starts its own.
+        before = server.running
+        server.close()
+        until(lambda: other.running not in (None, before))
+        assert len(processes(base)) == 3
+    finally:
+        other.close()
+        strange.close()
+    assert processes(base) == []
+
+
+def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from appliance.workspace import Workspace;"
+        "from appliance.models.store import ModelStore;"
+        "from appliance.engines.vllm_started import launch; from appliance.engines.vllm_server import VllmServer;"
+        "w = Workspace(Path(sys.argv[1])); l = launch(w, ModelStore(Path(sys.argv[2])), 'default', w.config.engines['default']);"
+        "VllmServer('default', l, w.db); time.sleep(600)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(workspace.root), str(models.root)])
+    try:
+        until(lambda: len(processes(base)) == 3, 60)
+    finally:
+        os.kill(owner.pid, signal.SIGKILL)
+        owner.wait()
+    until(lambda: not processes(base))
+    # Its lock is taken over.
+    server = VllmServer("default", launching(workspace, models), workspace.db)
+    until(lambda: server.running)
+    server.close()
+
+
+def test_refused_and_lost_adapters(workspace: Workspace, models: ModelStore, base: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        engine = over(workspace, models)
+        await engine.start(20)
+        bad = adapter(tmp_path, "medical@bad")
+        (bad.path / "refuse").touch()
+        with pytest.raises(EngineError, match="cannot use adapter medical@bad; its log says why; check it with: appliance adapter lint"):
+            await engine.load(bad)
+        deep = adapter(tmp_path, "medical@deep")
+        (deep.path / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"q_proj": 128}}', "utf-8")
+        with pytest.raises(EngineError, match="has rank 128, engine default was started for ranks up to 16"):
+            await engine.load(deep)
+        with pytest.raises(EngineError, match=r"adapter_config\.json does not describe a LoRA adapter"):
+            await engine.load(AdapterRef("medical@none", tmp_path / "none"))
+        assert await engine.adapters() == []
+        # Another process of the workspace unloads it: the next answer finds it all the same.
+        one, other = adapter(tmp_path, "medical@1"), over(workspace, models)
+        await engine.load(one)
+        await other.start(20)
+        await other.load(one)
+        await other.unload("medical@1")
+        assert await say(engine, "好", "medical@1") == "medical@1: 好 "
+        await other.unload("medical@1")
+        await other.close()
+        assert (await engine.health()).ok and await say(engine, "好", "medical@1") == "medical@1: 好 "
+        await engine.close()
+
+    asyncio.run(run())
+
+
+def test_limits_follow_the_domains_and_their_versions(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    settings = workspace.config.engines["default"]
+    found = limits(workspace, "default", settings, "hash")
+    assert (found.places, found.kept, found.rank) == (4, 4, 16)
+    for number in range(20):
+        workspace.create_domain(f"d{number}")
+    found = limits(workspace, "default", settings, "hash")
+    assert (found.places, found.kept) == (32, 40)
+    assert limits(workspace, "default", settings.model_copy(update={"max_loras": 3, "max_lora_rank": 33}), "hash") == replace(
+        found, places=3, rank=64
+    )
+    assert Registry(workspace).versions() == []
+    line = " ".join(launching(workspace, models).command)
+    assert f"--model {base} " in line and "--max-loras 32 --max-cpu-loras 40 --max-lora-rank 16" in line
+    assert "VLLM_API_KEY" in launching(workspace, models).environment and "--api-key" not in line
+
+
+def test_addresses_make_replicas(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    both = ("http://127.0.0.1:8001/v1", "http://127.0.0.1:8002/v1")
+    for kind, serves in (("openai", False), ("vllm", True)):
+        settings = workspace.config.engines["default"].model_copy(update={"kind": kind, "urls": both, "model": "m"})
+        engine = build("default", settings, models, workspace)
+        assert isinstance(engine, Replicas) and len(engine._replicas) == 2
+        assert engine.serves_adapters is serves and bool(engine.base_hash) is serves
+        one = build("default", settings.model_copy(update={"urls": (), "url": both[0]}), models, workspace)
+        assert type(one).__name__ == {"openai": "OpenAIEngine", "vllm": "VllmEngine"}[kind]
+    # The model's window, which is smaller than what the configuration allows.
+    assert engine.context_window == 2048
+
+
+def test_more_adapters_than_places_are_warned_of(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    workspace.save_setting("engines.default.max_loras", 1)
+    server = VllmServer("default", launching(workspace, models), workspace.db)
+    until(lambda: server.running)
+    engine = StartedVllm("default", server, "", ["en"], "", 2048, 1.5)
+    assert engine.warnings(1) == []
+    assert "2 adapters are wanted and 1 fit into one batch" in engine.warnings(2)[0]
+    asyncio.run(engine.close())
+    assert engine.warnings(2) == []
+
+
+def test_what_does_not_go_together_is_told(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    with pytest.raises(UsageError, match="has an address and no model"):
+        check("default", EngineConfig(kind="vllm", url="http://127.0.0.1:1/v1"))
+    with pytest.raises(UsageError, match="has url and urls"):
+        check("default", EngineConfig(kind="vllm", url="http://a/v1", urls=("http://b/v1",), model="m"))
+    workspace.save_setting("engines.default.python", "/nowhere/python")
+    with pytest.raises(ApplianceError, match="build vLLM's environment with `make vllm`"):
+        launching(workspace, models)

@@ -1,0 +1,167 @@
+"""Several servers as one engine, over servers that lie."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from lying_engine import LyingEngine, lying
+
+from appliance.engines import replicas
+from appliance.engines.base import AdapterRef, Engine, EngineDown, EngineError, EngineLate, Health, Message, Sampling
+from appliance.engines.breaker import Breaker
+from appliance.engines.guard import Guarded, TimeLimits
+from appliance.engines.openai import OpenAIEngine
+from appliance.engines.replicas import Replicas
+
+pytestmark = pytest.mark.anyio
+ASK: list[Message] = [{"role": "user", "content": "挂号费是多少？"}]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def over(servers: Sequence[LyingEngine], connect: float = 1.5, first_token: float = 5.0) -> AsyncIterator[Replicas]:
+    engines = [OpenAIEngine("remote", server.url, "m", None, ["zh"], connect_timeout=connect) for server in servers]
+    engine = Replicas(engines, connect, first_token)
+    yield engine
+    await engine.close()
+
+
+async def ask(engine: Engine) -> str:
+    return "".join([delta.text async for delta in engine.chat(ASK, None, Sampling())])
+
+
+async def test_requests_go_where_the_fewest_are_under_way() -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(lying(words=4, pause=0.05)) for _ in range(3)]
+        async with over(servers) as engine:
+            assert all(await asyncio.gather(*(ask(engine) for _ in range(9))))
+            assert [server.chats for server in servers] == [3, 3, 3]
+            # One is kept busy: the others take what comes.
+            held = engine.chat(ASK, None, Sampling())
+            await anext(held)
+            busy = next(number for number, server in enumerate(servers) if server.chats == 4)
+            await asyncio.gather(ask(engine), ask(engine))
+            assert servers[busy].chats == 4
+            await held.aclose()
+
+
+@pytest.mark.parametrize("fault", ["reset", "500", "garbage"])
+async def test_a_failure_before_the_first_token_is_made_good_by_another(fault: str) -> None:
+    with lying(fault=fault) as bad, lying() as good:
+        async with over([bad, good]) as engine:
+            for _ in range(3):
+                assert (await ask(engine)).startswith("第0词")
+            assert (bad.chats, good.chats) == (1, 3)
+            assert await engine.count_tokens(ASK) > 0
+
+
+async def test_one_that_failed_is_back_once_it_says_that_it_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 0.05)
+    with lying() as one, lying() as two:
+        one.down()
+        async with over([one, two]) as engine:
+            assert await ask(engine) and two.chats == 1
+            state = await engine.health()
+            assert state.ok and state.detail == "1 of its 2 replicas are out"
+            one.up()
+            while one.chats == 0:
+                assert await ask(engine)
+                await asyncio.sleep(0.02)
+            assert await engine.health() == Health(True)
+
+
+async def test_a_failure_after_the_first_token_is_told_and_not_repeated() -> None:
+    with lying(fault="reset_later") as bad, lying() as good:
+        async with over([bad, good]) as engine:
+            with pytest.raises(EngineDown):
+                await ask(engine)
+            assert (bad.chats, good.chats) == (1, 0)
+            assert await ask(engine) and good.chats == 1
+
+
+async def test_two_that_fail_are_enough_and_none_is_an_error() -> None:
+    with lying(fault="500") as one, lying(fault="500") as two, lying(fault="500") as three:
+        async with over([one, two, three]) as engine:
+            with pytest.raises(EngineDown, match="500"):
+                await ask(engine)
+            assert sum(server.chats for server in (one, two, three)) == 2
+            with pytest.raises(EngineDown):
+                await ask(engine)
+            with pytest.raises(EngineDown, match="none of the 3 replicas of engine remote is available"):
+                await ask(engine)
+            for server in (one, two, three):
+                server.down()
+            assert await engine.health() == Health(False, "none of its 3 replicas is available")
+
+
+async def test_one_that_hangs_is_out_when_its_time_is_over_and_holds_no_question_about_health_up() -> None:
+    with lying(fault="hang", sick=True) as bad, lying() as good:
+        async with over([bad, good], connect=0.5, first_token=0.3) as engine:
+            guard = Guarded(engine, TimeLimits(0.5, 0.3, 0.3, 5.0), Breaker(3, 0.2))
+            with pytest.raises(EngineLate):
+                await ask(guard)
+            assert (bad.chats, good.chats) == (1, 0)
+            assert await ask(guard) and (await engine.health()).ok
+            guard._alive_at = float("-inf")
+            assert (await guard.health()).ok
+            # A client that goes early tells nothing about the server.
+            leaving = engine.chat(ASK, None, Sampling())
+            await anext(leaving)
+            await leaving.aclose()
+            assert not engine._replicas[1].out
+
+
+class Loads(OpenAIEngine):
+    """One that notes its adapters; `error` is what loading raises."""
+
+    serves_adapters = True
+
+    def __init__(self, error: EngineError | None = None) -> None:
+        super().__init__("remote", "http://127.0.0.1:9/v1", "m", None, ["zh"])
+        self.error, self.have = error, set[str]()
+
+    async def adapters(self) -> list[str]:
+        return sorted(self.have)
+
+    async def load(self, adapter: AdapterRef) -> None:
+        if self.error is not None:
+            raise self.error
+        self.have.add(adapter.name)
+
+    async def unload(self, name: str) -> None:
+        self.have.discard(name)
+
+    async def health(self) -> Health:
+        return Health(True)
+
+
+async def test_adapters_are_loaded_on_all() -> None:
+    ref = AdapterRef("medical@1", Path("/a"))
+    one, two = Loads(), Loads()
+    engine = Replicas([one, two], 1.0, 1.0)
+    await engine.load(ref)
+    assert one.have == two.have == {"medical@1"} and await engine.adapters() == ["medical@1"]
+    two.have.clear()
+    assert await engine.adapters() == []
+    await engine.unload("medical@1")
+    assert one.have == set()
+    # One that is down gets it later, one that refuses it refuses for all.
+    two.error = EngineDown("gone")
+    await engine.load(ref)
+    assert one.have == {"medical@1"} and await engine.adapters() == ["medical@1"] and engine._replicas[1].out
+    two.error = EngineError("rank 128 is above the limit")
+    with pytest.raises(EngineError, match="rank 128"):
+        await engine.load(ref)
+    assert one.have == set()
+    one.error = two.error = EngineDown("gone")
+    with pytest.raises(EngineDown, match="so none loads medical@1"):
+        await engine.load(ref)
+    await engine.close()
