@@ -13,11 +13,18 @@ import sqlalchemy as sa
 from appliance.citations import align
 from appliance.errors import UsageError
 from appliance.knowledge import Knowledge
+from appliance.same_question import Meaning, meaning, same
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Citation
 from retrieval.text import detect_lang, normalise_question
 from retrieval.types import DocumentKey, Scope
+
+# The cosine from which two questions that say the same in other words are one; of the pairs that do in
+# ``benchmarks/verified_matches.py`` nearly all reach it.
+SIMILAR = 0.9
+# Approved questions whose meaning is remembered.
+_MEANINGS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class VerifiedAnswers:
     def __init__(self, knowledge: Knowledge) -> None:
         self.knowledge = knowledge
         self.db = knowledge.workspace.db
+        self._meanings: dict[str, Meaning] = {}
 
     def add(self, domain: str, question: str, answer: str, doc_ids: Sequence[str], approved_by: str, support: float) -> Verified:
         """Approve an answer; it cites the best sentences of `doc_ids`.
@@ -108,8 +116,42 @@ class VerifiedAnswers:
 
     def match(self, question: str, scope: Scope) -> Verified | None:
         """The newest servable approved answer to the same question (after normalising) that the caller may see."""
+        return self._servable(schema.verified.c.normalised == normalise_question(question), scope)
+
+    def similar(self, question: str, scope: Scope) -> tuple[Verified, float] | None:
+        """The newest servable approved answer to a question that asks for the same in other words, and how near the two questions are.
+
+        See `appliance.same_question`; besides, the cosine of the two must reach `SIMILAR`.
+        """
         table = schema.verified
-        query = sa.select(table).where(table.c.normalised == normalise_question(question)).order_by(table.c.created_at.desc())
+        query = sa.select(table.c.id, table.c.question).order_by(table.c.created_at.desc())
+        if scope.domains is not None:
+            query = query.where(table.c.domain.in_(scope.domains))
+        with self.db.read() as connection:
+            rows = connection.execute(query).all()
+        asked = meaning(question) if rows else None
+        alike = [row for row in rows if asked is not None and same(asked, self._meaning(row.question))]
+        if not alike:
+            return None
+        vectors = self.knowledge.embedder.encode_queries([question, *(row.question for row in alike)])
+        for row, near in zip(alike, (vectors[1:] @ vectors[0]).tolist(), strict=True):
+            found = self._servable(table.c.id == row.id, scope) if near >= SIMILAR else None
+            if found is not None:
+                return found, min(1.0, near)
+        return None
+
+    def _meaning(self, question: str) -> Meaning:
+        known = self._meanings.get(question)
+        if known is None:
+            if len(self._meanings) >= _MEANINGS:
+                self._meanings.clear()
+            known = self._meanings[question] = meaning(question)
+        return known
+
+    def _servable(self, which: sa.ColumnElement[bool], scope: Scope) -> Verified | None:
+        """The newest of the approved answers that are not suspended and that the caller may see."""
+        table = schema.verified
+        query = sa.select(table).where(which).order_by(table.c.created_at.desc())
         if scope.domains is not None:
             query = query.where(table.c.domain.in_(scope.domains))
         with self.db.read() as connection:

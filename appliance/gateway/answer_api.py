@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from appliance.engines.base import Message
@@ -66,7 +65,7 @@ def answer_router(desk: Desk, passage: Passage, responses: dict[int | str, dict[
         """The same JSON as `appliance ask --json`: the answer, its citations, what no passage supports, the decision and its reasons."""
         caller = caller_of(request)
         if body.domain is not None:
-            await run_in_threadpool(check_domain, answering, caller, body.domain, "domain")
+            await answering.look(check_domain, answering, caller, body.domain, "domain")
         history = tuple(Message(role=turn.role, content=turn.content) for turn in body.history)
         constraints = Constraints(body.constraints.must_cite, body.constraints.max_latency_ms)
         labels = narrowing(caller, body.labels, "labels")
@@ -81,9 +80,9 @@ def answer_router(desk: Desk, passage: Passage, responses: dict[int | str, dict[
         caller = caller_of(request)
         if end < start:
             raise ApiError(400, f"end: must not be before start ({end} < {start})", param="end", code="invalid_field")
-        await run_in_threadpool(check_domain, answering, caller, domain, "domain")
+        await answering.look(check_domain, answering, caller, domain, "domain")
         # No document id has a NUL, and some databases refuse to look for one.
-        found = None if "\0" in id else await run_in_threadpool(passage, domain, id, start, end, caller)
+        found = None if "\0" in id else await answering.look(passage, domain, id, start, end, caller)
         if found is None:
             message = f"there is no such passage of {id!r} in {domain!r} that this key may see"
             raise ApiError(404, message, param="id", code="document_not_found")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
+from appliance.administration import Administration
 from appliance.engines.base import EngineError, Sampling
 from appliance.errors import ApplianceError
+from appliance.expert_tasks import ExpertTasks
 from appliance.feedback import Feedback
+from appliance.gateway.admin_api import admin_router
 from appliance.gateway.admission import Admission
 from appliance.gateway.answer_api import Passage, answer_router
 from appliance.gateway.auth import BEARER
@@ -22,15 +25,18 @@ from appliance.gateway.desk import Desk
 from appliance.gateway.embeddings_api import Embedding, embeddings_router
 from appliance.gateway.errors import ErrorBody, install_errors
 from appliance.gateway.events import Answers
+from appliance.gateway.expert_api import expert_router
 from appliance.gateway.feedback_api import feedback_router
 from appliance.gateway.health import Lifecycle, health_router
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.middleware import Authenticate, BodyCap, LoopbackHosts, Recorder
+from appliance.gateway.middleware import AdminDoor, Authenticate, BodyCap, LoopbackHosts, Recorder
 from appliance.gateway.openai_api import openai_router
+from appliance.gateway.review_api import review_router
 from appliance.gateway.trace import Trace
 from appliance.gateway.web import web_router
 from appliance.keys import Keys
 from appliance.quotas import Quotas
+from appliance.review import ReviewQueue
 from appliance.types import Caller
 from retrieval.types import RetrievalError
 
@@ -55,7 +61,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`body_bytes` caps a request's body; `sampling` fills in the sampling fields that a request sets only some of.
+    """`body_bytes` caps a request's body; `upload_bytes` a file that is sent in; `sampling` fills in the sampling fields that a
+    request sets only some of.
 
     `running` answers and embeddings run at once and `queued` wait; one call embeds at most `embedding_inputs` texts.
     """
@@ -65,6 +72,7 @@ class Limits:
     queued: int = 128
     embedding_inputs: int = 256
     sampling: Sampling = field(default_factory=Sampling)
+    upload_bytes: int = 1 << 28
 
 
 def create_app(
@@ -79,17 +87,24 @@ def create_app(
     limits: Limits = Limits(),
     anonymous: Caller | None = None,
     audit: Callable[[Trace, int], None] = lambda trace, status: None,
+    settled: Callable[[], None] = lambda: None,
+    beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    administration: Administration | None = None,
+    shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple,
 ) -> FastAPI:
     """The gateway over `answering`; it warms it up in the background when the server starts and closes it when the server ends.
 
     `embedding` gives the embedding model, `feedback` takes what is said about answers.
     `passage` returns ``{"domain", "doc_id", "title", "uri", "start", "end", "before", "quote", "after", …}`` or None.
-    `audit` gets the trace and status of every request that was routed to an answer.
+    `audit` gets the trace and status of every request that was routed to an answer. What is `beside` runs as long as the server.
+    `settled` is called when the warm-up is over.
+    `administration` is what ``/v1/admin`` does; without one there is none, nor ``/v1/review`` and ``/v1/expert``. `shares` are those of
+    the versions on trial.
     Without `auth_required`, requests without a key are `anonymous` (by default one who holds no labels), and only requests
     addressed to a loopback name are served. ``app.state.lifecycle`` is the `Lifecycle` that ``/readyz`` reports.
     """
     admission, lifecycle = Admission(limits.running, limits.queued), Lifecycle()
-    metrics = Metrics(answering, admission)
+    metrics = Metrics(answering, admission, shares)
     desk = Desk(answering, admission, feedback)
 
     async def warm() -> None:
@@ -98,25 +113,27 @@ def create_app(
         except (ApplianceError, EngineError, RetrievalError) as error:
             # Requests and /readyz will report what is wrong; what still works is served.
             logger.error("warming up failed: %s", error)
+        settled()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(warm()), asyncio.create_task(desk.write())]
+        tasks = [asyncio.create_task(work()) for work in (warm, desk.write, *beside)]
         try:
             yield
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await answering.close()
 
     middleware = [
         Middleware(Recorder, metrics=metrics, audit=audit),
         *([] if auth_required else [Middleware(LoopbackHosts)]),
-        Middleware(BodyCap, limit=limits.body_bytes),
+        Middleware(AdminDoor, lifecycle=lifecycle),
+        Middleware(BodyCap, limit=limits.body_bytes, uploads=limits.upload_bytes),
         Middleware(
             Authenticate,
-            authenticate=keys.authenticate,
+            authenticate=keys.identify,
             required=auth_required,
             anonymous=anonymous or Caller(),
             quotas=Quotas(),
@@ -139,6 +156,12 @@ def create_app(
     app.include_router(embeddings_router(embedding, admission, limits.embedding_inputs, _ERRORS), dependencies=needs_key)
     app.include_router(answer_router(desk, passage, _ERRORS), dependencies=needs_key)
     app.include_router(feedback_router(feedback, _ERRORS), dependencies=needs_key)
+    if administration is not None:
+        app.include_router(admin_router(administration, lifecycle, _ERRORS), dependencies=needs_key)
+        database = administration.workspace.db
+        queue = ReviewQueue(database, feedback)
+        app.include_router(review_router(queue, database, administration.answers, _ERRORS), dependencies=needs_key)
+        app.include_router(expert_router(ExpertTasks(database), _ERRORS), dependencies=needs_key)
     app.include_router(health_router(answering, lifecycle, metrics))
     app.include_router(web_router(app.openapi))
     return app

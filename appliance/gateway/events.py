@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from appliance.types import Answer, Caller, Event, Finished, Request
 
 T = TypeVar("T")
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _SEPARATORS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
@@ -38,6 +39,10 @@ class Answers(Protocol):
 
     def stream(self, request: Request, caller: Caller) -> AsyncIterator[Event]:
         """The events of one answer; raises UsageError, EngineError (EngineBusy, PromptTooLong), RetrievalError."""
+        ...
+
+    async def look(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)`, a few small reads of the database, without keeping the event loop waiting."""
         ...
 
     async def warm(self) -> None: ...
@@ -93,7 +98,7 @@ async def finished(receive: Receive, events: AsyncGenerator[Event]) -> Answer:
 
 
 class EventStream(Response):
-    """Server-sent events made from answering events by `chunks`, ended by ``[DONE]``.
+    """Server-sent events, each answering event as the bytes that `chunks` makes of it, ended by ``[DONE]``.
 
     Nothing is sent before the first text, so a failure until then is still an ordinary error with its status; a later one becomes
     an error event, and ``[DONE]`` is never sent after it.
@@ -101,7 +106,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Event], chunks: Callable[[Event], Iterable[Mapping[str, Any]]]) -> None:
+    def __init__(self, events: AsyncGenerator[Event], chunks: Callable[[Event], bytes]) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.events, self.chunks = events, chunks
@@ -126,8 +131,8 @@ class EventStream(Response):
         try:
             async with aclosing(self.events) as events:
                 async for event in events:
-                    if frames := b"".join(map(frame, self.chunks(event))):
-                        await self._put(send, frames)
+                    if data := self.chunks(event):
+                        await self._put(send, data)
                     if done := isinstance(event, Finished):
                         break
             if not done:
@@ -151,5 +156,10 @@ class EventStream(Response):
 
 def frame(data: Mapping[str, Any]) -> bytes:
     """One server-sent event. The line separators that JSON leaves alone are escaped: some clients split lines at them."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(_SEPARATORS)
-    return f"data: {text}\n\n".encode()
+    return b"data: " + encoded(data) + b"\n\n"
+
+
+def encoded(value: Any) -> bytes:
+    """JSON for a line of an event stream."""
+    text = _JSON.encode(value)
+    return (text if text.isascii() else text.translate(_SEPARATORS)).encode()

@@ -18,10 +18,11 @@ logger = logging.getLogger("appliance.gateway")
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Whether the server is on its way out, and the last problem that the log was told of."""
+    """Whether the server is on its way out, the last problem that the log was told of, and the port of administration if it has its own."""
 
     draining: bool = False
     problem: str = ""
+    admin_port: int | None = None
 
 
 def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:

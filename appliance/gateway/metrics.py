@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -26,7 +26,8 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """The gateway's metrics: requests, answers by stage, the queue, the engines, and the process itself."""
 
-    def __init__(self, answering: Answers, admission: Admission) -> None:
+    def __init__(self, answering: Answers, admission: Admission, shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple) -> None:
+        """`shares` are (domain, version, share of the questions) of the versions on trial."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "appliance_requests",
@@ -42,9 +43,12 @@ class Metrics:
             registry=self.registry,
         )
         self.tokens = Counter("appliance_tokens", "Tokens read and generated.", ["kind", "domain"], registry=self.registry)
+        self.cache = Counter(
+            "appliance_answer_cache", "Looks for an answer in the cache, by what came of it.", ["outcome", "domain"], registry=self.registry
+        )
         self.over_quota = Counter("appliance_quota_exceeded", "Requests refused with 429, by the quota.", ["quota"], registry=self.registry)
         self.in_progress = Gauge("appliance_requests_in_progress", "Requests being served now.", registry=self.registry)
-        self.registry.register(_State(answering, admission))
+        self.registry.register(_State(answering, admission, shares))
         ProcessCollector(registry=self.registry)
 
     def count(self, route: str, trace: Trace, status: int) -> None:
@@ -59,6 +63,8 @@ class Metrics:
                 self.stage.labels(stage, *about).observe(answer.timings[stage] / 1000)
         if trace.queued is not None:
             self.stage.labels("queue", *about).observe(trace.queued / 1000)
+        if answer.cached is not None:
+            self.cache.labels("hit" if answer.cached else "miss", answer.domain).inc()
         self.tokens.labels("prompt", answer.domain).inc(answer.usage.prompt_tokens)
         self.tokens.labels("completion", answer.domain).inc(answer.usage.completion_tokens)
 
@@ -66,8 +72,8 @@ class Metrics:
 class _State(Collector):
     """What is read at the moment of a scrape: the queue and the engines."""
 
-    def __init__(self, answering: Answers, admission: Admission) -> None:
-        self.answering, self.admission = answering, admission
+    def __init__(self, answering: Answers, admission: Admission, shares: Callable[[], Sequence[tuple[str, str, float]]]) -> None:
+        self.answering, self.admission, self.shares = answering, admission, shares
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.admission.running)
@@ -88,3 +94,7 @@ class _State(Collector):
                 faults.add_metric([name, kind], getattr(guard.faults, kind))
         yield state
         yield faults
+        trials = GaugeMetricFamily("appliance_canary_share", "Share of the questions of a version on trial.", labels=["domain", "adapter"])
+        for domain, version, share in self.shares():
+            trials.add_metric([domain, version], share)
+        yield trials

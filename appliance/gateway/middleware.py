@@ -10,13 +10,13 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.gateway.errors import ApiError
+from appliance.gateway.health import Lifecycle
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
 from appliance.keys import PREFIX, Key
@@ -25,6 +25,12 @@ from appliance.types import Caller
 
 access_log = logging.getLogger("appliance.access")
 
+# Paths of the administration, and that of a file that is sent in.
+ADMIN, UPLOADS = "/v1/admin/", "/v1/admin/uploads"
+REVIEW, EXPERT = "/v1/review", "/v1/expert/"
+# One of these scopes is needed where a path begins so; elsewhere that of asking.
+_ASKING = frozenset({"chat"})
+_DOORS = ((ADMIN, frozenset({"ingest", "admin"})), (REVIEW, frozenset({"admin"})), (EXPERT, frozenset({"expert", "admin"})))
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOPBACK = re.compile(r"(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?", re.IGNORECASE)
 
@@ -108,19 +114,42 @@ class LoopbackHosts:
         await self.app(scope, receive, send)
 
 
-class BodyCap:
-    """Refuses a body over `limit` bytes with 413: by its declared length at once, else while it is being read."""
+class AdminDoor:
+    """Where administration has a port of its own (`lifecycle.admin_port`), it is not there on any other."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self.app, self.lifecycle = app, lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        port = self.lifecycle.admin_port
+        if (
+            port is not None
+            and scope["type"] == "http"
+            and scope["path"].startswith((ADMIN, REVIEW))
+            and (scope.get("server") or (0, 0))[1] != port
+        ):
+            await ApiError(404, "Not Found").response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class BodyCap:
+    """Refuses a body over `limit` bytes with 413: by its declared length at once, else while it is being read.
+
+    A file that is sent in may have `uploads` bytes.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, uploads: int) -> None:
+        self.app, self.limit, self.uploads = app, limit, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        too_large = ApiError(413, f"the body is larger than {self.limit} bytes", code="body_too_large")
+        limit = self.uploads if scope["path"] == UPLOADS else self.limit
+        too_large = ApiError(413, f"the body is larger than {limit} bytes", code="body_too_large")
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.limit:
+        if declared.isdecimal() and int(declared) > limit:
             await too_large.response()(scope, receive, send)
             return
         seen = 0
@@ -130,7 +159,7 @@ class BodyCap:
             message = await receive()
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
-                if seen > self.limit:
+                if seen > limit:
                     raise too_large
             return message
 
@@ -140,6 +169,7 @@ class BodyCap:
 class Authenticate:
     """Finds the caller of every ``/v1/`` request from ``Authorization: Bearer``, before any of its body is read.
 
+    A key asks only with the scope `chat` and administers only with `ingest` or `admin`, which always needs a key.
     Where keys are not required, a token that is not one of ours (clients often insist on sending something) counts as none. A key whose
     quota is used up gets 429; `metrics` count that.
     """
@@ -147,7 +177,7 @@ class Authenticate:
     def __init__(
         self,
         app: ASGIApp,
-        authenticate: Callable[[str], Key | None],
+        authenticate: Callable[[str], Awaitable[Key | None]],
         required: bool,
         anonymous: Caller,
         quotas: Quotas,
@@ -160,8 +190,9 @@ class Authenticate:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             token = _bearer(Headers(scope=scope).getlist("authorization"))
             trace = trace_of(scope)
-            if token.startswith(PREFIX) or self.required:
-                key = await run_in_threadpool(self.authenticate, token) if token else None
+            needed = next((scopes for door, scopes in _DOORS if scope["path"].startswith(door)), _ASKING)
+            if token.startswith(PREFIX) or self.required or needed != _ASKING:
+                key = await self.authenticate(token) if token else None
                 if key is None:
                     message = (
                         "the API key is wrong, expired or revoked"
@@ -171,7 +202,11 @@ class Authenticate:
                     refusal = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
                     await refusal.response()(scope, receive, send)
                     return
-                trace.caller = Caller(key.scope, key.id)
+                trace.caller = Caller(key.scope, key.id, key.scopes)
+                if not key.scopes & needed:
+                    refusal = ApiError(403, f"this key has not the scope {' or '.join(sorted(needed))}", code="scope_missing")
+                    await refusal.response()(scope, receive, send)
+                    return
                 if exceeded := self.quotas.admit(key.id, key.requests_per_minute, key.tokens_per_minute):
                     self.metrics.over_quota.labels(exceeded.kind).inc()
                     await _over(exceeded).response()(scope, receive, send)

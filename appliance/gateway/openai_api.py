@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from appliance.engines.base import Message, Sampling
 from appliance.gateway.auth import caller_of
 from appliance.gateway.desk import Desk
 from appliance.gateway.errors import ApiError
-from appliance.gateway.events import EventStream, finished
+from appliance.gateway.events import EventStream, encoded, finished, frame
 from appliance.gateway.target import ChosenArm, Labels, model_ids, narrowing, resolve
 from appliance.gateway.trace import trace_of
 from appliance.types import Answer, Event, Finished, Text, answer_json
@@ -132,31 +130,40 @@ class ChatRequest(_Lenient):
 
 
 class Chunks:
-    """Renders events as ``chat.completion.chunk`` objects; the one with `finish_reason` carries the ``appliance`` field."""
+    """Renders events as frames of ``chat.completion.chunk`` objects; the one with `finish_reason` carries the ``appliance`` field.
+
+    The chunks of text differ in nothing but the text: what stands around it is made once.
+    """
 
     def __init__(self, model: str, with_usage: bool) -> None:
         self.model, self.with_usage = model, with_usage
         self.created = int(time.time())
         self.id = ""
-        self.opened = False
+        self.around: tuple[bytes, bytes] | None = None
 
-    def __call__(self, event: Event) -> Iterator[dict[str, Any]]:
-        if isinstance(event, Text) and event.text:
-            yield from self._opening()
-            yield self._chunk({"content": event.text})
-        elif isinstance(event, Finished):
-            self.id = self.id or event.answer.id
-            yield from self._opening()
-            yield {**self._chunk({}, event.answer.finish_reason), "appliance": answer_json(event.answer)}
-            if self.with_usage:
-                yield {**self._chunk({}), "choices": [], "usage": _usage(event.answer)}
-        elif not isinstance(event, Text):
+    def __call__(self, event: Event) -> bytes:
+        if isinstance(event, Text):
+            if not event.text:
+                return b""
+            opening = self._opening()
+            before, after = self.around or (b"", b"")
+            return b"".join((opening, before, encoded(event.text), after))
+        if not isinstance(event, Finished):
             self.id = event.id
+            return b""
+        self.id = self.id or event.answer.id
+        frames = [self._opening(), frame({**self._chunk({}, event.answer.finish_reason), "appliance": answer_json(event.answer)})]
+        if self.with_usage:
+            frames.append(frame({**self._chunk({}), "choices": [], "usage": _usage(event.answer)}))
+        return b"".join(frames)
 
-    def _opening(self) -> Iterator[dict[str, Any]]:
-        if not self.opened:
-            self.opened = True
-            yield self._chunk({"role": "assistant", "content": ""})
+    def _opening(self) -> bytes:
+        """The first chunk, once."""
+        if self.around is not None:
+            return b""
+        before, mark, after = frame(self._chunk({"content": ""})).partition(b'"content":""')
+        self.around = (before + mark[:-2], after)
+        return frame(self._chunk({"role": "assistant", "content": ""}))
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -203,7 +210,7 @@ def openai_router(desk: Desk, default: Sampling, responses: dict[int | str, dict
         the last chunk of a stream. A stream that fails ends with an error event and without `[DONE]`."""
         caller = caller_of(request)
         text, history, system = body.turns()
-        domain, arm = await run_in_threadpool(resolve, answering, caller, body.model, body.appliance.domain, body.appliance.arm)
+        domain, arm = await answering.look(resolve, answering, caller, body.model, body.appliance.domain, body.appliance.arm)
         labels = narrowing(caller, body.appliance.labels, "appliance.labels")
         constraints = Constraints(body.appliance.must_cite, body.appliance.max_latency_ms)
         question = Question(text, history, domain, arm, constraints, body.sampling(default), system, labels)
@@ -214,12 +221,12 @@ def openai_router(desk: Desk, default: Sampling, responses: dict[int | str, dict
 
     @router.get("/models", summary="The models this key may use")
     async def models(request: Request) -> dict[str, Any]:
-        ids = await run_in_threadpool(model_ids, answering, caller_of(request))
+        ids = await answering.look(model_ids, answering, caller_of(request))
         return {"object": "list", "data": [_model(name) for name in ids]}
 
     @router.get("/models/{model:path}", summary="One model")
     async def model(model: str, request: Request) -> dict[str, Any]:
-        if model not in await run_in_threadpool(model_ids, answering, caller_of(request)):
+        if model not in await answering.look(model_ids, answering, caller_of(request)):
             raise ApiError(404, f"the model {model!r} does not exist; GET /v1/models lists them", param="model", code="model_not_found")
         return _model(model)
 

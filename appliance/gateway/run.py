@@ -7,37 +7,54 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from appliance.adapter_life import AdapterLife
+from appliance.administration import Administration
+from appliance.answer_cache import AnswerCache
 from appliance.audit import AnswerLog, answer_facts
+from appliance.canary import Canaries
 from appliance.engines.base import Sampling
 from appliance.engines.build import check
 from appliance.errors import UsageError
 from appliance.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
-from appliance.gateway.server import serve
+from appliance.gateway.server import serve, settle
 from appliance.gateway.trace import Trace
 from appliance.keys import Keys
+from appliance.route_log import RouteLog
 from appliance.service import open_service
 from appliance.worker import beside
 from appliance.workspace import Workspace
 
 
 def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve `workspace` until SIGTERM, with a worker beside it where a domain has a schedule.
+    """Serve `workspace` until SIGTERM, with a worker beside it.
 
-    Raises UsageError where keys are turned off on an address others can reach, and for settings of an engine that do not go together.
+    Raises UsageError where keys are turned off on an address others can reach, for settings of an engine that do not go together, and
+    for one port that is to be public and the administration's.
     """
     settings, serving = workspace.config.server, workspace.config.gateway
     loopback = is_loopback(host)
     required = not loopback if settings.require_keys is None else settings.require_keys
     if not required and not loopback:
         raise UsageError(f"[server] require_keys = false is only allowed on a loopback address, and {host} is none")
+    if settings.admin_port is not None and settings.admin_port == port != 0:
+        raise UsageError(f"[server] admin_port = {port} is the public port too; give administration another one, or leave admin_port out")
     for name, engine in workspace.config.engines.items():
         check(name, engine)
     keys = Keys(workspace.db)
     if required and not any(key.state == "active" for key in keys.list()):
         say("no API key can be used yet; make one with: appliance key create NAME")
-    service = open_service(workspace)
-    log = AnswerLog(workspace.db)
+    service = open_service(workspace, patient=False)
+    log, canaries, routes = AnswerLog(workspace.db), Canaries(service.registry), RouteLog(workspace.db)
+    service.answering.canaries = canaries
+    cache = AnswerCache(workspace.db, workspace.config.answering.cache_mb << 20)
+    service.answering.cache = cache if workspace.config.answering.cache_mb else None
+
+    def audit(trace: Trace, status: int) -> None:
+        log.note(_actor(trace), _facts(trace), "done" if status == 200 else f"failed with {status}")
+        if trace.answer is not None:
+            routes.note(trace.answer)
+
     app = create_app(
         service.answering,
         keys,
@@ -52,8 +69,13 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
             serving.max_queued,
             serving.max_embedding_inputs,
             Sampling(max_tokens=workspace.config.answering.max_tokens),
+            settings.max_upload_bytes,
         ),
-        audit=lambda trace, status: log.note(_actor(trace), _facts(trace), "done" if status == 200 else f"failed with {status}"),
+        beside=[AdapterLife(service.registry, service.engines).run, canaries.run, routes.run, cache.run],
+        administration=Administration(service),
+        shares=canaries.shares,
+        audit=audit,
+        settled=settle,
     )
     with log, beside(workspace):
         serve(
@@ -63,6 +85,8 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
             grace_seconds=serving.grace_seconds,
             drain_seconds=serving.drain_seconds,
             announce=lambda address: say(f"serving {workspace.root} at {address}"),
+            admin=None if settings.admin_port is None else (settings.admin_host, settings.admin_port),
+            announce_admin=lambda address: say(f"administration at {address}"),
         )
 
 

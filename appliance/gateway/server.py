@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from appliance.errors import ApplianceError
+
+# Seconds that a thread may run on while another waits.
+_SWITCH = 0.0005
 
 _LOGGING: dict[str, Any] = {
     "version": 1,
@@ -71,18 +76,31 @@ def serve(
     grace_seconds: int = 30,
     drain_seconds: float = 0,
     announce: Callable[[str], None] = print,
+    admin: tuple[str, int] | None = None,
+    announce_admin: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then ``/readyz`` says so at once, new requests are taken for another `drain_seconds`, and open streams
     have `grace_seconds` to end before this returns.
 
     `announce` gets the real address (port 0 picks a free port) once requests are accepted; logs go to stderr. Raises ApplianceError when
     the address cannot be bound.
+
+    With `admin` (host, port), administration is served at that address and nowhere else; `announce_admin` gets it.
     """
-    bound = bind(host, port)
-    name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{bound.getsockname()[1]}"
+    sockets = [bind(host, port), *([] if admin is None else [bind(*admin)])]
+    if admin is not None:
+        app.state.lifecycle.admin_port = sockets[1].getsockname()[1]
+
+    def ready() -> None:
+        for tell, bound, name in zip((announce, announce_admin), sockets, (host, *(admin or ())[:1]), strict=False):
+            tell(f"http://{f'[{name}]' if ':' in name else name}:{bound.getsockname()[1]}")
+
+    # A stream waits for the threads that read the database; not for Python's usual 5 ms each time.
+    sys.setswitchinterval(_SWITCH)
     config = uvicorn.Config(
         app,
+        loop="uvloop",
+        http="httptools",
         log_config=_LOGGING,
         access_log=False,
         server_header=False,
@@ -91,7 +109,14 @@ def serve(
         lifespan="on",
         timeout_graceful_shutdown=grace_seconds,
     )
-    _Server(config, app, drain_seconds, lambda: announce(address)).run(sockets=[bound])
+    _Server(config, app, drain_seconds, ready).run(sockets=sockets)
+
+
+def settle() -> None:
+    """Leave everything that is loaded now out of later garbage collections: with a model's libraries in memory each full one would stop
+    every stream for some 400 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def bind(host: str, port: int) -> socket.socket:

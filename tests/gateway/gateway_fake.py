@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,9 @@ class FakeAnswering:
 
     async def close(self) -> None:
         self.closed = True
+
+    async def look(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(work, *args)
 
     def domains(self, caller: Caller) -> list[str]:
         allowed = caller.scope.domains

@@ -1,0 +1,109 @@
+"""`appliance bench` against a real gateway: its figures, its errors, its picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from appliance.bench import Asked, plot, summary
+from appliance.cli.main import run
+from appliance.keys import Keys
+from appliance.workspace import Workspace
+
+sys.path.append(str(Path(__file__).parent.parent / "gateway"))
+from gateway_real import APPROVED, make_knowledge, real_answering
+from gateway_server import Served, running
+from lying_engine import LyingEngine, lying
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, LyingEngine, Workspace]]:
+    with lying() as engine:
+        knowledge = make_knowledge(tmp_path_factory.mktemp("bench"), engine.url)
+        with running(Keys(knowledge.workspace.db), real_answering(knowledge), passage=knowledge.passage) as served:
+            yield served, engine, knowledge.workspace
+        knowledge.workspace.close()
+
+
+def bench(site: tuple[Served, LyingEngine, Workspace], capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    served, _, workspace = site
+    capsys.readouterr()
+    code = run(["--workspace", str(workspace.root), "bench", served.url, "--seconds", "0.2", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_its_figures_and_picture(
+    site: tuple[Served, LyingEngine, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_KEY", site[0].key)
+    png = tmp_path / "load.png"
+    options = ("--arms", "quote,verified,base,auto", "--concurrency", "1,3", "--png", str(png), "--json")
+    code, out, _ = bench(site, capsys, *options)
+    loads = json.loads(out)["loads"]
+    assert code == 0 and [(load["arm"], load["concurrency"]) for load in loads][:3] == [("quote", 1), ("quote", 3), ("verified", 1)]
+    for load in loads:
+        assert load["errors"] == {} and load["answers"] >= load["concurrency"] and load["qps"] > 0
+        assert 0 < load["first_p50"] <= load["p50"] <= load["p95"] <= load["p99"]
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_are_counted_by_their_code(
+    site: tuple[Served, LyingEngine, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, engine, _ = site
+    monkeypatch.setenv("OTHER_KEY", served.key)
+    questions = tmp_path / "fragen.txt"
+    questions.write_text(f"{APPROVED[0]}\n\n普通门诊挂号费是多少？\n", "utf-8")
+    engine.fault = "reset_later"
+    try:
+        code, out, err = bench(
+            site, capsys, "--arms", "base,verified", "--questions", str(questions), "--key-env", "OTHER_KEY", "--concurrency", "2", "--json"
+        )
+    finally:
+        engine.fault = ""
+    base, verified = json.loads(out)["loads"]
+    assert code == 0 and base["answers"] == 0 and base["errors"] and not base["within_limit"]
+    assert verified["answers"] and list(verified["errors"]) == ["invalid_request"], "one of the two has no approved answer"
+    assert "base: 2 at once" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--arms", "quote,nonsense"), 2, "unknown nonsense"),
+        (("--concurrency", "1,x"), 2, "expected numbers"),
+        (("--concurrency", "0"), 2, "expected numbers"),
+        (("--questions", "/nowhere/at/all"), 2, "nowhere"),
+        (("--dataset", "none"), 2, "none"),
+        ((), 1, "wants an API key"),
+    ],
+)
+def test_bad_input(
+    site: tuple[Served, LyingEngine, Workspace], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    found, _, err = bench(site, capsys, *arguments)
+    assert found == code and said in err
+
+
+def test_nobody_there(site: tuple[Served, LyingEngine, Workspace], capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["--workspace", str(site[2].root), "bench", "http://127.0.0.1:9"])
+    assert code == 1 and "appliance serve" in capsys.readouterr().err
+
+
+def test_percentiles_are_ranks_of_those_that_ended() -> None:
+    load = summary("quote", 4, [*(Asked(float(n), float(2 * n)) for n in range(1, 101)), Asked(error="gateway_busy")], 10.0)
+    assert (load.answers, load.qps, load.first_p50, load.p50, load.p95, load.p99) == (100, 10.0, 50.0, 100.0, 190.0, 198.0)
+    assert load.errors == {"gateway_busy": 1} and summary("quote", 1, [], 1.0).p95 == 0.0
+    assert plot([load, summary("rag", 8, [], 1.0)], 500).startswith(b"\x89PNG")
+
+
+def test_help_says_what_it_does() -> None:
+    from appliance.cli.bench import bench as command
+
+    assert "answers a second" in CliRunner().invoke(command, ["--help"]).output

@@ -1,0 +1,113 @@
+"""Approved answers to questions in other words: what is one question and what is not, and that nothing else changes for them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_engine import ScriptedEngine
+from helpers import answering_with
+
+from appliance.answering import Answering
+from appliance.knowledge import Knowledge
+from appliance.same_question import meaning, same
+from appliance.types import Answer, Caller, Request
+from appliance.verified import VerifiedAnswers
+from retrieval.types import DocumentKey, Scope
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path += [str(ROOT / "tests" / "gateway"), str(ROOT / "benchmarks")]
+from gateway_real import make_knowledge  # noqa: E402
+from verified_matches import ALIKE, pairs  # noqa: E402
+
+ASKED, OTHERWISE = "When may visitors come to the ward?", "When can visitors come to the ward?"
+ASKED_ZH, OTHERWISE_ZH = "普通门诊挂号费是多少？", "请问普通门诊的挂号费多少"
+
+
+def test_at_most_one_in_a_hundred_of_the_pairs_that_differ_matches() -> None:
+    found = pairs()
+    differing = [pair for pair in found if pair.kind != ALIKE]
+    wrong = [pair for pair in differing if same(meaning(pair.one), meaning(pair.other))]
+    assert len(differing) >= 200 and {"number", "negation", "age group"} < {pair.kind for pair in differing}
+    assert all(sum(pair.lang == lang for pair in differing) >= 90 for lang in ("en", "zh"))
+    assert len(wrong) <= len(differing) / 100, wrong
+    alike = [pair for pair in found if pair.kind == ALIKE]
+    assert sum(same(meaning(pair.one), meaning(pair.other)) for pair in alike) >= 0.6 * len(alike)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Take 5 mg twice a day for 10 days?", "Take 10 mg twice a day for 5 days?"),
+        ("Does the nurse call the doctor?", "Does the doctor call the nurse?"),
+        ("What is the fee before 8:00?", "What is the fee after 8:00?"),
+        ("Is paracetamol safe?", "Is ibuprofen safe?"),
+        ("Must I register?", "Can I register?"),
+        ("How often may I take it?", "How much may I take?"),
+        ("What is 0.5 mg?", "What is 5 mg?"),
+        ("What is the rate for men?", "What is the rate for women?"),
+        ("Can I pay by card?", "Can I pay by cheque?"),
+        ("医生可以通知家属吗？", "家属可以通知医生吗？"),
+        ("年满十八岁可以投保吗？", "年满十六岁可以投保吗？"),
+        ("需要空腹吗？", "可以空腹吗？"),
+        ("饭前吃药吗？", "饭后吃药吗？"),
+        ("一次吃半片可以吗？", "一次吃一片可以吗？"),
+        ("What does it cost?", "多少钱？"),
+        ("", ""),
+        ("???", "!!!"),
+        ("the", "of"),
+    ],
+)
+def test_these_are_two_questions(one: str, other: str) -> None:
+    assert not same(meaning(one), meaning(other)) and not same(meaning(other), meaning(one))
+
+
+def test_a_huge_question_is_read_in_good_time() -> None:
+    for text in ("the dose of 5 mg " * 3000, "每天最多吃几片" * 4000, "how much " * 5000, "9" * 50_000, "一" * 20_000 + "天"):
+        assert same(meaning(text), meaning(text))
+
+
+@pytest.fixture
+def knowledge(tmp_path: Path) -> Iterator[Knowledge]:
+    made = make_knowledge(tmp_path)
+    verified = VerifiedAnswers(made)
+    verified.add("medical", ASKED, "Visitors may come from 14:00 to 20:00.", ["visiting.md"], "Dr. Moss", 0.6)
+    verified.add("medical", ASKED_ZH, "普通门诊挂号费为20元。", ["zh/registration.md"], "王医生", 0.6)
+    yield made
+    made.workspace.close()
+
+
+@pytest.fixture
+def answering(knowledge: Knowledge) -> Answering:
+    return answering_with(knowledge, ScriptedEngine("no"))
+
+
+def ask(answering: Answering, question: str, caller: Caller | None = None) -> Answer:
+    return asyncio.run(answering.ask(Request(question, domain="medical"), caller))
+
+
+@pytest.mark.parametrize(("asked", "otherwise"), [(ASKED, OTHERWISE), (ASKED_ZH, OTHERWISE_ZH)])
+def test_the_approved_answer_is_served_and_says_what_it_was_approved_for(answering: Answering, asked: str, otherwise: str) -> None:
+    exact, other = ask(answering, asked), ask(answering, otherwise)
+    assert (exact.arm, other.arm) == ("verified", "verified") and other.text == exact.text and other.citations == exact.citations
+    assert exact.warnings == () and len(other.warnings) == 1 and asked in other.warnings[0]
+    assert exact.decision.features["verified"] == 1.0 and 0.9 <= other.decision.features["verified"] <= 1.0
+
+
+def test_a_question_that_differs_is_not_answered_so(answering: Answering) -> None:
+    for question in ("When may visitors not come to the ward?", "When may children come to the ward?", "专家门诊挂号费是多少？"):
+        assert ask(answering, question).arm != "verified"
+
+
+def test_labels_and_changes_hold_for_other_words_too(answering: Answering, knowledge: Knowledge, tmp_path: Path) -> None:
+    everyone, scope = Caller(), Scope(frozenset({"medical"}), frozenset())
+    assert knowledge.workspace and answering.verified.similar(OTHERWISE, scope) is not None
+    assert answering.verified.similar(OTHERWISE, Scope(frozenset({"law"}), frozenset())) is None
+    knowledge.ingest([tmp_path / "documents"], domain="medical", labels=frozenset({"management"}))
+    assert answering.verified.similar(OTHERWISE, scope) is None and ask(answering, OTHERWISE, everyone).arm != "verified"
+    assert answering.verified.similar(OTHERWISE, Scope(None, frozenset({"management"}))) is not None
+    knowledge.remove([DocumentKey("medical", "visiting.md")])
+    assert answering.verified.similar(OTHERWISE, Scope(None, frozenset({"management"}))) is None
