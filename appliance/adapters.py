@@ -16,7 +16,9 @@ import sqlalchemy as sa
 
 from appliance.engines.base import AdapterRef
 from appliance.errors import ApplianceError, UsageError
-from appliance.store import schema
+from appliance.freshness import Freshness
+from appliance.store import schema, tables_admin
+from appliance.tuned_questions import Near
 from appliance.workspace import Workspace
 from finetune.settings import yields
 from finetune.types import Task
@@ -90,12 +92,15 @@ class Registry:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
+        self.freshness = Freshness(workspace.db)
 
     def register(self, version: AdapterVersion, links: Sequence[Link]) -> None:
-        """Record a finished version with its evidence, in one transaction. The same content again changes nothing."""
+        """Record a finished version with its evidence, in one transaction. The same content again can only add labels."""
         with self.workspace.db.write() as connection:
-            known = connection.execute(sa.select(schema.adapter.c.name).where(schema.adapter.c.name == version.name)).scalar_one_or_none()
+            same = schema.adapter.c.name == version.name
+            known = connection.execute(sa.select(schema.adapter.c.labels).where(same)).scalar_one_or_none()
             if known is not None:
+                connection.execute(schema.adapter.update().where(same).values(labels=sorted(version.labels.union(known))))
                 return
             facts = {"name": version.name, "domain": version.domain, "method": version.method, "dataset": version.dataset}
             self.workspace.db.audit(connection, "adapter.train", facts)
@@ -178,7 +183,7 @@ class Registry:
         """The names of the adapters that are live in a domain, and of the models that are the base of an engine."""
         live = {self.workspace.db.pointer(f"adapter:{name}") for name in self.workspace.domains()}
         engines = self.workspace.config.engines.values()
-        bases = [self.model_at(engine.base) for engine in engines if engine.kind == "local"]
+        bases = [self.model_at(engine.base) for engine in engines if engine.has_base]
         return frozenset({name for name in live if name} | {version.name for version in bases if version})
 
     def live(self, domain: str) -> AdapterVersion | None:
@@ -251,7 +256,7 @@ class Registry:
                         shutil.rmtree(folder)
                     raise UsageError(f"no adapter version {name!r} is registered; the files that were left of it are deleted now")
         version = self.get(name)
-        bases = {key: engine.base for key, engine in self.workspace.config.engines.items() if engine.kind == "local"}
+        bases = {key: engine.base for key, engine in self.workspace.config.engines.items() if engine.has_base}
         engines = [key for key, base in bases.items() if Path(self.workspace.model(base).name) == version.path]
         if engines and not force:
             raise UsageError(f"{name} is the base of engine {', '.join(engines)}; give it another one first, or use --force")
@@ -262,6 +267,10 @@ class Registry:
                 is_live = self.workspace.db.pointer(alias, connection) == name
                 if is_live and not force:
                     raise UsageError(f"{name} is live in {version.domain}; roll back or promote another first, or use --force")
+                tried = tables_admin.canary
+                trial = sa.select(tried.c.id).where(tried.c.candidate == name, tried.c.state == "running")
+                if connection.execute(trial).first() is not None and not force:
+                    raise UsageError(f"{name} is on trial in {version.domain}; `appliance adapter canary stop` ends that, or use --force")
                 table = schema.adapter
                 rests = sa.or_(table.c.parent == name, table.c.base == version.reference)
                 children = list(connection.execute(sa.select(table.c.name).where(rests)).scalars())
@@ -327,9 +336,9 @@ class Registry:
                 found[row.adapter].append(DocumentKey(row.doc_domain, row.doc_id))
         return dict(found)
 
-    def facts(self, version: AdapterVersion, evidence: Evidence, nearest_question: float | None) -> AdapterFacts:
-        """What the router must know about `version` for one question."""
-        linked, stale, unlinked = self._freshness(version.name)
+    def facts(self, version: AdapterVersion, evidence: Evidence, near: Near | None) -> AdapterFacts:
+        """What the router must know about `version` for one question; `near` as `appliance.tuned_questions` tells it."""
+        counts = self.freshness.counts(version.name, evidence.generation)
         changed = tuple(
             dict.fromkeys(p.document.id for p in evidence.passages if p.document.updated_at > version.created_at)
         )  # fmt: skip
@@ -337,9 +346,10 @@ class Registry:
             version=version.name,
             trained_at=version.created_at,
             pairs=int(version.metrics.get("train_examples", 0)),
-            stale_share=stale / linked if linked else 0.0,
-            unlinked=unlinked,
-            nearest_question=nearest_question,
+            stale_share=counts.share,
+            unlinked=counts.unlinked,
+            nearest_question=None if near is None else near.best,
+            near_questions=None if near is None else near.mean,
             stale_here=changed,
             scores={key: float(value) for key, value in version.metrics.items() if isinstance(value, int | float)},
         )
@@ -350,31 +360,6 @@ class Registry:
         query = sa.select(live.c.domain, live.c.doc_id, live.c.labels).select_from(links.join(live, same)).where(links.c.adapter == name)
         with self.workspace.db.read() as connection:
             return frozenset(label for row in connection.execute(query) for label in row.labels)
-
-    def _freshness(self, name: str) -> tuple[int, int, int]:
-        """(pairs with evidence, of those with changed or removed evidence, pairs without evidence)."""
-        links, live = schema.adapter_evidence, schema.document.join(schema.document_version)
-        current = (
-            sa.select(schema.document.c.domain, schema.document.c.doc_id, schema.document_version.c.sha256).select_from(live).subquery()
-        )
-        same = sa.and_(current.c.domain == links.c.doc_domain, current.c.doc_id == links.c.doc_id, current.c.sha256 == links.c.sha256)
-        query = (
-            sa.select(links.c.pair_id, links.c.kind, current.c.sha256)
-            .select_from(links.outerjoin(current, same))
-            .where(links.c.adapter == name)
-        )
-        linked: set[str] = set()
-        stale: set[str] = set()
-        unlinked: set[str] = set()
-        with self.workspace.db.read() as connection:
-            for row in connection.execute(query):
-                if row.kind == "unlinked":
-                    unlinked.add(row.pair_id)
-                    continue
-                linked.add(row.pair_id)
-                if row.sha256 is None:
-                    stale.add(row.pair_id)
-        return len(linked), len(stale), len(unlinked)
 
     def _version(self, row: sa.Row[Any]) -> AdapterVersion:
         return AdapterVersion(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
-from appliance.adapters import AdapterVersion, Registry
+from appliance.adapters import AdapterVersion
 from appliance.engines.base import Engine
+from appliance.engines.guard import Guarded
 from appliance.errors import UsageError
 from appliance.types import Caller
+from retrieval.text import normalise_question
 from retrieval.types import Evidence, Passage
 from router.types import Arm, Decision, Situation
 
@@ -36,19 +37,6 @@ def forced(arm: Arm, situation: Situation, version: str) -> Decision:
     return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
 
 
-async def load_adapter(registry: Registry, engine: Engine, version: AdapterVersion, alone: bool) -> None:
-    """Load the version, after checking its files; `alone`: others of its domain leave once the requests that use them are done.
-
-    Raises ApplianceError where the files are not what was registered, EngineError where the engine cannot use them.
-    """
-    if version.name not in await engine.adapters():
-        await asyncio.to_thread(registry.check, version)
-        await engine.load(version.ref)
-    for name in await engine.adapters() if alone else ():
-        if name.startswith(f"{version.domain}@") and name != version.name:
-            await engine.unload(name)
-
-
 def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
     """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
     if adapter is None:
@@ -59,6 +47,8 @@ def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Call
         return f"{adapter.name} was trained for another base model ({adapter.base}) than engine {engine.name} runs"
     if not adapter.labels <= caller.scope.labels:
         return "the adapter was trained on documents this caller may not see"
+    if isinstance(engine, Guarded) and adapter.name in engine.refused:
+        return f"engine {engine.name} cannot use {adapter.name}; the log says why"
     return ""
 
 
@@ -89,6 +79,15 @@ def flag_warnings(passages: Sequence[Passage], lang: str) -> tuple[str, ...]:
         template.format(place=f"{p.document.domain}/{p.document.id} {p.chunk.start}–{p.chunk.end}", kinds=", ".join(p.chunk.flags))
         for p in passages
         if p.chunk.flags
+    )
+
+
+def approved_warnings(approved: str, asked: str, lang: str) -> tuple[str, ...]:
+    """A sentence that says for which question an answer was approved, if it is served for another wording of it."""
+    if normalise_question(approved) == normalise_question(asked):
+        return ()
+    return (
+        (f"这个回答是针对以下问题审核通过的：{approved}",) if lang == "zh" else (f"This answer was approved for the question: {approved}",)
     )
 
 

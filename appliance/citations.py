@@ -139,8 +139,12 @@ def _scores(question: str, candidates: Sequence[Sentence], similarity: Similarit
     weight = {word: log(1 + len(candidates) / (1 + frequency[word])) for word in asked}
     total = sum(weight.values())
     scores = []
+    headings: dict[tuple[str, ...], frozenset[str]] = {}
     for sentence in candidates:
-        around = frozenset(content_words(" ".join((sentence.passage.document.title, *sentence.passage.chunk.heading))))
+        above = (sentence.passage.document.title, *sentence.passage.chunk.heading)
+        around = headings.get(above)
+        if around is None:
+            around = headings[above] = frozenset(content_words(" ".join(above)))
         got = sum(weight[w] if w in sentence.words else 0.5 * weight[w] if w in around else 0.0 for w in asked)
         scores.append(got / total if total else 0.0)
     if foreign or max(scores) < 0.25:

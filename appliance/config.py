@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from appliance.errors import UsageError
+from appliance.eval_settings import EvalConfig
 from appliance.settings import (
     AnsweringConfig,
     DatabaseConfig,
@@ -49,6 +50,7 @@ class Config(Section):
     server: ServerConfig = ServerConfig()
     gateway: GatewayConfig = GatewayConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    eval: EvalConfig = EvalConfig()
     database: DatabaseConfig = DatabaseConfig()
 
     def domain(self, name: str) -> DomainConfig:

@@ -12,16 +12,22 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # embedding = "{embedding}"      # multilingual-e5-small: Chinese and English
 
 [engines.default]
-# kind = "local"                        # local (transformers + peft in this process) | openai (any compatible endpoint)
+# kind = "local"                        # local (in this process) | vllm (a server that is started, or at url) | openai (any endpoint)
 # base = "{chat}"
 # languages = ["en"]                    # what the model can answer in; other languages get verbatim quotes or a refusal
 # chat_template = "chatml"              # for a base without one: chatml, alpaca, or a file with a Jinja template
 # abstain = false                       # true for models of about 1B parameters and more: they may say "not in the passages"
 # max_batch = 8                         # requests generated together
 # max_queue = 64                        # waiting requests before "busy"
-# url = "http://127.0.0.1:8000/v1"      # openai only
-# model = "name-at-the-endpoint"        # openai only
-# api_key_env = "MODEL_API_KEY"         # openai only: the environment variable that holds the key
+# weights = "float32"                   # local only: "int8" is faster and takes less memory, and costs a little quality
+# merge = false                         # local only: true puts an adapter that is loaded alone into the weights
+# prompt_cache_mb = 64                  # local only: memory for how prompts begin; 0: none
+# url = "http://127.0.0.1:8000/v1"      # openai, and a vllm server that somebody else starts; several: urls = ["…", "…"]
+# model = "name-at-the-endpoint"        # with url: what the server calls the base model
+# api_key_env = "MODEL_API_KEY"         # with url: the environment variable that holds the key
+# python = "/path/to/bin/python"        # vllm only: its environment, by default that of `make vllm`
+# server_args = []                      # vllm only: more of its own arguments
+# kv_cache_gib = 2                      # vllm on a CPU: memory for keys and values
 # connect_seconds = 1.5                 # to accept a connection, and to say that it is well
 # first_token_seconds = 120
 # between_tokens_seconds = 30
@@ -36,6 +42,20 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # refresh = "0 3 * * *"                 # at these times: one cron line in local time
 # prune = false                         # true: remove documents that are gone from the sources
 # labels = []                           # only callers who hold all of these see the documents
+# retrain = "0 2 * * 0"                 # train anew at these times, from the newest state of
+# retrain_dataset = "ward-pairs"        # or retrain_config = "retrain.toml"; nothing is trained if nothing has changed
+# retrain_then = "canary"               # after the gate: "canary", "promote" or "register"
+# retrain_report = "reports/medical.jsonl"  # a line of JSON each time
+
+# [domains.medical.canary]              # a version on trial: appliance adapter canary start
+# share = 0.1                           # of the questions
+# min_answers = 20                      # from so many answers on it is rolled back if more than
+# max_errors = 0.2                      # fail, or more than of the live version
+# min_feedback = 10                     # the same with ratings down
+# max_bad = 0.5
+# significance = 0.05                   # over all looks at the figures
+# promote_after_answers = 500           # goes live by itself, if it passed the gate; default: never
+# promote_after_hours = 24
 
 # [domains.medical.gate]                # what an adapter version must show before `appliance adapter promote` makes it live
 # dataset = "medical-exam"              # default: the questions of its own data set that it was not trained on
@@ -71,7 +91,13 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # max_tokens = 128
 # max_question_chars = 8000
 # passage_tokens = 500                  # budget for passages in a prompt
+# cache_mb = 32                         # memory of `serve` for generated answers; 0: none
 # support = 0.7                         # share of a sentence a passage must support to be cited
+
+[router]
+# token_price = 0.02                    # what 1,000 expected tokens of an arm take off its utility, in a trained router
+# second_price = 0.0                    # what each expected second takes off it
+# target_risk = 0.1                     # share of a trained router's answers that may be wrong; default: none is set
 
 [router.thresholds]
 # Names and defaults: appliance router show
@@ -82,6 +108,9 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # port = 8080
 # max_body_bytes = 1048576
 # require_keys = true                   # default: true unless host is a loopback address
+# admin_port = 8081                     # /v1/admin is served here and not on the public port
+# admin_host = "127.0.0.1"
+# max_upload_bytes = 268435456          # of one file sent to /v1/admin/uploads
 
 [gateway]
 # max_running = 64                      # answers and embeddings at once
@@ -93,6 +122,22 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 [feedback]
 # retain_hours = 0                      # how long questions and answers are kept for feedback that does not repeat them; 0: not at all
 # accept_days = 7                       # how long after an answer feedback is taken
+
+[eval.utility]                          # what answers are worth, from -1 to 1
+# refuse_answerable = 0.0
+# wrong_below = 0.2                     # an answer that scores less than this counts as wrong
+# wrong = -0.5
+# refuse_unanswerable = 1.0
+# answer_unanswerable = -0.5
+# long_words = 30                       # longer gold answers are scored by ROUGE-L, others by token F1
+
+# [eval.metrics]                        # for data sets whose rows have no column `metric`
+# reports = "numeric_match"             # or token_f1, rougeL, exact_match, choice
+
+# [eval.prices.default]                 # of an engine; [eval.prices.appliance] is for what no engine generates
+# read_1k = 0.0                         # 1,000 tokens read
+# generated_1k = 0.0
+# hour = 0.0                            # of the machine
 
 [database]
 # url = "postgresql+pg8000://USER:PASSWORD@HOST:5432/DATABASE"  # with pgvector; default: appliance.db and index/ in this folder

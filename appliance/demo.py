@@ -49,7 +49,7 @@ def open_workspace(folder: Path) -> Workspace:
 def pull_models(service: Service, progress: Progress) -> None:
     """`appliance model pull`"""
     config = service.workspace.config
-    for reference in (config.models.embedding, *(engine.base for engine in config.engines.values() if engine.kind == "local")):
+    for reference in (config.models.embedding, *(engine.base for engine in config.engines.values() if engine.has_base)):
         service.models.pull(service.workspace.model(reference), progress)
 
 

@@ -48,7 +48,7 @@ def machine() -> Iterator[Finding]:
 def workspace(service: Service) -> Iterator[Finding]:
     """Models, database, index and engines of one workspace."""
     config = service.workspace.config
-    references = [config.models.embedding, *dict.fromkeys(e.base for e in config.engines.values() if e.kind == "local")]
+    references = [config.models.embedding, *dict.fromkeys(e.base for e in config.engines.values() if e.has_base)]
     for reference in references:
         yield _try(f"model {reference}", partial(_model, service, reference), f"appliance model pull {reference}")
     yield _try("database", lambda: f"{len(service.workspace.domains())} domains", "restore appliance.db from a backup")
@@ -112,12 +112,19 @@ def _index(service: Service) -> str:
 
 
 def _engine(service: Service, name: str) -> str:
+    settings = service.workspace.config.engines[name]
+    if settings.kind == "vllm" and not settings.addresses:
+        from appliance.engines.vllm_started import launch
+
+        # Starting it takes a minute; whether there is something to start does not.
+        return f"vllm, started by {launch(service.workspace, service.models, name, settings).command[0]}"
+
     async def look() -> str:
         engine = await service.engines.named(name)
         state = await engine.health()
         await service.engines.close()
         if not state.ok:
             raise ApplianceError(state.detail)
-        return f"{service.workspace.config.engines[name].kind}, answers in {', '.join(sorted(engine.languages))}"
+        return f"{settings.kind}, answers in {', '.join(sorted(engine.languages))}"
 
     return asyncio.run(look())

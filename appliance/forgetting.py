@@ -1,4 +1,4 @@
-"""What a deletion reaches besides the index: quotations in approved answers, answers kept by evaluation runs, and feedback on answers.
+"""What a deletion reaches besides the index: quotations in approved answers, answers of evaluation runs, experts' tasks, and feedback.
 
 The deletion ledger is applied to all of them as a whole, so that what one process could not finish the next one does.
 """
@@ -14,14 +14,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance import feedback
+from appliance import expert_access, feedback
 from appliance.files import write_whole
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.locks import Locked
+from appliance.store.tables_experts import expert_task, expert_work
 from eval.types import UNAVAILABLE
 
 _DONE = "forgotten"
+# The page of a run, in its folder: report.html, report.md and its plots.
+REPORT = "report"
 _WHY = f"{UNAVAILABLE}a document that this answer rests on was deleted"
 
 # When a document was last deleted, by domain and id.
@@ -42,6 +45,8 @@ def forget(database: Database, root: Path, *, again: bool = False) -> bool:
         schema.verified.c.created_at,
         schema.answer.c.created_at,
         schema.feedback.c.created_at,
+        expert_task.c.created_at,
+        expert_work.c.done_at,
     )
     with database.read() as connection:
         newest = [connection.execute(sa.select(sa.func.max(moment))).scalar_one() for moment in moments]
@@ -59,6 +64,7 @@ def forget(database: Database, root: Path, *, again: bool = False) -> bool:
             if kept != row.citations:
                 connection.execute(schema.verified.update().where(schema.verified.c.id == row.id).values(citations=kept))
         feedback.forget(connection)
+        expert_access.forget(connection)
         runs = connection.execute(sa.select(schema.run)).all()
     for row in runs:
         if row.finished_at is not None:
@@ -103,3 +109,6 @@ def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -
         lines.append(line)
     if changed:
         write_whole(path, "".join(lines))
+        # It quotes answers; `appliance eval show RUN --html` makes it anew.
+        for page in path.parent.glob(f"{REPORT}*"):
+            page.unlink(missing_ok=True)

@@ -97,7 +97,7 @@ def questions_of(service: Service, info: DatasetInfo, domain: str, trained: Trai
         found = sorted((pair for pair in kept if pair.answerable == answerable), key=lambda pair: _place(pair.id))
         if len(found) > limit:
             left_out["beyond the number of questions asked"] += len(found) - limit
-        chosen.append(tuple(items(found[:limit], None, None)))
+        chosen.append(tuple(items(found[:limit], None, None, service.workspace.config.eval.metrics.get(info.name))))
     return Questions(info, chosen[0], chosen[1], dict(left_out))
 
 

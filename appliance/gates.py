@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 from appliance.adapter_card import write_card
+from appliance.adapter_life import rehearse
 from appliance.adapters import AdapterVersion
 from appliance.datasets import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
 from appliance.errors import ApplianceError, GateMissed, UsageError
-from appliance.evaluation import answered, evaluator, kept_run, request_of, state_of
+from appliance.evaluation import answered, evaluator, kept_run, request_of, scoring_of, state_of
 from appliance.gate_checks import Check, GateResult, compare, last_gate, ratio, skipped
 from appliance.gate_questions import Questions, Trained, questions_of, trained_on
 from appliance.models.store import ModelStore
@@ -28,7 +29,7 @@ from appliance.workspace import Workspace
 from eval.metrics import of_outcome
 from eval.tasks import MEASURES
 from eval.types import Item, Outcome
-from finetune.lint import EngineKind
+from finetune.lint import MAX_RANK, EngineKind
 
 # What answers where no adapter does.
 _PLAIN: Mapping[str, str] = {"finetuned": "base", "hybrid": "rag"}
@@ -86,6 +87,8 @@ async def promote(
             gate = await measure(service, version, live, settings or workspace.config.domain(version.domain).gate, beat)
             promoted, why = gate.passed, f"gate {gate.id} {'passed' if gate.passed else 'missed'}"
         if promoted:
+            # On the engine that is to serve it: what cannot be loaded, or fails, never goes live.
+            await rehearse(registry, await service.engines.of(version.domain), version)
             registry.promote(name, why, over=None if live is None else live.name)
     write_card(registry, version)
     return Promotion(version, promoted, gate, why)
@@ -129,9 +132,9 @@ def lint(workspace: Workspace, models: ModelStore, version: AdapterVersion, kind
             f'{version.name} is a model and no adapter: it is used as the base of an engine, [engines.NAME] base = "{version.reference}"'
         )
     name, engine = workspace.config.engine_of(version.domain)
-    if engine.kind != "local":
+    if not engine.has_base:
         raise ApplianceError(
-            f"engine {name} of {version.domain} is {engine.kind} and serves no adapters; name a local engine for the domain"
+            f"engine {name} of {version.domain} is {engine.kind} and serves no adapters; name a local or vllm engine for the domain"
         )
     base = workspace.model(engine.base)
     base_hash = models.model_hash(base)
@@ -141,7 +144,9 @@ def lint(workspace: Workspace, models: ModelStore, version: AdapterVersion, kind
             f"engine {name} runs {engine.base} ({base_hash[:12]}); "
             "train a version for this base with `appliance tune`"
         )
-    return lint_adapter(version.path, models.path(base), engine=kind or engine.kind, chat_template=engine.template(workspace.root))
+    serving: EngineKind = kind or ("vllm" if engine.kind == "vllm" else "local")
+    most = engine.max_lora_rank or MAX_RANK
+    return lint_adapter(version.path, models.path(base), engine=serving, max_rank=most, chat_template=engine.template(workspace.root))
 
 
 def check_fit(workspace: Workspace, models: ModelStore, version: AdapterVersion) -> None:
@@ -319,7 +324,8 @@ class _Gate:
         failed = [outcome.error for outcome in ours.values() if outcome.error is not None and not outcome.unavailable]
         if failed:
             return Check(name, "missed", metric, note=f"{len(failed)} of {len(items)} answers of the version failed: {failed[0]}")
-        both = [(_measures(item, ours[item.id]), _measures(item, theirs[item.id])) for item in items]
+        scoring = scoring_of(self.service.workspace.config)
+        both = [(of_outcome(item, ours[item.id], scoring), of_outcome(item, theirs[item.id], scoring)) for item in items]
         usable = [(one[metric], two[metric]) for one, two in both if metric in one and metric in two]
         if not usable:
             reason = next((outcome.error for outcome in (*ours.values(), *theirs.values()) if outcome.error), "")
@@ -333,8 +339,3 @@ class _Gate:
             confidence=self.settings.confidence,
             strict=self.settings.strict,
         )
-
-
-def _measures(item: Item, outcome: Outcome) -> dict[str, float]:
-    found = of_outcome(item, outcome)
-    return found and {**found, ANSWERED: float(bool(outcome.text.strip()))}

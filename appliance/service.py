@@ -12,11 +12,11 @@ from appliance.engines.pool import EnginePool
 from appliance.errors import UsageError
 from appliance.knowledge import Knowledge
 from appliance.models.store import ModelStore
+from appliance.routing import Routing
 from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from router.policy import RulePolicy
-from router.settings import PolicySettings
-from router.types import Router
+from router.settings import PolicySettings, Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +32,22 @@ class Service:
     answering: Answering
 
 
-def open_service(workspace: Workspace) -> Service:
-    """Build the parts; models are loaded on first use."""
+def open_service(workspace: Workspace, patient: bool = True) -> Service:
+    """Build the parts; models are loaded on first use. `patient`: see `EnginePool`."""
     models = ModelStore.default()
     knowledge = Knowledge(workspace, models)
     registry = Registry(workspace)
     verified = VerifiedAnswers(knowledge)
-    engines = EnginePool(workspace, models)
+    engines = EnginePool(workspace, models, patient)
     answering = Answering(knowledge, engines, registry, verified, router_of(workspace), CostBook())
     return Service(workspace, models, knowledge, registry, verified, engines, answering)
 
 
-def router_of(workspace: Workspace) -> Router:
-    """The router in force. Raises UsageError for an unknown threshold."""
-    return RulePolicy(thresholds(workspace))
+def router_of(workspace: Workspace) -> Routing:
+    """What decides: trained routers where they are live, else the rules. Raises UsageError for an unknown threshold."""
+    settings = workspace.config.router
+    prices = Prices(settings.token_price, settings.second_price)
+    return Routing(workspace.db, workspace.domains, RulePolicy(thresholds(workspace)), prices)
 
 
 def thresholds(workspace: Workspace) -> PolicySettings:

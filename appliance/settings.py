@@ -28,7 +28,14 @@ class ModelsConfig(Section):
 class EngineConfig(Section):
     """One engine. `abstain` tells it to say when the passages lack the answer; models far below 1B parameters then say it too often.
 
-    `base` is a model reference (local), `url` and `model` an OpenAI-compatible endpoint (openai).
+    `base` is a model reference (local, vllm), `url` and `model` an OpenAI-compatible endpoint (openai, vllm); `urls` are several that serve
+    the same. A vllm engine without an address is a server that the appliance starts on this machine: `python` is the interpreter of its
+    environment (default: that of ``make vllm``), `server_args` are more of vLLM's own arguments, `kv_cache_gib` is the memory for keys and
+    values on a CPU, `start_seconds` how long it may take to start. `max_loras` (adapters in one batch) and `max_lora_rank` are derived
+    from the domains and their versions where they are not set (see docs/engines.md).
+
+    Of a local engine, `weights` says how the base model is held, `merge` puts an adapter that is loaded alone into the weights, and
+    `prompt_cache_mb` bounds the memory for how prompts begin; 0 keeps none (see docs/local-engine.md).
 
     `languages` are the languages the model can answer in; `api_key_env` names the environment variable with the key. `chat_template` is for
     a base that has none, or in place of its own: chatml, alpaca, a Jinja template, or its file (a relative one starts at the workspace).
@@ -38,14 +45,18 @@ class EngineConfig(Section):
     `breaker_failures` failures in a row it is left alone for `breaker_seconds` (see `appliance.engines.guard`).
     """
 
-    kind: Literal["local", "openai"] = "local"
+    kind: Literal["local", "openai", "vllm"] = "local"
     base: str = DEFAULT_CHAT
     languages: tuple[str, ...] = ("en",)
     chat_template: str | None = None
     max_batch: int = Field(default=8, ge=1, le=256)
     max_queue: int = Field(default=64, ge=1, le=100_000)
     threads: int | None = Field(default=None, ge=1, le=1024)
+    weights: Literal["float32", "int8"] = "float32"
+    merge: bool = False
+    prompt_cache_mb: int = Field(default=64, ge=0, le=1_048_576)
     url: str | None = None
+    urls: tuple[str, ...] = ()
     model: str | None = None
     api_key_env: str | None = None
     context_window: int = Field(default=8192, ge=256)
@@ -56,6 +67,22 @@ class EngineConfig(Section):
     total_seconds: float = Field(default=600, gt=0, le=86_400)
     breaker_failures: int = Field(default=3, ge=1, le=1000)
     breaker_seconds: float = Field(default=5, gt=0, le=3600)
+    python: str | None = None
+    server_args: tuple[str, ...] = ()
+    kv_cache_gib: int = Field(default=2, ge=1, le=4096)
+    start_seconds: float = Field(default=600, gt=0, le=86_400)
+    max_loras: int | None = Field(default=None, ge=1, le=1024)
+    max_lora_rank: int | None = Field(default=None, ge=1, le=512)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether `base` names the model that answers, so that adapters can be trained for it."""
+        return self.kind != "openai"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """`url` and `urls`: where servers run that somebody else starts."""
+        return (*((self.url,) if self.url else ()), *self.urls)
 
     def template(self, root: Path) -> str | None:
         """The text of `chat_template`; None if it is the model's own. Raises UsageError if there is no such file in `root`."""
@@ -85,7 +112,9 @@ class GateConfig(Section):
 
     dataset: str | None = None
     arms: tuple[Literal["finetuned", "hybrid"], ...] = Field(default=("finetuned",), min_length=1)
-    metric: Literal["utility", "token_f1", "exact_match", "rouge1", "rouge2", "rougeL", "accuracy", "item_f1"] | None = None
+    metric: (
+        Literal["utility", "token_f1", "exact_match", "numeric_match", "choice", "rouge1", "rouge2", "rougeL", "accuracy", "item_f1"] | None
+    ) = None
     max_drop: float = Field(default=0.02, ge=0, le=1)
     min_gain: float = Field(default=0.0, ge=0, le=1)
     strict: bool = False
@@ -100,11 +129,33 @@ class GateConfig(Section):
     max_tokens: int = Field(default=64, ge=1, le=32_768)
 
 
+class CanaryConfig(Section):
+    """When a version on trial is rolled back or promoted (see `appliance.canary_watch`), and the `share` of questions it answers.
+
+    From `min_answers` on, it is rolled back if more than `max_errors` of its answers fail, or more than of the live version's; from
+    `min_feedback` ratings on, the same with ratings down and `max_bad`. It is promoted only if asked: with `promote_after_answers` or
+    `promote_after_hours` (both where both are set), and if it passed the gate.
+    """
+
+    share: float = Field(default=0.1, gt=0, le=1)
+    min_answers: int = Field(default=20, ge=1, le=1_000_000)
+    max_errors: float = Field(default=0.2, ge=0, le=1)
+    min_feedback: int = Field(default=10, ge=1, le=1_000_000)
+    max_bad: float = Field(default=0.5, ge=0, le=1)
+    significance: float = Field(default=0.05, gt=0, lt=1)
+    promote_after_answers: int | None = Field(default=None, ge=1)
+    promote_after_hours: float | None = Field(default=None, gt=0, le=87_600)
+
+
 class DomainConfig(Section):
     """Settings of one domain. `scenario` is the advice saved by `appliance advise --save`, the router's prior.
 
     `refresh` is a cron line (minute hour day month weekday, in the machine's local time): `appliance worker` then ingests `sources` (files
     and folders; relative ones start at the workspace) with `prune` and `labels`.
+
+    `retrain` is a cron line too: the worker then trains from the newest state of `retrain_dataset` (or the data sets that the file
+    `retrain_config` names), measures the gate, and does what `retrain_then` says: starts a canary, promotes, or only registers. With
+    `retrain_report` a line of JSON is appended to that file.
     """
 
     engine: str = "default"
@@ -114,8 +165,14 @@ class DomainConfig(Section):
     prune: bool = False
     labels: tuple[str, ...] = ()
     gate: GateConfig = GateConfig()
+    canary: CanaryConfig = CanaryConfig()
+    retrain: str | None = None
+    retrain_dataset: str | None = None
+    retrain_config: str | None = None
+    retrain_then: Literal["canary", "promote", "register"] = "canary"
+    retrain_report: str | None = None
 
-    @field_validator("refresh")
+    @field_validator("refresh", "retrain")
     @classmethod
     def _is_cron_line(cls, line: str | None) -> str | None:
         from cronsim import CronSim, CronSimError
@@ -144,6 +201,8 @@ class DomainConfig(Section):
         if (self.refresh is None) != (not self.sources):
             missing, given = ("sources", "refresh") if self.refresh is not None else ("refresh", "sources")
             raise ValueError(f"{missing} is missing beside {given}; a schedule needs both")
+        if self.retrain is not None and self.retrain_dataset is None and self.retrain_config is None:
+            raise ValueError("retrain_dataset or retrain_config is missing beside retrain: nothing says what to train on")
         return self
 
 
@@ -180,7 +239,8 @@ class IngestConfig(Section):
 class AnsweringConfig(Section):
     """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation.
 
-    Its default was chosen by ``benchmarks/citation_support.py``.
+    Its default was chosen by ``benchmarks/citation_support.py``. A gateway keeps up to `cache_mb` MiB of generated answers for the next
+    time that the very same is asked (some 3 KB an answer; 0: none; see `appliance.answer_cache`).
     """
 
     max_tokens: int = Field(default=128, ge=1, le=32_768)
@@ -188,21 +248,35 @@ class AnsweringConfig(Section):
     max_history_messages: int = Field(default=20, ge=0)
     passage_tokens: int = Field(default=500, ge=64)
     support: float = Field(default=0.7, ge=0, le=1)
+    cache_mb: int = Field(default=32, ge=0, le=65_536)
 
 
 class RouterConfig(Section):
-    """Thresholds of the rule policy, by name; what is not named keeps its default."""
+    """Thresholds of the rule policy, by name; what is not named keeps its default. Of a trained router: `token_price` is what 1,000
+    expected tokens of an arm take off its utility, `second_price` what each expected second does, and `target_risk` the share of its
+    answers that may be wrong (worth less than nothing); without it, it answers wherever that promises more than refusing.
+    """
 
     thresholds: Mapping[str, float] = Field(default_factory=dict)
+    token_price: float = Field(default=0.02, ge=0, le=100)
+    second_price: float = Field(default=0.0, ge=0, le=100)
+    target_risk: float | None = Field(default=None, gt=0, lt=1)
 
 
 class ServerConfig(Section):
-    """Where `appliance serve` listens. Keys are required unless it listens on loopback only."""
+    """Where `appliance serve` listens. Keys are required unless it listens on loopback only; for administration always.
+
+    With `admin_port` the administration (``/v1/admin``) is served there and nowhere else, on `admin_host`. A file sent in has at most
+    `max_upload_bytes`.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     require_keys: bool | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65_535)
+    max_upload_bytes: int = Field(default=268_435_456, ge=1024)
 
 
 class GatewayConfig(Section):

@@ -127,9 +127,10 @@ def prepare(service: Service, domain: str, dataset: str | None, settings: TrainS
     workspace = service.workspace
     workspace.check_domain(domain)
     engine_name, engine = workspace.config.engine_of(domain)
-    if engine.kind != "local":
+    if not engine.has_base:
         raise UsageError(
-            f"engine {engine_name} of {domain} is {engine.kind}: training needs a base model here, name a local engine for the domain"
+            f"engine {engine_name} of {domain} is {engine.kind}: training needs a base model here, "
+            "name a local or vllm engine for the domain"
         )
     # What is in the weights of a model version is in those trained from it.
     start = start or (service.registry.model_at(engine.base) if yields(settings.method) == "model" else None)

@@ -17,10 +17,11 @@ ArmChoice = Literal["auto"] | Arm
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: what they may see, and the workspace's name for them (an API key's id, or 'local')."""
+    """Who asks: what they may see and do (`appliance.keys.SCOPES`), and the workspace's name for them (an API key's id, or 'local')."""
 
     scope: Scope = field(default_factory=Scope)
     name: str = "local"
+    scopes: frozenset[str] = frozenset({"chat"})
 
     def narrowed(self, labels: frozenset[str] | None) -> Caller:
         """The caller with those of their labels that are in `labels`; None narrows nothing."""
@@ -79,7 +80,8 @@ class Citation:
 class Answer:
     """A finished answer. `unsupported` lists the sentences of a cited arm that no passage supports; timings are in ms.
 
-    `warnings` are sentences for the person who asked, in the question's language.
+    `warnings` are sentences for the person who asked, in the question's language. `cached` tells whether the text was generated for an
+    earlier question, the same in every respect; None where no cache was asked (see `appliance.answer_cache`).
     """
 
     id: str
@@ -97,6 +99,7 @@ class Answer:
     finish_reason: Literal["stop", "length"] = "stop"
     query: str = ""
     warnings: tuple[str, ...] = ()
+    cached: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
         "reasons": list(decision.reasons),
         "predicted": {
             arm: {"quality": round(p.quality, 4), "latency_ms": round(p.latency_ms, 1), "tokens": round(p.tokens, 1)}
+            | ({} if p.utility is None else {"utility": round(p.utility, 4)})
             for arm, p in decision.predicted.items()
         },
         "unavailable": dict(decision.unavailable),
@@ -194,6 +198,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "engine": answer.engine,
         "adapter": answer.adapter,
         "generation": answer.generation,
+        "cached": bool(answer.cached),
         "query": answer.query,
         "finish_reason": answer.finish_reason,
         "usage": {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens},

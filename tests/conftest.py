@@ -14,6 +14,9 @@ import pytest
 from appliance.store.database import Database
 from appliance.store.postgres import open_session
 from appliance.workspace import Workspace
+from tests.vllm_server import vllm_bench, vllm_workspace
+
+__all__ = ["vllm_bench", "vllm_workspace"]
 
 # As the command line does, and before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -47,6 +47,18 @@ def test_citation_support(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_groundedness(tmp_path: Path) -> None:
+    found = _run("groundedness", tmp_path / "groundedness.json")
+    _check_form(found)
+    rows = {(row["method"], row["set"], row["lang"]): row for row in found["rows"]}
+    assert {name for name, _, _ in rows} == {"grounded", "citation support", "ROUGE-L precision", "cosine", "grounded and cosine"}
+    assert {row["n"] for key, row in rows.items() if key[1:] == ("test", "all")} == {120}
+    assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows.values())
+    # What is measured is what is in use.
+    assert found["settings"]["weights"] == found["settings"]["in_use"]
+
+
+@pytest.mark.slow
 def test_ingest_speed(tmp_path: Path) -> None:
     found = _run("ingest_speed", tmp_path / "speed.json", "--documents", 6, "--many", 100, "--peers", "")
     _check_form(found)
@@ -154,3 +166,43 @@ def test_gateway_overhead(tmp_path: Path) -> None:
     assert direct["tokens_a_s"] > 0 and all(row["tokens_a_s"] > direct["tokens_a_s"] for row in unpaced)
     names = ["gateway_added_p50_ms", "gateway_added_p99_ms", "gateway_throughput_ratio"]
     assert [claim["name"] for claim in found["claims"]] == names
+
+
+def test_how_often_each_adapter_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    case = importlib.import_module("multi_lora").Case
+    names = [f"a{number}" for number in range(8)]
+    assert case("base", 0).order(names, 3) == [None] * 3
+    assert case("4 adapters", 4).order(names, 8) == ["a0", "a1", "a2", "a3"] * 2
+    skewed = case("8 adapters, skewed", 8, True).order(names, 1000)
+    assert skewed == case("8 adapters, skewed", 8, True).order(names, 1000)
+    counts = [skewed.count(name) for name in names]
+    # 1 / (1 + 1/2 + … + 1/8) of them go to the first.
+    assert set(skewed) == set(names) and counts[0] == max(counts) and 330 < counts[0] < 410
+
+
+@pytest.mark.slow
+def test_engines_without_the_peer(tmp_path: Path) -> None:
+    found = _run("engines", tmp_path / "engines.json", "--no-vllm")
+    _check_form(found)
+    speeds = [row for row in found["rows"] if "tokens_a_s" in row]
+    assert {(row["engine"], row["concurrent"]) for row in speeds} == {(name, at) for name in ("local", "local int8") for at in (1, 8)}
+    assert all(row["tokens_a_s"] > 0 and row["first_token_ms"] > 0 for row in speeds) and not found["claims"]
+    coarse = [row for row in found["rows"] if "loss_ratio" in row]
+    assert {row["lang"] for row in coarse} >= {"en"} and all(0.98 < row["loss_ratio"] < 1.05 for row in coarse)
+
+
+@pytest.mark.full
+def test_multi_lora(tmp_path: Path) -> None:
+    if not (BENCHMARKS.parent / ".venv-vllm" / "bin" / "python").is_file():
+        pytest.skip("vLLM's environment is missing; build it with: make vllm")
+    found = _run("multi_lora", tmp_path / "lora.json")
+    _check_form(found)
+    assert {row["engine"] for row in found["rows"]} == {"vllm", "local"} and all(row["tokens_a_s"] > 0 for row in found["rows"])
+    assert [claim["name"] for claim in found["claims"]] == ["lora8_over_lora1"]
+
+
+def test_verified_matches(tmp_path: Path) -> None:
+    found = _run("verified_matches", tmp_path / "verified.json")
+    _check_form(found)
+    assert found["settings"]["differing"] >= 200 and found["claims"][0]["holds"]

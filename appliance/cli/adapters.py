@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli.canary import canary, retrain
 from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.cli.stale import stale
 from appliance.errors import DONE, GATE_MISSED, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 @click.group()
 def adapter() -> None:
     """List, compare, promote, roll back and remove adapters."""
+
+
+for trying in (canary, retrain, stale):
+    adapter.add_command(trying)
 
 
 def _registry(session: Session) -> Registry:
@@ -86,7 +92,7 @@ def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> N
     long = ("document_hashes", "documents", "gates")
     emit(data, as_json, lambda: table(("what", "value"), [(name, value) for name, value in data.items() if name not in long]))
     if gates and not as_json:
-        _show_gate(gates[-1])
+        show_gate(gates[-1])
 
 
 @adapter.command()
@@ -175,7 +181,7 @@ def promotion_json(done: Promotion) -> dict[str, Any]:
 def print_promotion(done: Promotion) -> None:
     """The gate's table and what came of it."""
     if done.gate is not None:
-        _show_gate(done.gate)
+        show_gate(done.gate)
     click.echo(f"{done.version.domain} → {done.version.name}" if done.promoted else f"{done.version.name} does not go live")
 
 
@@ -188,7 +194,8 @@ def promotion_code(done: Promotion) -> int:
     return GATE_MISSED
 
 
-def _show_gate(gate: GateResult) -> None:
+def show_gate(gate: GateResult) -> None:
+    """Print the gate's table."""
     rows = [
         (
             check.name,

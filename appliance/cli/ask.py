@@ -1,16 +1,15 @@
-"""`appliance ask` and `appliance router`."""
+"""`appliance ask`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.session import Session, as_option, domain_option, emit, held, json_option, pass_session, table
+from appliance.cli.session import Session, as_option, domain_option, emit, held, json_option, pass_session
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,20 +105,3 @@ def show_answer(data: dict[str, object]) -> None:
         click.echo(f"  - {reason}")
     for arm, why in decision["unavailable"].items():
         click.echo(f"  · not {arm}: {why}")
-
-
-@click.group()
-def router() -> None:
-    """Look at the router."""
-
-
-@router.command()
-@json_option
-@pass_session
-def show(session: Session, as_json: bool) -> None:
-    """The router in force and its thresholds."""
-    from appliance.service import router_of, thresholds
-
-    settings = asdict(thresholds(session.workspace))
-    data = {"router": router_of(session.workspace).version, "thresholds": settings}
-    emit(data, as_json, lambda: table(("threshold", "value"), settings.items(), title=str(data["router"])))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from appliance.cli.curation import check, from_documents, review
+from appliance.cli.feedback_pairs import from_expert, from_feedback
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, say, table
 from appliance.errors import DONE, FAILURE, PARTLY, UsageError
 from finetune.types import Task
@@ -137,5 +138,5 @@ def list_datasets(session: Session, as_json: bool) -> None:
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 
 
-for curating in (check, from_documents, review):
+for curating in (check, from_documents, from_feedback, from_expert, review):
     dataset.add_command(curating)

@@ -34,7 +34,7 @@ def _references(session: Session, given: tuple[str, ...]) -> list[str]:
         config = session.workspace.config
     except UsageError:
         return [DEFAULT_EMBEDDING, DEFAULT_CHAT]
-    named = [config.models.embedding, *dict.fromkeys(engine.base for engine in config.engines.values() if engine.kind == "local")]
+    named = [config.models.embedding, *dict.fromkeys(engine.base for engine in config.engines.values() if engine.has_base)]
     return [str(session.workspace.model(name)) for name in named]
 
 

@@ -22,18 +22,24 @@ from appliance.errors import DONE, FAILURE, PARTLY
 @json_option
 @pass_session
 def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> int:
-    """Refresh the knowledge base on schedule: [domains.NAME] sources and refresh.
+    """Run jobs, refresh the knowledge base and retrain on schedule, and watch over versions on trial.
 
-    `appliance serve` starts one by itself. A time that was missed is made up for once. Last runs: appliance index status.
+    `appliance serve` starts one by itself. A time that was missed is made up for once. What it did: appliance index status, and job list.
     """
-    from appliance.schedule import Schedule
+    from appliance.background import Background
+    from appliance.retraining import Retraining
+    from appliance.schedule import Schedule, plans
     from appliance.service import open_service
     from appliance.worker import work
 
-    session.workspace.db.actor = "worker"
-    schedule = Schedule(open_service(session.workspace).knowledge)
-    if not schedule.plans:
-        say("no domain has a schedule; give one sources and refresh under [domains.NAME] in appliance.toml")
+    workspace = session.workspace
+    workspace.db.actor = "worker"
+    retraining = Retraining(workspace)
+    due = [retraining.due]
+    if plans(workspace):
+        due.insert(0, Schedule(open_service(workspace).knowledge).due)
+    elif not retraining.plans:
+        say("no domain has a schedule; give one sources and refresh, or retrain, under [domains.NAME] in appliance.toml")
     ended = threading.Event()
     outcomes: list[dict[str, Any]] = []
 
@@ -45,17 +51,18 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
 
     with _signals(ended):
         work(
-            session.workspace.db,
-            [schedule.due],
+            workspace.db,
+            due,
             once=once,
             stopped=lambda: ended.is_set() or (parent is not None and os.getppid() != parent),
             wait=ended.wait,
             report=report,
             say=say,
+            beside=lambda: Background(workspace, report),
         )
     if not once:
         return DONE
-    columns = ("domain", "outcome", "added", "updated", "unchanged", "removed", "generation", "error")
+    columns = ("domain", "kind", "outcome", "added", "updated", "unchanged", "removed", "generation", "error")
     emit(outcomes, as_json, lambda: table(columns, [[outcome.get(column) for column in columns] for outcome in outcomes]))
     results = {outcome["outcome"] for outcome in outcomes}
     return DONE if results <= {"done"} else FAILURE if results == {"failed"} else PARTLY

@@ -20,6 +20,8 @@ from sqlalchemy.engine import Connection
 
 from appliance.store.schema import audit, setting
 
+# The environment variable in which a job's process finds who asked for it.
+ACTOR = "APPLIANCE_ACTOR"
 # The setting with the number and hash of the newest entry.
 HEAD = "audit_head"
 # What the first entry names as the one before it.
@@ -97,7 +99,9 @@ def pointer_action(name: str, new: str | None, why: str) -> str:
 
 
 def local_actor() -> str:
-    """Who runs this process, for acts without a key."""
+    """Who runs this process, for acts without a key; in the process of a job, who asked for it."""
+    if asked := os.environ.get(ACTOR):
+        return asked
     try:
         return f"cli:{getpass.getuser()}"
     except (OSError, KeyError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -19,6 +20,8 @@ from appliance.store.trouble import explained
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_MS = 30_000
+
+T = TypeVar("T")
 
 
 def utcnow() -> datetime:
@@ -103,6 +106,11 @@ class Database:
         """
         with explained(self.name), self.engine.connect().execution_options(appliance_write=True) as connection, connection.begin():
             yield connection
+
+    async def look(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)`, a few small reads, without keeping an event loop waiting: those of SQLite, whose readers wait for no writer, are
+        done sooner than a busy server changes threads."""
+        return await asyncio.to_thread(work, *args) if self.is_postgres else work(*args)
 
     @contextmanager
     def _altering(self) -> Iterator[Connection]:

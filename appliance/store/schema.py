@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 
@@ -352,6 +353,8 @@ api_key = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+    # What it may do (see `appliance.keys.SCOPES`).
+    Column("scopes", JSON, nullable=False, server_default='["chat"]'),
     # The quota; NULL: none.
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
@@ -371,6 +374,10 @@ answer = Table(
     Column("answer", Text),
     Column("documents", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
+    # Whether it declined; its question, keyed with the workspace secret (see `appliance.review`).
+    Column("refused", Boolean, nullable=False, server_default=false()),
+    Column("question_hash", String(64), nullable=False, server_default=""),
+    Column("rule", String(60), nullable=False, server_default=""),
     Column("created_at", UtcDateTime, nullable=False, index=True),
 )
 
@@ -402,3 +409,6 @@ audit = Table(
     Column("entry", Text, nullable=False),
     Column("sha256", String(64), nullable=False),
 )
+
+# Tables of other areas, in the same metadata.
+from appliance.store import tables_admin, tables_experts, tables_router  # noqa: E402, F401

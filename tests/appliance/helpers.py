@@ -21,6 +21,9 @@ class OneEngine:
     async def of(self, domain: str) -> Engine:
         return self.engine
 
+    async def named(self, name: str) -> Engine:
+        return self.engine
+
     async def health(self) -> dict[str, object]:
         state = await self.engine.health()
         return {self.engine.name: {"ok": state.ok, "detail": state.detail}}

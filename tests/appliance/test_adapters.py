@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from appliance.availability import ArmUnavailable
 from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge import Knowledge
 from appliance.store.database import utcnow
+from appliance.tuned_questions import Near
 from appliance.types import Answer, Caller, Request
 from finetune.version import version_hash
 from retrieval.types import DocumentKey, Evidence, Scope
@@ -56,6 +58,15 @@ def ask(knowledge: Knowledge, engine: ScriptedEngine, arm: str, caller: Caller |
     return asyncio.run(answering_with(knowledge, engine).ask(Request("When may visitors come?", domain="medical", arm=arm), caller))  # type: ignore[arg-type]
 
 
+def test_the_same_weights_again_can_only_add_labels(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    version = make(knowledge, labels=frozenset({"internal"}))
+    registry.register(replace(version, labels=frozenset({"医务"})), [])
+    registry.register(replace(version, labels=frozenset()), [])
+    assert registry.get(version.name).labels == {"internal", "医务"}
+    assert [known.name for known in registry.versions("medical")] == [version.name]
+
+
 def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) -> None:
     registry = Registry(knowledge.workspace)
     version = make(knowledge)
@@ -66,7 +77,7 @@ def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) 
     file.write_text(file.read_text("utf-8").replace("20:00", "18:00"), "utf-8")
     knowledge.ingest([file.parent], domain="medical")
     found = knowledge.search("When may visitors come?", Scope(frozenset({"medical"})))
-    facts = registry.facts(version, found, 0.97)
+    facts = registry.facts(version, found, Near(0.97, 0.9))
     assert facts.stale_share == 0.5 and facts.stale_here == ("visiting.md",)
     knowledge.remove([DocumentKey("medical", "parking.md")])
     assert registry.facts(version, nothing, None).stale_share == 1.0

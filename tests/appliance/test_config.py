@@ -39,7 +39,7 @@ def test_the_template_changes_no_default(tmp_path: Path) -> None:
         ("[servr]\nport = 1", "unknown setting servr; did you mean 'server'?"),
         ("[retrieval]\nk = 0", "retrieval.k = 0: Input should be greater than or equal to 1"),
         ("[retrieval]\nk = 'many'", "retrieval.k = 'many'"),
-        ("[engines.x]\nkind = 'tpu'", "engines.x.kind = 'tpu': Input should be 'local' or 'openai'"),
+        ("[engines.x]\nkind = 'tpu'", "engines.x.kind = 'tpu': Input should be 'local', 'openai' or 'vllm'"),
         ("[domains.'法律']\nscenario = 'both'", "domains.法律.scenario = 'both'"),
         ("[retrieval\nk = 3", "appliance.toml: not valid TOML"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 from fake_engine import ScriptedEngine
 from gate_support import make_adapter
@@ -23,6 +24,7 @@ from appliance.adapters import AdapterVersion, Link, Registry
 from appliance.answering import Answering
 from appliance.availability import ArmUnavailable
 from appliance.cli.main import cli
+from appliance.expert_tasks import ExpertTasks, prepare
 from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.keys import Keys
@@ -110,7 +112,8 @@ def base(tmp_path: Path) -> Iterator[Base]:
         _evaluate(knowledge)
         long = _open(other)
         outcomes = load(workspace.root / "runs" / "run-1").outcomes
-        assert all(_found(long, text) and text in repr(outcomes) for text in CANARIES)
+        tasks = ExpertTasks(workspace.db).take("Li", EVERYTHING.scope, None, None)
+        assert all(_found(long, text) and text in repr(outcomes) and text in repr(tasks) for text in CANARIES)
         yield Base(knowledge, long, docs, adapter)
 
 
@@ -129,6 +132,9 @@ def _evaluate(knowledge: Knowledge) -> None:
     with knowledge.workspace.db.write() as connection:
         row = {"id": "run-1", "dataset": "d", "dataset_version": "1", "domain": "medical", "path": "runs/run-1", "settings": {}}
         connection.execute(schema.run.insert().values(**row, created_at=utcnow(), finished_at=utcnow()))
+        made = connection.execute(sa.select(schema.run)).one()
+    # The same answers before an expert.
+    assert prepare(knowledge.workspace, made, overlap=9).made == len(QUESTIONS)
 
 
 def _found(knowledge: Knowledge, text: str) -> bool:
@@ -287,6 +293,7 @@ def _said(base: Base, knowledge: Knowledge) -> list[object]:
     said.append([info for info in knowledge.documents.documents() if info.id in RECORDS])
     if base.older:
         said.append(load(base.root / "runs" / "run-1").outcomes)
+        said.append(ExpertTasks(knowledge.workspace.db).take("Wang", EVERYTHING.scope, None, None))
     said.append(
         VerifiedAnswers(knowledge).all() if base.older else [VerifiedAnswers(knowledge).match(text, EVERYTHING.scope) for text in QUESTIONS]
     )
