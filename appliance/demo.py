@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.adapters import AdapterVersion
-from appliance.datasets import DatasetInfo, Datasets
+from appliance.adapters.gates import Promotion, promote
+from appliance.adapters.registry import AdapterVersion
+from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Message
-from appliance.evaluation import MEASURED, evaluate, finished_run
-from appliance.gates import Promotion, promote
+from appliance.evaluation.runs import MEASURED, evaluate, finished_run
 from appliance.service import Service
 from appliance.settings import GateConfig
-from appliance.tuning import tune
+from appliance.training.tuning import tune
 from appliance.types import Answer, Request
 from appliance.workspace import Workspace
 from finetune.config_file import load_settings

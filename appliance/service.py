@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from appliance.adapters import Registry
-from appliance.answering import Answering
-from appliance.costs import CostBook
+from appliance.adapters.registry import Registry
+from appliance.answers.answering import Answering
+from appliance.answers.verified import VerifiedAnswers
 from appliance.engines.pool import EnginePool
 from appliance.errors import UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.routing import Routing
-from appliance.verified import VerifiedAnswers
+from appliance.routing.costs import CostBook
+from appliance.routing.routers import Routing
 from appliance.workspace import Workspace
 from router.policy import RulePolicy
 from router.settings import PolicySettings, Prices

@@ -96,7 +96,7 @@ class EngineConfig(Section):
 
 
 class GateConfig(Section):
-    """What an adapter version must show before it goes live (see `appliance.gates`).
+    """What an adapter version must show before it goes live (see `appliance.adapters.gates`).
 
     `dataset` is a registered data set; by default the questions of the version's own one that it was not trained on. `arms` are the ways to
     answer that are compared with the live version, or where none is live with the base model (`rag` for `hybrid`), by `metric` (default:
@@ -130,7 +130,7 @@ class GateConfig(Section):
 
 
 class CanaryConfig(Section):
-    """When a version on trial is rolled back or promoted (see `appliance.canary_watch`), and the `share` of questions it answers.
+    """When a version on trial is rolled back or promoted (see `appliance.adapters.canary_watch`), and the `share` of questions it answers.
 
     From `min_answers` on, it is rolled back if more than `max_errors` of its answers fail, or more than of the live version's; from
     `min_feedback` ratings on, the same with ratings down and `max_bad`. It is promoted only if asked: with `promote_after_answers` or
@@ -240,7 +240,7 @@ class AnsweringConfig(Section):
     """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation.
 
     Its default was chosen by ``benchmarks/citation_support.py``. A gateway keeps up to `cache_mb` MiB of generated answers for the next
-    time that the very same is asked (some 3 KB an answer; 0: none; see `appliance.answer_cache`).
+    time that the very same is asked (some 3 KB an answer; 0: none; see `appliance.answers.cache`).
     """
 
     max_tokens: int = Field(default=128, ge=1, le=32_768)

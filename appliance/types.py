@@ -17,7 +17,7 @@ ArmChoice = Literal["auto"] | Arm
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: what they may see and do (`appliance.keys.SCOPES`), and the workspace's name for them (an API key's id, or 'local')."""
+    """Who asks: what they may see and do (`appliance.admin.keys.SCOPES`), and how they are called (an API key's id, or 'local')."""
 
     scope: Scope = field(default_factory=Scope)
     name: str = "local"
@@ -81,7 +81,7 @@ class Answer:
     """A finished answer. `unsupported` lists the sentences of a cited arm that no passage supports; timings are in ms.
 
     `warnings` are sentences for the person who asked, in the question's language. `cached` tells whether the text was generated for an
-    earlier question, the same in every respect; None where no cache was asked (see `appliance.answer_cache`).
+    earlier question, the same in every respect; None where no cache was asked (see `appliance.answers.cache`).
     """
 
     id: str

@@ -18,15 +18,15 @@ from typing import Any
 
 from harness import at_least, finish, options, print_table
 
-from appliance.adapters import AdapterVersion
+from appliance.adapters.registry import AdapterVersion
 from appliance.cli.session import Progress
-from appliance.datasets import DatasetInfo, Datasets
+from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
-from appliance.evaluation import answered, items
-from appliance.examples import examples
+from appliance.evaluation.runs import answered, items
 from appliance.service import Service, open_service
 from appliance.settings import DEFAULT_CHAT
-from appliance.tuning import tune
+from appliance.training.examples import examples
+from appliance.training.tuning import tune
 from appliance.workspace import Workspace
 from eval.metrics import of_outcome
 from eval.run import run

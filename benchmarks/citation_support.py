@@ -19,7 +19,7 @@ from typing import Any
 from harness import at_least, at_most, finish, options, print_table
 from sample import CHOOSING, TEST, pairs, slices
 
-from appliance.citations import Sentence, numbers, passage_sentences, support
+from appliance.answers.citations import Sentence, numbers, passage_sentences, support
 from appliance.demo import SAMPLE
 from appliance.settings import AnsweringConfig
 from finetune.types import Pair

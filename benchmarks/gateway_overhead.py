@@ -29,7 +29,7 @@ import harness
 import numpy as np
 import psutil
 
-from appliance.keys import Keys
+from appliance.admin.keys import Keys
 from appliance.workspace import Workspace
 
 FIRST_MS, TOKEN_MS, TOKENS = 50.0, 20.0, 50

@@ -23,7 +23,7 @@ from embedding_cache import CachedEmbedder, default_cache
 from harness import at_least, finish, options, print_table
 from sample import pairs
 
-from appliance.citations import numbers
+from appliance.answers.citations import numbers
 from appliance.models.store import ModelStore
 from appliance.settings import DEFAULT_EMBEDDING, AnsweringConfig
 from eval.grounded import FEATURES, THRESHOLD, WEIGHTS, Source, features, has_numbers, nearest, source, support
@@ -81,7 +81,7 @@ def sampled(quick: bool) -> list[Case]:
 
 
 def lexical(sentence: str, passage: Source) -> float:
-    """The rule that decides citations (see `appliance.citations`), over the passage's best sentence."""
+    """The rule that decides citations (see `appliance.answers.citations`), over the passage's best sentence."""
     wanted = numbers(sentence)
     asked = frozenset(content_words(sentence)) - wanted
     weight = len(asked) + 2 * len(wanted)

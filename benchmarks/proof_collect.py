@@ -12,12 +12,12 @@ from embedding_cache import CachedEmbedder
 from proof_sets import TRAIN, Fold, ProofSet, corpus, folds, write_jsonl
 
 from appliance.cli.session import Progress
-from appliance.datasets import Datasets
+from appliance.datasets.registry import Datasets
 from appliance.engines.base import Sampling
-from appliance.evaluation import answered, evaluator
-from appliance.knowledge import Knowledge
+from appliance.evaluation.runs import answered, evaluator
+from appliance.knowledge.knowledge import Knowledge
 from appliance.service import Service, open_service
-from appliance.tuning import tune
+from appliance.training.tuning import tune
 from appliance.types import Request
 from appliance.workspace import Workspace
 from eval.run import load, run

@@ -11,7 +11,7 @@ from typing import Any
 
 from proof_collect import Asked
 
-from appliance.router_training import LEARNT, choose, groups_of
+from appliance.routing.training import LEARNT, choose, groups_of
 from eval.calibration import brier, ece, risk_coverage
 from eval.statistics import paired_bootstrap
 from eval.types import Outcome

@@ -22,10 +22,10 @@ import sqlalchemy as sa
 from harness import at_least, at_most, finish, options, print_table
 from sample import CHOOSING, TEST, domains, pairs, slices
 
+from appliance.answers.rewrite import self_contained
 from appliance.cli.session import Progress
 from appliance.demo import SAMPLE, open_workspace
 from appliance.engines.base import Message
-from appliance.rewrite import self_contained
 from appliance.service import Service, open_service, thresholds
 from appliance.store import schema
 from appliance.store.documents import SqlDocumentStore

@@ -25,7 +25,7 @@ from harness import Claim, at_least, finish, options, print_table
 from question_sets import Question, QuestionSet, Task, names, read, reference
 
 from appliance.cli.session import Progress, say
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
 from eval.ranking import ndcg_at, recall_at

@@ -4,7 +4,7 @@
 
 The pairs are in `verified_pairs.jsonl`: templates whose values differ by a number, a negation, an age group or something else that
 matters (each value against the next and the one after that, values of one meaning left out), and questions with their paraphrases.
-Compared are the embedding alone at several thresholds, and what the appliance does: `appliance.same_question` and the embedding.
+Compared are the embedding alone at several thresholds, and what the appliance does: `appliance.answers.same_question` and the embedding.
 `--quick` leaves the embedding out.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 
 import harness
 
-from appliance.knowledge import Knowledge
+from appliance.answers.same_question import meaning, same
+from appliance.answers.verified import SIMILAR
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.same_question import meaning, same
-from appliance.verified import SIMILAR
 from appliance.workspace import Workspace
 
 PAIRS = Path(__file__).with_name("verified_pairs.jsonl")

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import pytest
 
-from appliance.adapters import Registry
+from appliance.adapters.registry import Registry
 from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.pool import EnginePool
 from appliance.engines.vllm_server import VllmServer

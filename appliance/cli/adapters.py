@@ -13,9 +13,9 @@ from appliance.cli.stale import stale
 from appliance.errors import DONE, GATE_MISSED, UsageError
 
 if TYPE_CHECKING:
-    from appliance.adapters import Registry
-    from appliance.gate_checks import GateResult
-    from appliance.gates import Promotion
+    from appliance.adapters.gate_checks import GateResult
+    from appliance.adapters.gates import Promotion
+    from appliance.adapters.registry import Registry
     from appliance.service import Service
 
 
@@ -29,7 +29,7 @@ for trying in (canary, retrain, stale):
 
 
 def _registry(session: Session) -> Registry:
-    from appliance.adapters import Registry
+    from appliance.adapters.registry import Registry
 
     return Registry(session.workspace)
 
@@ -40,7 +40,7 @@ def _registry(session: Session) -> Registry:
 @pass_session
 def list_adapters(session: Session, domain: str | None, as_json: bool) -> None:
     """Every version; the live adapter of each domain and the models that engines have as base are marked."""
-    from appliance.gate_checks import last_gate
+    from appliance.adapters.gate_checks import last_gate
 
     registry = _registry(session)
     if domain:
@@ -78,8 +78,8 @@ def list_adapters(session: Session, domain: str | None, as_json: bool) -> None:
 @pass_session
 def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> None:
     """Everything recorded about a version: base, data, documents with their hashes, settings, figures, gates."""
-    from appliance.adapter_card import card_text, facts, moves
-    from appliance.gate_checks import gates_of
+    from appliance.adapters.card import card_text, facts, moves
+    from appliance.adapters.gate_checks import gates_of
 
     registry = _registry(session)
     found = registry.get(version)
@@ -102,7 +102,7 @@ def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> N
 @pass_session
 def diff(session: Session, first: str, second: str, as_json: bool) -> None:
     """What differs between two versions: base, data, documents, settings, libraries, figures."""
-    from appliance.adapter_card import differences
+    from appliance.adapters.card import differences
 
     registry = _registry(session)
     rows = differences(registry, registry.get(first), registry.get(second))
@@ -119,7 +119,7 @@ def lint(session: Session, version: str, kind: Any, as_json: bool) -> int:
 
     Exits 4 if anything does.
     """
-    from appliance.gates import lint as problems_of
+    from appliance.adapters.gates import lint as problems_of
     from appliance.models.store import ModelStore
 
     registry = _registry(session)
@@ -154,8 +154,8 @@ def promote(session: Session, version: str, force: bool, why: str | None, as_jso
 
 
 def through_gate(service: Service, version: str, force: str | None = None) -> Promotion:
-    """Promote with a progress bar; see `appliance.gates.promote`."""
-    from appliance.gates import promote as promoted
+    """Promote with a progress bar; see `appliance.adapters.gates.promote`."""
+    from appliance.adapters.gates import promote as promoted
 
     async def go(progress: Progress) -> Promotion:
         try:

@@ -96,7 +96,7 @@ def _read(file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _measured(session: Session, domain: str) -> dict[str, Any]:
-    from appliance.adoption import evidence
+    from appliance.routing.adoption import evidence
 
     return evidence(session.workspace, session.workspace.check_domain(domain))
 

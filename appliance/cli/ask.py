@@ -40,7 +40,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask a question; the router chooses the arm, or --arm does."""
-    from appliance.audit import answer_facts
+    from appliance.admin.audit import answer_facts
     from appliance.engines.base import Sampling
     from appliance.service import open_service
     from appliance.types import Caller, Request, answer_json

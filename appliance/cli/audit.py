@@ -23,7 +23,7 @@ def audit() -> None:
 @pass_session
 def list_entries(session: Session, action: str | None, actor: str | None, limit: int, as_json: bool) -> None:
     """The newest entries, newest first."""
-    from appliance.audit import find
+    from appliance.admin.audit import find
     from appliance.store.audit_log import canonical
 
     rows = find(session.workspace.db, action, actor, limit)
@@ -39,8 +39,8 @@ def list_entries(session: Session, action: str | None, actor: str | None, limit:
 @pass_session
 def verify(session: Session, file: Path | None, as_json: bool) -> int:
     """Check the chain, or an exported FILE and that the log still begins with it. Exit code 1 names the first broken entry."""
-    from appliance.audit import verify as verify_log
-    from appliance.audit import verify_export
+    from appliance.admin.audit import verify as verify_log
+    from appliance.admin.audit import verify_export
 
     database = session.workspace.db
     verdict = verify_log(database) if file is None else verify_export(file, database)
@@ -59,7 +59,7 @@ def verify(session: Session, file: Path | None, as_json: bool) -> int:
 @pass_session
 def export(session: Session, file: Path, as_json: bool) -> None:
     """Write the log to FILE, one entry a line, to be kept where nobody who can write this workspace can write."""
-    from appliance.audit import export as export_log
+    from appliance.admin.audit import export as export_log
 
     verdict = export_log(session.workspace.db, file)
     data = {"file": str(file), "entries": verdict.entries, "head": verdict.head}

@@ -19,7 +19,7 @@ def backup(session: Session, target: Path, link: bool, as_json: bool) -> None:
 
     The models' cache and the source documents are not part of it; secrets in the configuration are left out.
     """
-    from appliance.backup import backup as make
+    from appliance.backup.backup import backup as make
 
     with stoppable("stopped; there is no backup"), Progress() as progress:
         made = make(session.workspace, target, link=link, progress=progress)
@@ -57,8 +57,8 @@ def restore(
 
     What was taken back since the backup stays taken back: deleted documents, revoked keys, withdrawn answers.
     """
-    from appliance.restore import check
-    from appliance.restore import restore as bring_back
+    from appliance.backup.restore import check
+    from appliance.backup.restore import restore as bring_back
 
     with stoppable("stopped; nothing was changed"), Progress() as progress:
         if check_only:

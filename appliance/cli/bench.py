@@ -110,7 +110,7 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _from_workspace(workspace: Workspace, domain: str | None, dataset: str | None) -> list[str]:
-    from appliance.datasets import Datasets
+    from appliance.datasets.registry import Datasets
     from appliance.service import open_service
 
     if dataset is not None:

@@ -11,7 +11,7 @@ from appliance.cli.session import Progress, Session, domain_option, emit, json_o
 from appliance.errors import DONE, GATE_MISSED, UsageError
 
 if TYPE_CHECKING:
-    from appliance.trial import Trial
+    from appliance.adapters.trial import Trial
 
 
 class Share(click.ParamType[float]):
@@ -48,9 +48,9 @@ def start(session: Session, version: str, share: float | None, force: bool, why:
     The same question of the same key always gets the same version. It is rolled back by itself if more of its answers fail or are rated
     down, and promoted only if [domains.NAME.canary] says so.
     """
+    from appliance.adapters.trial import begin
     from appliance.cli.adapters import show_gate
     from appliance.service import open_service
-    from appliance.trial import begin
 
     if force != bool((why or "").strip()):
         raise UsageError("--force needs a reason, which is recorded: --force --why TEXT")
@@ -85,7 +85,7 @@ def start(session: Session, version: str, share: float | None, force: bool, why:
 @pass_session
 def stop(session: Session, domain: str | None, as_json: bool) -> None:
     """End the trial in a domain: the live version answers everything again."""
-    from appliance.canary import stop as end
+    from appliance.adapters.canary import stop as end
 
     ended = end(session.workspace.db, session.workspace.only_domain(domain))
     emit(ended.to_json(), as_json, lambda: click.echo(f"{ended.candidate} is not on trial any more"))
@@ -98,7 +98,7 @@ def stop(session: Session, domain: str | None, as_json: bool) -> None:
 @pass_session
 def status(session: Session, domain: str | None, every: bool, as_json: bool) -> None:
     """The versions on trial and how their answers compare with those of the live ones."""
-    from appliance.canary import figures, history
+    from appliance.adapters.canary import figures, history
 
     database = session.workspace.db
     if domain:
@@ -123,7 +123,7 @@ def retrain(session: Session, domain: str | None, as_json: bool) -> int:
 
     Nothing is trained if nothing has changed since the last time. Exits 4 if the gate was missed.
     """
-    from appliance.retraining import retrain as again
+    from appliance.adapters.retraining import retrain as again
 
     with Progress() as progress:
         row = again(session.workspace, session.workspace.only_domain(domain), progress)

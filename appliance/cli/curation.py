@@ -13,7 +13,7 @@ from appliance.cli.session import Progress, Session, domain_option, emit, json_o
 from appliance.errors import DONE, FAILURE, GATE_MISSED, PARTLY
 
 if TYPE_CHECKING:
-    from appliance.curation import Drafted, Method
+    from appliance.datasets.from_documents import Drafted, Method
     from finetune.check import CheckReport
 
 # Findings of one kind that a terminal shows; --json and --html have more.
@@ -46,8 +46,8 @@ def check(
     Its questions are compared with each other, with the other data sets of its domain and with the approved answers: what is trained on
     must not be measured on.
     """
-    from appliance.dataset_checks import examine
-    from appliance.datasets import Datasets
+    from appliance.datasets.checks import examine
+    from appliance.datasets.registry import Datasets
     from appliance.service import open_service
     from finetune.report import html
     from finetune.settings import TrainSettings
@@ -95,7 +95,7 @@ def from_documents(
     """
     import asyncio
 
-    from appliance.curation import from_documents as draft
+    from appliance.datasets.from_documents import from_documents as draft
     from appliance.service import open_service
 
     service = open_service(session.workspace)
@@ -137,7 +137,7 @@ def review(session: Session, file: Path, accept: tuple[str, ...], reject: tuple[
     The same can be done in an editor: set "review" of each line of FILE to "accepted" or "rejected", and correct what needs it. Only
     accepted pairs can be registered.
     """
-    from appliance.drafts import review as write
+    from appliance.datasets.drafts import review as write
 
     rows = write(file, accept, reject)
     pending = [row for row in rows if row["review"] == "pending"]

@@ -15,7 +15,7 @@ from appliance.errors import DONE, FAILURE, PARTLY, UsageError
 from finetune.types import Task
 
 if TYPE_CHECKING:
-    from appliance.datasets import Added
+    from appliance.datasets.registry import Added
 
 
 @click.group()
@@ -51,7 +51,7 @@ def add(
     PATH is a file (JSONL, JSON, CSV, TSV, Parquet, Arrow), or a LLaMA-Factory folder: then every entry of its dataset_info.json is
     registered, and those that cannot be are listed with their reasons (exit code 3, or 1 if there is no other).
     """
-    from appliance.datasets import Datasets
+    from appliance.datasets.registry import Datasets
 
     datasets = Datasets(session.workspace)
     if not path.is_dir() and path.name != "dataset_info.json":
@@ -128,7 +128,7 @@ def _mapping(text: str | None) -> dict[str, str] | None:
 @pass_session
 def list_datasets(session: Session, as_json: bool) -> None:
     """The live version of every data set."""
-    from appliance.datasets import Datasets
+    from appliance.datasets.registry import Datasets
 
     rows = [
         {"name": info.name, "version": info.version, "domain": info.domain, "task": info.task, **info.counts, "source": info.source}

@@ -58,7 +58,7 @@ def list_documents(session: Session, domain: str | None, limit: int, offset: int
 @pass_session
 def show(session: Session, doc_id: str, domain: str | None, as_json: bool) -> None:
     """Everything about one document: facts, versions, copies, chunks, and the adapters trained on it."""
-    from appliance import documents
+    from appliance.knowledge import documents
     from retrieval.types import DocumentKey
 
     data = documents.show(_knowledge(session), DocumentKey(session.workspace.only_domain(domain), doc_id))
@@ -100,7 +100,7 @@ def duplicates(session: Session, domain: str | None, threshold: float, limit: in
     The same text is indexed once, under all its names. What is nearly the same stays as it is: last year's fee list is not this
     year's, so the numbers that differ are shown.
     """
-    from appliance import documents
+    from appliance.knowledge import documents
 
     if domain:
         session.workspace.check_domain(domain)
@@ -129,7 +129,7 @@ def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, as_js
 
     Adapters that were trained on them are listed: they contain deleted text until they are trained again.
     """
-    from appliance import documents
+    from appliance.knowledge import documents
     from retrieval.types import DocumentKey
 
     name = session.workspace.only_domain(domain)

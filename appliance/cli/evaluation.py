@@ -54,9 +54,9 @@ def run(
     What an earlier run over the set has asked is taken over where everything that decides the answer is the same: question, documents,
     settings, prompts, models, adapter, router and labels. The page with plots is written into the run's folder.
     """
-    from appliance.datasets import Datasets
-    from appliance.evaluation import evaluate, find, parse_arms
-    from appliance.run_page import keep_page
+    from appliance.datasets.registry import Datasets
+    from appliance.evaluation.page import keep_page
+    from appliance.evaluation.runs import evaluate, find, parse_arms
     from appliance.service import open_service
     from eval.report import table as report
 
@@ -103,8 +103,8 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
     The page compares every arm with the best single one question by question, and shows costs, calibration, times and examples. Scores of
     experts take the place of metrics on it.
     """
-    from appliance.evaluation import find, runs
-    from appliance.run_page import write_page
+    from appliance.evaluation.page import write_page
+    from appliance.evaluation.runs import find, runs
     from appliance.service import open_service
     from eval.report import table as report
 
@@ -133,7 +133,7 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
 @pass_session
 def compare(session: Session, first: str, second: str, as_json: bool) -> None:
     """Two runs side by side: differences with 95 % intervals over the questions both answered."""
-    from appliance.evaluation import find, scoring_of
+    from appliance.evaluation.runs import find, scoring_of
     from appliance.service import open_service
     from eval.report import compare as differences
     from eval.report import compare_json, compare_table
@@ -157,9 +157,9 @@ def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json:
     FILE names the data set to ask and has a [[check]] for each threshold: metric, arm (default: the routed answers), min or max, and if
     wanted against (another arm, or "last" for the run before) and confidence. See docs/evaluation.md.
     """
-    from appliance.datasets import Datasets
-    from appliance.evaluation import evaluate, find, parse_arms
-    from appliance.run_page import hold
+    from appliance.datasets.registry import Datasets
+    from appliance.evaluation.page import hold
+    from appliance.evaluation.runs import evaluate, find, parse_arms
     from appliance.service import open_service
     from eval.gate import read, verdict_json
     from eval.gate import table as verdict_table
@@ -211,8 +211,8 @@ def judge(session: Session, run_id: str, engine: str, arms: str | None, pairs: t
 
     Any OpenAI-compatible endpoint can judge: name it as an engine. What was judged before is not asked again.
     """
-    from appliance.evaluation import find
-    from appliance.judging import judged
+    from appliance.evaluation.judging import judged
+    from appliance.evaluation.runs import find
     from appliance.service import open_service
 
     service = open_service(session.workspace)

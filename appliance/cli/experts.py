@@ -27,7 +27,7 @@ def expert() -> None:
 
 
 def _open(session: Session, run_id: str) -> tuple[Service, sa.Row[Any]]:
-    from appliance.evaluation import find
+    from appliance.evaluation.runs import find
     from appliance.service import open_service
 
     service = open_service(session.workspace)
@@ -36,8 +36,8 @@ def _open(session: Session, run_id: str) -> tuple[Service, sa.Row[Any]]:
 
 def _scopes(session: Session, service: Service, names: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Scope]:
     """Each expert under the id their work is kept by, with what they may see: that of their key, or of whoever works here."""
-    from appliance.expert_tasks import ExpertTasks
-    from appliance.keys import Keys
+    from appliance.admin.keys import Keys
+    from appliance.experts.tasks import ExpertTasks
     from retrieval.types import Scope
 
     everything = service.knowledge.documents.labels() | service.registry.labels() | ExpertTasks(session.workspace.db).labels()
@@ -82,7 +82,7 @@ def prepare(
     Equal answers of several arms are one task; refusals and failures are not judged. The same command again adds what is missing. An
     expert who has an API key of that name gets only what the key may see, and works over HTTP or with files; any other with files.
     """
-    from appliance.expert_tasks import prepare as make
+    from appliance.experts.tasks import prepare as make
 
     service, run = _open(session, run_id)
     wanted = [name.strip() for name in arms.split(",") if name.strip()] if arms is not None else None
@@ -109,7 +109,7 @@ def prepare(
 
 
 def _named(session: Session, experts: Any) -> dict[str, Any]:
-    from appliance.expert_use import expert_names
+    from appliance.experts.use import expert_names
 
     names = expert_names(session.workspace.db)
     return {names.get(name, name): value for name, value in experts.items()}
@@ -132,8 +132,8 @@ def export(
     A text that a spreadsheet program would take for a formula is preceded by an apostrophe. Deletions do not reach the file: delete it
     once it is imported.
     """
-    from appliance.expert_files import export as write
-    from appliance.expert_tasks import ExpertTasks
+    from appliance.experts.files import export as write
+    from appliance.experts.tasks import ExpertTasks
 
     service, run = _open(session, run_id)
     ((identity, scope),) = _scopes(session, service, (name,), labels).items()
@@ -155,8 +155,8 @@ def import_(session: Session, run_id: str, file: Path, name: str, labels: tuple[
 
     Rows that cannot be taken are listed with what to do (exit code 3, or 1 where no row could be taken).
     """
-    from appliance.expert_files import take_in
-    from appliance.expert_tasks import ExpertTasks
+    from appliance.experts.files import take_in
+    from appliance.experts.tasks import ExpertTasks
 
     service, run = _open(session, run_id)
     ((identity, scope),) = _scopes(session, service, (name,), labels).items()
@@ -182,7 +182,7 @@ def import_(session: Session, run_id: str, file: Path, name: str, labels: tuple[
 @pass_session
 def status(session: Session, run_id: str, as_json: bool) -> None:
     """How far the scoring of RUN is, without saying anything of arms."""
-    from appliance.expert_tasks import ExpertTasks
+    from appliance.experts.tasks import ExpertTasks
 
     _, run = _open(session, run_id)
     found = ExpertTasks(session.workspace.db).status(run.id)
@@ -218,7 +218,7 @@ def _show_agreement(found: dict[str, Any]) -> None:
 @pass_session
 def agreement(session: Session, run_id: str, as_json: bool) -> None:
     """How far the experts of RUN agree, with 95 % intervals."""
-    from appliance.expert_tasks import ExpertTasks
+    from appliance.experts.tasks import ExpertTasks
     from eval.experts import agreement as measure
 
     _, run = _open(session, run_id)
@@ -232,7 +232,7 @@ def agreement(session: Session, run_id: str, as_json: bool) -> None:
 @pass_session
 def report(session: Session, run_id: str, as_json: bool) -> None:
     """What the experts say of each arm of RUN: the only place where arms are named. Intervals are 95 % over questions."""
-    from appliance.expert_tasks import ExpertTasks
+    from appliance.experts.tasks import ExpertTasks
     from eval.experts import report as measure
 
     _, run = _open(session, run_id)
@@ -263,7 +263,7 @@ def report(session: Session, run_id: str, as_json: bool) -> None:
 @pass_session
 def approve(session: Session, run_id: str, experts: int, dry_run: bool, as_json: bool) -> None:
     """Make approved answers of those that all their experts found right, complete, supported (4 or 5) and harmless (5)."""
-    from appliance.expert_use import approve as give
+    from appliance.experts.use import approve as give
 
     service, run = _open(session, run_id)
     done = give(service, run.id, experts=experts, dry_run=dry_run)
@@ -282,6 +282,6 @@ def approve(session: Session, run_id: str, experts: int, dry_run: bool, as_json:
 @pass_session
 def rubric(session: Session, lang: str, as_json: bool) -> None:
     """The criteria and what 1 to 5 mean."""
-    from appliance.expert_files import rubric_json, rubric_text
+    from appliance.experts.files import rubric_json, rubric_text
 
     emit(rubric_json(lang), as_json, lambda: click.echo("\n".join(rubric_text(lang))))

@@ -19,7 +19,7 @@ def feedback() -> None:
 @pass_session
 def list_feedback(session: Session, rating: str | None, domain: str | None, as_json: bool) -> None:
     """Feedback, newest first. A text is empty where it was neither sent nor kept, or rests on a document deleted since."""
-    from appliance.feedback import Feedback
+    from appliance.answers.feedback import Feedback
 
     workspace = session.workspace
     if domain:

@@ -11,7 +11,7 @@ from appliance.cli.session import Session, domain_option, emit, json_option, pas
 from appliance.errors import DONE, FAILURE
 
 if TYPE_CHECKING:
-    from appliance.feedback_pairs import Collected
+    from appliance.datasets.from_feedback import Collected
 
 _out = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
 
@@ -28,7 +28,7 @@ def from_feedback(session: Session, domain: str | None, out: Path | None, reject
     Each says where it comes from and which documents it rests on; what rests on a deleted one is left out. What was left out is counted
     by reason. The default file is DOMAIN-feedback.jsonl. Then: appliance dataset review FILE, and appliance dataset add FILE.
     """
-    from appliance.feedback_pairs import from_feedback as collect
+    from appliance.datasets.from_feedback import from_feedback as collect
     from appliance.service import open_service
 
     name = session.workspace.only_domain(domain)
@@ -47,8 +47,8 @@ def from_expert(session: Session, run_id: str, domain: str | None, out: Path | N
 
     RUN is a prefix of the run's id, or 'last'. The default file is DOMAIN-preferences.jsonl.
     """
-    from appliance.evaluation import find
-    from appliance.feedback_pairs import from_expert as collect
+    from appliance.datasets.from_feedback import from_expert as collect
+    from appliance.evaluation.runs import find
     from appliance.service import open_service
 
     name = session.workspace.only_domain(domain)

@@ -14,8 +14,8 @@ from appliance.cli.session import Session, emit, json_option, pass_session, tabl
 @pass_session
 def status(session: Session, as_json: bool) -> None:
     """The live generation: what serves, its parts, its model, the last ingests, and what is wrong."""
-    from appliance.index_status import index_status
-    from appliance.schedule import Schedule
+    from appliance.jobs.schedule import Schedule
+    from appliance.knowledge.index_status import index_status
     from appliance.service import open_service
 
     knowledge = open_service(session.workspace).knowledge

@@ -21,7 +21,7 @@ def tune(session: Session, domain: str | None, dataset: str | None, split: str, 
 
     Compares both alone, reciprocal ranks and convex combinations; every search of the domain uses the best from then on.
     """
-    from appliance.index_tuning import tune_index
+    from appliance.knowledge.index_tuning import tune_index
     from appliance.service import open_service
 
     name = session.workspace.only_domain(domain)

@@ -17,7 +17,7 @@ from appliance.cli.session import Progress, Session, emit, json_option, pass_ses
 @pass_session
 def injection(session: Session, arms: tuple[str, ...], limit: int | None, max_tokens: int, as_json: bool) -> None:
     """Instructions hidden in documents: how often they get their way, by arm and language, with and without flagging."""
-    from appliance.injection import ARMS, attempts, measure
+    from appliance.knowledge.injection import ARMS, attempts, measure
     from appliance.service import open_service
 
     service = open_service(session.workspace)

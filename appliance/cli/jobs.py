@@ -9,7 +9,7 @@ import click
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, table
 
 if TYPE_CHECKING:
-    from appliance.jobs import Jobs
+    from appliance.jobs.jobs import Jobs
 
 
 @click.group()
@@ -18,7 +18,7 @@ def job() -> None:
 
 
 def _jobs(session: Session) -> Jobs:
-    from appliance.jobs import Jobs as Rows
+    from appliance.jobs.jobs import Jobs as Rows
 
     return Rows(session.workspace.db)
 
@@ -37,7 +37,7 @@ def _jobs(session: Session) -> Jobs:
 @pass_session
 def list_jobs(session: Session, domain: str | None, states: tuple[str, ...], limit: int, as_json: bool) -> None:
     """The newest jobs, newest first."""
-    from appliance.jobs import STATES
+    from appliance.jobs.jobs import STATES
 
     if domain:
         session.workspace.check_domain(domain)

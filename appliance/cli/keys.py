@@ -10,7 +10,7 @@ import click
 from appliance.cli.session import Session, emit, json_option, pass_session, say, table
 
 if TYPE_CHECKING:
-    from appliance.keys import Keys
+    from appliance.admin.keys import Keys
 
 
 @click.group()
@@ -19,7 +19,7 @@ def key() -> None:
 
 
 def _keys(session: Session) -> Keys:
-    from appliance.keys import Keys as Registry
+    from appliance.admin.keys import Keys as Registry
 
     return Registry(session.workspace.db)
 

@@ -74,7 +74,7 @@ def list_models(session: Session, as_json: bool) -> None:
 
 def _trained(session: Session) -> list[dict[str, object]]:
     """The model versions of the workspace, if there is one."""
-    from appliance.adapters import Registry
+    from appliance.adapters.registry import Registry
 
     try:
         workspace = session.workspace

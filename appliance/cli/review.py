@@ -10,7 +10,7 @@ import click
 from appliance.cli.session import Session, as_option, cell, domain_option, emit, held, json_option, pass_session, table
 
 if TYPE_CHECKING:
-    from appliance.review import ReviewQueue
+    from appliance.experts.review import ReviewQueue
     from appliance.service import Service
     from retrieval.types import Scope
 
@@ -23,8 +23,8 @@ def review() -> None:
 
 
 def _queue(session: Session, labels: tuple[str, ...]) -> tuple[ReviewQueue, Scope, Service]:
-    from appliance.feedback import Feedback
-    from appliance.review import ReviewQueue
+    from appliance.answers.feedback import Feedback
+    from appliance.experts.review import ReviewQueue
     from appliance.service import open_service
     from retrieval.types import Scope
 
@@ -142,7 +142,7 @@ def share(session: Session, domain: str | None, as_json: bool) -> None:
     """The share of questions answered without a person: neither declined nor rated down, of those still on record."""
     from dataclasses import asdict
 
-    from appliance.review import share_answered
+    from appliance.experts.review import share_answered
 
     if domain:
         session.workspace.check_domain(domain)

@@ -44,7 +44,7 @@ def show(session: Session, as_json: bool) -> None:
 @pass_session
 def train(session: Session, runs: tuple[str, ...], domain: str | None, force: str | None, as_json: bool) -> int:
     """Learn which arm to choose from evaluation runs; it decides from then on if it beats the best single arm out of fold."""
-    from appliance.router_training import train_router, version_json
+    from appliance.routing.training import train_router, version_json
     from appliance.service import open_service
 
     service = open_service(session.workspace)
@@ -68,8 +68,8 @@ def train(session: Session, runs: tuple[str, ...], domain: str | None, force: st
 @pass_session
 def list_(session: Session, domain: str | None, as_json: bool) -> None:
     """Trained routers, oldest first."""
-    from appliance.router_training import version_json
-    from appliance.routing import Routers
+    from appliance.routing.routers import Routers
+    from appliance.routing.training import version_json
 
     routers = Routers(session.workspace.db)
     versions = routers.versions(domain)
@@ -92,7 +92,7 @@ def list_(session: Session, domain: str | None, as_json: bool) -> None:
 @pass_session
 def promote(session: Session, version: str, force: str | None, as_json: bool) -> int:
     """Let a trained router decide in its domain."""
-    from appliance.routing import Routers
+    from appliance.routing.routers import Routers
 
     routers = Routers(session.workspace.db)
     found = routers.get(version)
@@ -111,7 +111,7 @@ def promote(session: Session, version: str, force: str | None, as_json: bool) ->
 @pass_session
 def rollback(session: Session, domain: str | None, as_json: bool) -> None:
     """Go back to the router that decided before."""
-    from appliance.routing import Routers
+    from appliance.routing.routers import Routers
 
     name = session.workspace.only_domain(domain)
     live = Routers(session.workspace.db).rollback(name)
@@ -125,7 +125,7 @@ def rollback(session: Session, domain: str | None, as_json: bool) -> None:
 @pass_session
 def explain(session: Session, question: str, domain: str | None, as_json: bool) -> None:
     """What is decided for a question and why, what each arm promises and costs, and what would have changed the choice."""
-    from appliance.router_explain import explained
+    from appliance.routing.explain import explained
     from appliance.service import open_service
 
     data = asyncio.run(explained(open_service(session.workspace), question, domain))
@@ -163,7 +163,7 @@ def _show_explanation(data: dict[str, Any]) -> None:
 @pass_session
 def drift(session: Session, domain: str | None, days: int, as_json: bool) -> None:
     """Compare the questions of now with those the router learnt from, and say when to label anew."""
-    from appliance.router_drift import drift as measured
+    from appliance.routing.drift import drift as measured
 
     data = measured(session.workspace, session.workspace.only_domain(domain), days)
 

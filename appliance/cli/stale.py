@@ -15,7 +15,7 @@ from appliance.cli.session import Session, domain_option, emit, json_option, pas
 @pass_session
 def stale(session: Session, domain: str | None, as_json: bool) -> None:
     """What of each adapter's training evidence has changed or gone since: where it is not trusted any more."""
-    from appliance.adapters import Registry
+    from appliance.adapters.registry import Registry
 
     registry = Registry(session.workspace)
     live = registry.in_use()

@@ -13,8 +13,8 @@ from appliance.cli.session import Progress, Session, domain_option, emit, json_o
 from appliance.errors import DONE, UsageError
 
 if TYPE_CHECKING:
-    from appliance.adapters import AdapterVersion
-    from appliance.gates import Promotion
+    from appliance.adapters.gates import Promotion
+    from appliance.adapters.registry import AdapterVersion
 
 
 @click.command()
@@ -47,7 +47,7 @@ def tune(
     The methods full, freeze, galore and pretrain make a model, to be named as the base of an engine; pretrain reads the domain's documents.
     """
     from appliance.service import open_service
-    from appliance.stages import tune_plan
+    from appliance.training.stages import tune_plan
     from finetune.config_file import load_plan
     from finetune.distributed import Helped
     from finetune.settings import yields

@@ -10,7 +10,7 @@ import click
 from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, table
 
 if TYPE_CHECKING:
-    from appliance.verified import VerifiedAnswers
+    from appliance.answers.verified import VerifiedAnswers
 
 
 @click.group()

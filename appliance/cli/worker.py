@@ -26,11 +26,11 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
 
     `appliance serve` starts one by itself. A time that was missed is made up for once. What it did: appliance index status, and job list.
     """
-    from appliance.background import Background
-    from appliance.retraining import Retraining
-    from appliance.schedule import Schedule, plans
+    from appliance.adapters.retraining import Retraining
+    from appliance.jobs.background import Background
+    from appliance.jobs.schedule import Schedule, plans
+    from appliance.jobs.worker import work
     from appliance.service import open_service
-    from appliance.worker import work
 
     workspace = session.workspace
     workspace.db.actor = "worker"

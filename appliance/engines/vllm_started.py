@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from appliance.adapters import AdapterVersion, Registry
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.engines.base import EngineDown, EngineError
 from appliance.engines.vllm import VllmEngine, rank_of
 from appliance.engines.vllm_server import Launch, Limits, VllmServer

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
-from appliance.administration import Administration
+from appliance.admin.acts import Administration
 from appliance.gateway.admin_jobs import jobs_router
 from appliance.gateway.admin_parts import (
     Answer,

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
-from appliance.administration import Administration
+from appliance.admin.acts import Administration
 from appliance.errors import ApplianceError
 from appliance.gateway.admin_parts import Answer, AskedDomain, Limit, Name, done, supplier
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import encoded
 from appliance.gateway.health import Lifecycle
-from appliance.jobs import State
+from appliance.jobs.jobs import State
 from appliance.types import Caller
 
 # Seconds between two looks at a job, and two signs of life while nothing changes.

@@ -9,13 +9,13 @@ from fastapi import Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from appliance.admin_rights import Forbidden, Missing
+from appliance.admin.rights import Forbidden, Missing
+from appliance.admin.uploads import Refused
 from appliance.errors import GateMissed, UsageError
 from appliance.gateway.auth import caller_of
 from appliance.gateway.errors import ApiError
 from appliance.store.locks import Locked
 from appliance.types import Caller
-from appliance.uploads import Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from appliance.administration import Administration
+from appliance.admin.acts import Administration
+from appliance.admin.uploads import Incoming, Purpose
 from appliance.gateway.admin_parts import Answer, Domain, Name, Strict, Word, Words, done, supplier
 from appliance.gateway.errors import ApiError
 from appliance.types import Caller
-from appliance.uploads import Incoming, Purpose
 from finetune.types import Task
 
 PATH = "/v1/admin/uploads"

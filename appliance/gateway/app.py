@@ -12,11 +12,14 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
-from appliance.administration import Administration
+from appliance.admin.acts import Administration
+from appliance.admin.keys import Keys
+from appliance.admin.quotas import Quotas
+from appliance.answers.feedback import Feedback
 from appliance.engines.base import EngineError, Sampling
 from appliance.errors import ApplianceError
-from appliance.expert_tasks import ExpertTasks
-from appliance.feedback import Feedback
+from appliance.experts.review import ReviewQueue
+from appliance.experts.tasks import ExpertTasks
 from appliance.gateway.admin_api import admin_router
 from appliance.gateway.admission import Admission
 from appliance.gateway.answer_api import Passage, answer_router
@@ -34,9 +37,6 @@ from appliance.gateway.openai_api import openai_router
 from appliance.gateway.review_api import review_router
 from appliance.gateway.trace import Trace
 from appliance.gateway.web import web_router
-from appliance.keys import Keys
-from appliance.quotas import Quotas
-from appliance.review import ReviewQueue
 from appliance.types import Caller
 from retrieval.types import RetrievalError
 

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from appliance.answers.feedback import Feedback
 from appliance.errors import ApplianceError
-from appliance.feedback import Feedback
 from appliance.gateway.admission import Admission
 from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace

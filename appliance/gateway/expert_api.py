@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from appliance.expert_files import rubric_json
-from appliance.expert_tasks import ExpertTasks, NoSuchTask
+from appliance.experts.files import rubric_json
+from appliance.experts.tasks import ExpertTasks, NoSuchTask
 from appliance.gateway.auth import caller_of
 from appliance.gateway.errors import ApiError
 from appliance.types import Caller

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from appliance.feedback import Feedback, UnknownAnswer
+from appliance.answers.feedback import Feedback, UnknownAnswer
 from appliance.gateway.auth import caller_of
 from appliance.gateway.errors import ApiError
 

@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from appliance.admin.keys import PREFIX, Key
+from appliance.admin.quotas import Exceeded, Quotas
 from appliance.gateway.errors import ApiError
 from appliance.gateway.health import Lifecycle
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
-from appliance.keys import PREFIX, Key
-from appliance.quotas import Exceeded, Quotas
 from appliance.types import Caller
 
 access_log = logging.getLogger("appliance.access")

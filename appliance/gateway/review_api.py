@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
+from appliance.answers.verified import VerifiedAnswers
 from appliance.errors import UsageError
+from appliance.experts.review import NoSuchReview, Resolution, ReviewQueue, share_answered
 from appliance.gateway.admin_parts import administrator
 from appliance.gateway.errors import ApiError
-from appliance.review import NoSuchReview, Resolution, ReviewQueue, share_answered
 from appliance.store.database import Database
 from appliance.types import Caller
-from appliance.verified import VerifiedAnswers
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=50_000, pattern=r"^[^\x00]*$")]
 _Short = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]

@@ -7,22 +7,22 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from appliance.adapter_life import AdapterLife
-from appliance.administration import Administration
-from appliance.answer_cache import AnswerCache
-from appliance.audit import AnswerLog, answer_facts
-from appliance.canary import Canaries
+from appliance.adapters.canary import Canaries
+from appliance.adapters.life import AdapterLife
+from appliance.admin.acts import Administration
+from appliance.admin.audit import AnswerLog, answer_facts
+from appliance.admin.keys import Keys
+from appliance.answers.cache import AnswerCache
+from appliance.answers.feedback import Feedback
 from appliance.engines.base import Sampling
 from appliance.engines.build import check
 from appliance.errors import UsageError
-from appliance.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import serve, settle
 from appliance.gateway.trace import Trace
-from appliance.keys import Keys
-from appliance.route_log import RouteLog
+from appliance.jobs.worker import beside
+from appliance.routing.log import RouteLog
 from appliance.service import open_service
-from appliance.worker import beside
 from appliance.workspace import Workspace
 
 

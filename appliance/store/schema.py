@@ -353,14 +353,14 @@ api_key = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
-    # What it may do (see `appliance.keys.SCOPES`).
+    # What it may do (see `appliance.admin.keys.SCOPES`).
     Column("scopes", JSON, nullable=False, server_default='["chat"]'),
     # The quota; NULL: none.
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
 )
 
-# What the gateway answered lately, for feedback (see `appliance.feedback`); the texts only while `[feedback] retain_hours` keeps them.
+# What the gateway answered lately (see `appliance.answers.feedback`); the texts only while `[feedback] retain_hours` keeps them.
 # `documents` are the [domain, doc_id] it rests on, `labels` what one must hold to see it.
 answer = Table(
     "answer",
@@ -374,7 +374,7 @@ answer = Table(
     Column("answer", Text),
     Column("documents", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
-    # Whether it declined; its question, keyed with the workspace secret (see `appliance.review`).
+    # Whether it declined; its question, keyed with the workspace secret (see `appliance.experts.review`).
     Column("refused", Boolean, nullable=False, server_default=false()),
     Column("question_hash", String(64), nullable=False, server_default=""),
     Column("rule", String(60), nullable=False, server_default=""),

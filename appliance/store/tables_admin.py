@@ -6,7 +6,7 @@ from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, Str
 
 from appliance.store.schema import UtcDateTime, metadata
 
-# Work that the worker does in a process of its own (see `appliance.jobs`). It keeps no text of questions, answers or documents.
+# Work that the worker does in a process of its own (see `appliance.jobs.jobs`). It keeps no text of questions, answers or documents.
 job = Table(
     "job",
     metadata,
@@ -49,7 +49,7 @@ upload = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# A candidate version that answers a share of a domain's questions (see `appliance.canary`); at most one a domain is `running`.
+# A candidate version that answers a share of a domain's questions (see `appliance.adapters.canary`); at most one a domain is `running`.
 canary = Table(
     "canary",
     metadata,

@@ -6,7 +6,7 @@ from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, Integer, String
 
 from appliance.store.schema import UtcDateTime, metadata
 
-# One answer, or two beside each other, of a run's question, to be judged blind (see `appliance.expert_tasks`). `arms_a` and `arms_b` are
+# One answer, or two beside each other, of a run's question, to be judged blind (see `appliance.experts.tasks`). `arms_a` and `arms_b` are
 # the arms that gave them, which no expert is shown; the texts are empty once something they rest on was deleted after `answered_at`.
 expert_task = Table(
     "expert_task",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
 from retrieval.embed import Embedder

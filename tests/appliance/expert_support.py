@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from appliance.cli.main import cli
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.store import schema
 from appliance.store.database import utcnow
 from eval.run import run

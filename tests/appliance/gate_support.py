@@ -11,14 +11,14 @@ from typing import Any
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.adapters import AdapterVersion, Link, Registry
-from appliance.datasets import DatasetInfo, Datasets
+from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.answers.verified import VerifiedAnswers
+from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Delta, Message, Sampling
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.service import Service
 from appliance.store.database import utcnow
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from finetune.version import version_hash
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from appliance.adapters import Registry
-from appliance.answering import Answering
-from appliance.costs import CostBook
+from appliance.adapters.registry import Registry
+from appliance.answers.answering import Answering
+from appliance.answers.verified import VerifiedAnswers
 from appliance.engines.base import Engine
 from appliance.engines.guard import Guarded
-from appliance.knowledge import Knowledge
-from appliance.verified import VerifiedAnswers
+from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.costs import CostBook
 from router.policy import RulePolicy
 
 

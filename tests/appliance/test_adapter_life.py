@@ -9,15 +9,16 @@ import pytest
 from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows
 
-from appliance import adapter_life, canary, gates
-from appliance.adapter_life import AdapterLife
-from appliance.adapters import AdapterVersion
-from appliance.availability import adapter_trouble
+from appliance.adapters import canary, gates
+from appliance.adapters import life as adapter_life
+from appliance.adapters.life import AdapterLife
+from appliance.adapters.registry import AdapterVersion
+from appliance.answers.availability import adapter_trouble
 from appliance.engines.base import AdapterRef, EngineError, Health, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.errors import ApplianceError, GateMissed
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Caller
 
 

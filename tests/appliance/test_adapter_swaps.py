@@ -10,16 +10,16 @@ import pytest
 from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows
 
-from appliance import adapter_life
-from appliance.adapter_life import AdapterLife
-from appliance.answering import Answering
-from appliance.costs import CostBook
+from appliance.adapters import life as adapter_life
+from appliance.adapters.life import AdapterLife
+from appliance.answers.answering import Answering
+from appliance.answers.verified import VerifiedAnswers
 from appliance.engines.base import Delta, Engine, EngineError, Message, Sampling, Usage
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.costs import CostBook
 from appliance.types import Answer, Request
-from appliance.verified import VerifiedAnswers
 from router.policy import RulePolicy
 
 SWAPS, ASKERS = 100, 20

@@ -10,12 +10,12 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.adapters import AdapterVersion, Link, Registry
-from appliance.availability import ArmUnavailable
+from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.tuned_questions import Near
+from appliance.answers.availability import ArmUnavailable
 from appliance.errors import ApplianceError, UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.store.database import utcnow
-from appliance.tuned_questions import Near
 from appliance.types import Answer, Caller, Request
 from finetune.version import version_hash
 from retrieval.types import DocumentKey, Evidence, Scope

@@ -14,13 +14,13 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.answer_cache import AnswerCache
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.admin.keys import Keys
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
+from appliance.answers.cache import AnswerCache
+from appliance.answers.situation import Draft
 from appliance.engines.base import EngineDown, Sampling
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
-from appliance.situation import Draft
+from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Answer, Caller, Finished, Request, Text, answer_json
 from retrieval.types import DocumentKey, Scope
 from router.types import Constraints

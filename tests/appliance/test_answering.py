@@ -8,11 +8,11 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
 from appliance.engines.base import EngineBusy, EngineError, Health, Message, Sampling
 from appliance.errors import UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Answer, Caller, Decided, Finished, Request, Text
 from retrieval.types import DocumentKey, Scope
 from router.types import Constraints

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from appliance import audit as audit_module
-from appliance.audit import AnswerLog, check, entries, export, find, verify, verify_export
+from appliance.admin import audit as audit_module
+from appliance.admin.audit import AnswerLog, check, entries, export, find, verify, verify_export
+from appliance.admin.keys import Keys
+from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import run
 from appliance.errors import ApplianceError, UsageError
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.store import database as database_module
 from appliance.store.database import Database
 from appliance.store.schema import audit, setting
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from retrieval.types import DocumentKey
 

@@ -22,21 +22,21 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance import restore as restoring
-from appliance.archive import MANIFEST, Backup
-from appliance.audit import verify
-from appliance.backup import backup, redact
+from appliance.admin.audit import verify
+from appliance.admin.keys import Keys
+from appliance.answers.verified import VerifiedAnswers
+from appliance.backup import restore as restoring
+from appliance.backup.archive import MANIFEST, Backup
+from appliance.backup.backup import backup, redact
+from appliance.backup.restore import Restored, restore
 from appliance.errors import ApplianceError, UsageError
-from appliance.forgetting import forget
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge.forgetting import forget
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.restore import Restored, restore
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.store.reading import DocumentReader
 from appliance.types import Caller, Request
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from retrieval.types import DocumentKey, Scope
 from tests.retrieval.retrieval_support import HashingEmbedder

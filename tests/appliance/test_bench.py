@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from appliance.admin.keys import Keys
 from appliance.bench import Asked, plot, summary
 from appliance.cli.main import run
-from appliance.keys import Keys
 from appliance.workspace import Workspace
 
 sys.path.append(str(Path(__file__).parent.parent / "gateway"))

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from gate_support import Bench, right, rows
 
-from appliance import canary as canaries
-from appliance.adapters import AdapterVersion
-from appliance.answering import Answering
-from appliance.audit import find
-from appliance.canary import Canaries, Canary, Side, place
-from appliance.canary_watch import judge, watch, worse
+from appliance.adapters import canary as canaries
+from appliance.adapters.canary import Canaries, Canary, Side, place
+from appliance.adapters.canary_watch import judge, watch, worse
+from appliance.adapters.registry import AdapterVersion
+from appliance.admin.audit import find
+from appliance.answers.answering import Answering
+from appliance.answers.feedback import Feedback
 from appliance.cli.main import run
 from appliance.engines.base import EngineError
 from appliance.errors import GateMissed, UsageError
-from appliance.feedback import Feedback
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import CanaryConfig, FeedbackConfig
 from appliance.types import Answer, Caller, Request
 from appliance.workspace import Workspace
@@ -175,7 +175,7 @@ def test_promoted_only_if_asked_and_after_the_gate(bench: Bench, versions: tuple
 
 
 async def _gate(bench: Bench, name: str) -> None:
-    from appliance.gates import measure
+    from appliance.adapters.gates import measure
 
     bench.dataset("exam", rows(60, 12, "test"))
     settings = bench.workspace.config.domain("medical").gate.model_copy(update={"dataset": "exam", "latency_questions": 0})

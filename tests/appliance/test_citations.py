@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.citations import align, numbers, quote
+from appliance.answers.citations import align, numbers, quote
 from retrieval.text import detect_lang
 from retrieval.types import Chunk, DocumentInfo, DocumentKey, Passage
 

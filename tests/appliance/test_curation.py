@@ -15,22 +15,22 @@ from fake_engine import ScriptedEngine
 from helpers import OneEngine, answering_with
 
 from appliance import prompts
-from appliance.adapters import Registry
+from appliance.adapters.registry import Registry
+from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import run
-from appliance.curation import Drafted, from_documents
-from appliance.datasets import Datasets
-from appliance.drafts import review
+from appliance.datasets.drafts import review
+from appliance.datasets.from_documents import Drafted, from_documents
+from appliance.datasets.pair_patterns import patterned
+from appliance.datasets.registry import Datasets
 from appliance.engines.base import Delta, EngineBusy, Message, Sampling
 from appliance.errors import ApplianceError, UsageError
-from appliance.evaluation import items
-from appliance.examples import evidence_links, example, examples, labels_of, outdated, shown
-from appliance.knowledge import Knowledge
+from appliance.evaluation.runs import items
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.pair_patterns import patterned
 from appliance.service import Service, open_service
-from appliance.training_data import gather
+from appliance.training.data import gather
+from appliance.training.examples import evidence_links, example, examples, labels_of, outdated, shown
 from appliance.types import Caller, Request
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from finetune.settings import TrainSettings
 from finetune.types import Pair
@@ -205,7 +205,7 @@ def test_without_a_chinese_engine_patterns_ask_in_chinese(service: Service, tmp_
 
 def test_an_interrupted_draft_goes_on_to_the_same_rows(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     knowledge = service.knowledge
-    monkeypatch.setattr("appliance.curation._AT_A_TIME", 1)
+    monkeypatch.setattr("appliance.datasets.from_documents._AT_A_TIME", 1)
     whole, rows = _draft(_service(knowledge, Writer({})), tmp_path / "whole.jsonl")
     file = tmp_path / "cut.jsonl"
     with pytest.raises(KeyboardInterrupt):

@@ -12,12 +12,12 @@ from fake_engine import ScriptedEngine
 from helpers import answering_with
 from starlette.testclient import TestClient
 
+from appliance.admin.keys import Keys
+from appliance.answers.feedback import Feedback
 from appliance.cli.main import run
-from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
-from appliance.index_status import index_status
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge.index_status import index_status
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.settings import FeedbackConfig
 from appliance.workspace import Workspace

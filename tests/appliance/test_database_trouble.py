@@ -17,11 +17,11 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from appliance.admin.keys import Keys
+from appliance.answers.feedback import Feedback
 from appliance.cli.main import run
 from appliance.errors import ApplianceError, DatabaseFailed
-from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
-from appliance.keys import Keys
 from appliance.settings import FeedbackConfig
 from appliance.store import database as database_module
 from appliance.store import schema

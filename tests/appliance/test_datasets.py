@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.datasets import Datasets
+from appliance.datasets.registry import Datasets
 from appliance.errors import ApplianceError, UsageError
 from appliance.workspace import Workspace
 

@@ -11,7 +11,7 @@ import llama_factory_folder
 import pytest
 
 from appliance.cli.main import run
-from appliance.datasets import Datasets
+from appliance.datasets.registry import Datasets
 from appliance.errors import ApplianceError, UsageError
 from appliance.workspace import Workspace
 

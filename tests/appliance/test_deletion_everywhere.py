@@ -19,22 +19,22 @@ from gate_support import make_adapter
 from helpers import answering_with
 from starlette.testclient import TestClient
 
-from appliance import documents
-from appliance.adapters import AdapterVersion, Link, Registry
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.admin.keys import Keys
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
+from appliance.answers.feedback import Feedback
+from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import cli
-from appliance.expert_tasks import ExpertTasks, prepare
-from appliance.feedback import Feedback
+from appliance.experts.tasks import ExpertTasks, prepare
 from appliance.gateway.app import create_app
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge import documents
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Request
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from eval.run import load, run
 from eval.types import Item, Outcome

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from appliance import documents
-from appliance.adapters import AdapterVersion, Link, Registry
-from appliance.citations import align
+from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.answers.citations import align
+from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import cli
 from appliance.errors import UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge import documents
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.store.database import utcnow
 from appliance.types import citation_json
-from appliance.verified import VerifiedAnswers
 from appliance.workspace import Workspace
 from retrieval.types import DocumentKey, RetrievalError, Scope
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.datasets import Datasets
-from appliance.drafts import review
+from appliance.datasets.drafts import review
+from appliance.datasets.registry import Datasets
 from appliance.errors import ApplianceError
 from appliance.workspace import Workspace
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from gate_support import Bench, right, rows, wrong
 
-from appliance import evaluation, run_cache
 from appliance.cli.main import run as command
-from appliance.datasets import DatasetInfo
-from appliance.evaluation import evaluate, find, items, scoring_of
-from appliance.judging import judged
-from appliance.knowledge import Knowledge
-from appliance.run_page import hold, keep_page, page_of, write_page
+from appliance.datasets.registry import DatasetInfo
+from appliance.evaluation import cache as run_cache
+from appliance.evaluation import runs as evaluation
+from appliance.evaluation.judging import judged
+from appliance.evaluation.page import hold, keep_page, page_of, write_page
+from appliance.evaluation.runs import evaluate, find, items, scoring_of
+from appliance.knowledge.knowledge import Knowledge
 from eval.gate import GateFile, Threshold
 from eval.run import load
 from eval.types import EvalError, Outcome

@@ -10,9 +10,9 @@ import click
 import pytest
 from expert_support import command, make_run
 
-from appliance.expert_files import guarded, take_in, unguarded
-from appliance.expert_tasks import ExpertTasks
-from appliance.knowledge import Knowledge
+from appliance.experts.files import guarded, take_in, unguarded
+from appliance.experts.tasks import ExpertTasks
+from appliance.knowledge.knowledge import Knowledge
 from appliance.store.tables_experts import expert_task
 from retrieval.embed import Embedder
 from retrieval.types import Scope

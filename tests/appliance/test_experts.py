@@ -15,13 +15,13 @@ import pytest
 import sqlalchemy as sa
 from expert_support import ARMS, FEE, ITEMS, OUTCOMES, command, make_run
 
-from appliance.expert_tasks import ExpertTasks, NoSuchTask, expert_utilities, prepare
-from appliance.feedback import Feedback
-from appliance.forgetting import forget
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
-from appliance.review import ReviewQueue, share_answered
-from appliance.review_entry import Entry, enter
+from appliance.admin.keys import Keys
+from appliance.answers.feedback import Feedback
+from appliance.experts.review import ReviewQueue, share_answered
+from appliance.experts.review_entry import Entry, enter
+from appliance.experts.tasks import ExpertTasks, NoSuchTask, expert_utilities, prepare
+from appliance.knowledge.forgetting import forget
+from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import utcnow

@@ -11,15 +11,15 @@ import pytest
 import sqlalchemy as sa
 from gate_support import Bench, right, rows, wrong
 
-from appliance import gates
-from appliance.adapter_card import card_text, differences, facts
-from appliance.adapters import AdapterVersion
-from appliance.availability import ArmUnavailable
+from appliance.adapters import gates
+from appliance.adapters.card import card_text, differences, facts
+from appliance.adapters.gate_checks import Check, compare, gates_of, ratio
+from appliance.adapters.gates import Promotion
+from appliance.adapters.registry import AdapterVersion
+from appliance.answers.availability import ArmUnavailable
 from appliance.engines.base import EngineError
 from appliance.errors import ApplianceError, GateMissed, UsageError
-from appliance.gate_checks import Check, compare, gates_of, ratio
-from appliance.gates import Promotion
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import GateConfig
 from appliance.store import schema
 from appliance.types import Request
@@ -263,7 +263,7 @@ def test_a_version_is_removed_with_its_files(bench: Bench) -> None:
 
 def test_what_a_crash_while_removing_left_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     version = bench.adapter(bench.dataset("pairs", SET), right)
-    monkeypatch.setattr("appliance.adapters.shutil.rmtree", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("appliance.adapters.registry.shutil.rmtree", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bench.registry.remove(version.name)
     monkeypatch.undo()

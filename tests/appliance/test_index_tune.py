@@ -12,7 +12,7 @@ import pytest
 
 from appliance.cli.main import run
 from appliance.errors import ApplianceError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.store.schema import setting
 from appliance.workspace import Workspace

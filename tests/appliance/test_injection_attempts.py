@@ -12,12 +12,12 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
 from appliance.cli.main import run
 from appliance.errors import ApplianceError
-from appliance.injection import SAMPLE, attempts
-from appliance.knowledge import Knowledge
+from appliance.knowledge.injection import SAMPLE, attempts
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.types import Answer, Request, answer_json
 from retrieval.injection import KINDS, flags

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from appliance.audit import find
+from appliance.admin.audit import find
+from appliance.admin.uploads import Uploads
 from appliance.cli.main import run
 from appliance.errors import UsageError
-from appliance.job_kinds import KINDS, kept
-from appliance.job_runner import Runner
-from appliance.jobs import ATTEMPTS, Job, Jobs, folder_of
-from appliance.uploads import Uploads
+from appliance.jobs.jobs import ATTEMPTS, Job, Jobs, folder_of
+from appliance.jobs.kinds import KINDS, kept
+from appliance.jobs.runner import Runner
 from appliance.workspace import Workspace
 
 CHECK = {"dataset": "问答"}
@@ -40,7 +40,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         file = tmp_path / "program"
         file.write_text(f"#!/bin/sh\n{text}\n", "utf-8")
         file.chmod(0o755)
-        monkeypatch.setattr("appliance.job_runner.sys", SimpleNamespace(executable=str(file)))
+        monkeypatch.setattr("appliance.jobs.runner.sys", SimpleNamespace(executable=str(file)))
 
     return put
 
@@ -150,8 +150,8 @@ def test_cancelling_ends_the_whole_process_group(workspace: Workspace, program: 
 
 
 def test_one_that_does_not_listen_is_killed(workspace: Workspace, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.job_runner._GRACE", 0.2)
-    monkeypatch.setattr("appliance.job_runner._WRITE", 0.1)
+    monkeypatch.setattr("appliance.jobs.runner._GRACE", 0.2)
+    monkeypatch.setattr("appliance.jobs.runner._WRITE", 0.1)
     program("trap '' TERM; touch on; while true; do sleep 0.05; done")
     jobs = Jobs(workspace.db)
     job = jobs.add("dataset-check", CHECK)
@@ -200,7 +200,7 @@ def test_it_ends_with_its_worker(workspace: Workspace, tmp_path: Path) -> None:
     )
     (tmp_path / "child.py").write_text(
         "import sys, time\n"
-        "from appliance.child import end_with_parent\n"
+        "from appliance.jobs.child import end_with_parent\n"
         "end_with_parent(int(sys.argv[1]))\n"
         "open('on', 'w').close()\n"
         "time.sleep(300)\n"
@@ -217,7 +217,7 @@ def test_it_ends_with_its_worker(workspace: Workspace, tmp_path: Path) -> None:
 def test_a_job_waits_for_a_lock_that_somebody_else_holds(
     workspace: Workspace, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("appliance.job_runner._AGAIN", 0.0)
+    monkeypatch.setattr("appliance.jobs.runner._AGAIN", 0.0)
     program("echo '{}'")
     jobs = Jobs(workspace.db)
     job = jobs.add("index-compact", {})

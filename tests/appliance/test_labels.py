@@ -16,18 +16,18 @@ from helpers import answering_with
 from starlette.testclient import TestClient
 from test_adapters import make
 
-from appliance.adapters import Registry
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.adapters.registry import Registry
+from appliance.admin.keys import Keys
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
+from appliance.answers.feedback import Feedback
+from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import run
 from appliance.engines.base import Message
-from appliance.feedback import Feedback
 from appliance.gateway.app import create_app
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import FeedbackConfig
 from appliance.types import Caller, Event, Request
-from appliance.verified import VerifiedAnswers
 from retrieval.index import Index
 from retrieval.types import DocumentKey, Scope
 from router.types import ARMS
@@ -278,7 +278,7 @@ def test_the_command_line_can_look_as_somebody_else(base: Knowledge, capsys: pyt
 
 
 def test_runs_say_which_labels_they_saw(base: Knowledge) -> None:
-    from appliance.evaluation import state_of
+    from appliance.evaluation.runs import state_of
     from appliance.service import open_service
 
     assert state_of(open_service(base.workspace), ["quote"], None, None, 8)["labels"] == ["management"]

@@ -13,18 +13,18 @@ import pytest
 from click.testing import CliRunner
 from test_engines_local import base
 
-from appliance.adapters import AdapterVersion
-from appliance.answering import Answering
-from appliance.availability import ArmUnavailable
+from appliance.adapters.registry import AdapterVersion
+from appliance.answers.answering import Answering
+from appliance.answers.availability import ArmUnavailable
 from appliance.cli.main import cli
-from appliance.costs import CostBook
-from appliance.datasets import Datasets
+from appliance.datasets.registry import Datasets
 from appliance.engines.pool import EnginePool
 from appliance.errors import UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
+from appliance.routing.costs import CostBook
 from appliance.service import Service, open_service
-from appliance.tuning import tune
+from appliance.training.tuning import tune
 from appliance.types import Answer, Caller, Request
 from appliance.workspace import Workspace
 from finetune.settings import TrainSettings

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from appliance import canary as canaries
-from appliance.adapters import Registry
-from appliance.audit import find
+from appliance.adapters import canary as canaries
+from appliance.adapters.registry import Registry
+from appliance.adapters.retraining import Retraining, retrain
+from appliance.admin.audit import find
 from appliance.cli.main import run
 from appliance.config import load
-from appliance.cron import next_after
-from appliance.datasets import Datasets
+from appliance.datasets.registry import Datasets
 from appliance.errors import UsageError
-from appliance.jobs import Jobs
-from appliance.retraining import Retraining, retrain
+from appliance.jobs.cron import next_after
+from appliance.jobs.jobs import Jobs
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 

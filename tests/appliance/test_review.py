@@ -13,13 +13,13 @@ import pytest
 import sqlalchemy as sa
 from expert_support import FEE, command
 
+from appliance.admin.keys import Keys
+from appliance.answers.feedback import Feedback
 from appliance.engines.base import Usage
-from appliance.feedback import Feedback
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.experts.review import NoSuchReview, ReviewQueue, share_answered
+from appliance.experts.review_entry import question_hash
+from appliance.knowledge.knowledge import Knowledge
 from appliance.prompts import NOTHING_FOUND
-from appliance.review import NoSuchReview, ReviewQueue, share_answered
-from appliance.review_entry import question_hash
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -269,7 +269,7 @@ def test_labels_that_no_document_hands_on_are_left_out(desk: Desk, light: Knowle
 
 def test_a_key_is_named(light: Knowledge) -> None:
     # Experts' names in provenance are those of their keys.
-    from appliance.expert_use import expert_names
+    from appliance.experts.use import expert_names
 
     key, _ = Keys(light.workspace.db).create("王医生")
     assert expert_names(light.workspace.db) == {key.id: "王医生"} and replace(key).name == "王医生"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.answers.rewrite import is_follow_up, self_contained
 from appliance.engines.base import Message
-from appliance.rewrite import is_follow_up, self_contained
 
 
 def _history(*turns: str) -> list[Message]:

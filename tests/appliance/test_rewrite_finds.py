@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from appliance.answers.rewrite import is_follow_up, self_contained
 from appliance.demo import DOMAINS, SAMPLE
 from appliance.engines.base import Message
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.rewrite import is_follow_up, self_contained
 from appliance.workspace import Workspace
 from retrieval.types import Scope
 

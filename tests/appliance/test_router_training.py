@@ -14,17 +14,17 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from gate_support import Bench, right, rows, wrong
 
-from appliance import tuned_questions
-from appliance.adapters import Link
+from appliance.adapters import tuned_questions
+from appliance.adapters.registry import Link
 from appliance.cli.main import cli
 from appliance.errors import ApplianceError, UsageError
-from appliance.evaluation import evaluate
-from appliance.knowledge import Knowledge
-from appliance.route_log import RouteLog, rows_since
-from appliance.router_drift import drift
-from appliance.router_explain import explained
-from appliance.router_training import groups_of, labels_of, train_router
-from appliance.routing import Routers, RouterVersion, Routing
+from appliance.evaluation.runs import evaluate
+from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.drift import drift
+from appliance.routing.explain import explained
+from appliance.routing.log import RouteLog, rows_since
+from appliance.routing.routers import Routers, RouterVersion, Routing
+from appliance.routing.training import groups_of, labels_of, train_router
 from appliance.service import Service, router_of
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -157,7 +157,7 @@ def test_a_damaged_router_leaves_the_rules(tuned: Tuned, caplog: pytest.LogCaptu
 def test_a_running_server_notices_within_a_second(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     routing: Routing = router_of(tuned.bench.workspace)
     now = [100.0]
-    monkeypatch.setattr("appliance.routing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("appliance.routing.routers.time.monotonic", lambda: now[0])
     before = routing.of("medical")
     version = saved(tuned)
     assert routing.of("medical") is before

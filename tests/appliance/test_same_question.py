@@ -11,11 +11,11 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.answering import Answering
-from appliance.knowledge import Knowledge
-from appliance.same_question import meaning, same
+from appliance.answers.answering import Answering
+from appliance.answers.same_question import meaning, same
+from appliance.answers.verified import VerifiedAnswers
+from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Answer, Caller, Request
-from appliance.verified import VerifiedAnswers
 from retrieval.types import DocumentKey, Scope
 
 ROOT = Path(__file__).parent.parent.parent

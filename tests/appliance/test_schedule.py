@@ -12,11 +12,11 @@ import pytest
 
 from appliance.config import load
 from appliance.errors import UsageError
-from appliance.knowledge import Knowledge
+from appliance.jobs.schedule import Plan, Schedule, plans
+from appliance.jobs.worker import work
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.schedule import Plan, Schedule, plans
 from appliance.store.locks import Locked
-from appliance.worker import work
 from appliance.workspace import Workspace
 from retrieval.types import Scope
 from tests.retrieval.retrieval_support import HashingEmbedder, write

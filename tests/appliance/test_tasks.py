@@ -11,10 +11,10 @@ from fake_engine import ScriptedEngine
 from helpers import answering_with
 
 from appliance import prompts
-from appliance.adapters import AdapterVersion, Registry
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.engines.base import Message
-from appliance.examples import example
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
+from appliance.training.examples import example
 from appliance.types import Request
 from finetune.types import Pair, Task, Turn
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from appliance.dataset_checks import examine
-from appliance.datasets import DatasetInfo, Datasets
+from appliance.datasets.checks import examine
+from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.errors import ApplianceError, UsageError
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.service import Service, open_service
-from appliance.training_data import TrainingData, gather
+from appliance.training.data import TrainingData, gather
 from finetune.settings import TrainSettings
 
 BOTH = ("en", "zh")
@@ -108,7 +108,7 @@ def test_a_template_that_refuses_the_prompts_is_a_note_of_the_check(
         def apply_chat_template(self, chats: object, **more: object) -> object:
             raise TemplateError("System role not supported")
 
-    monkeypatch.setattr("appliance.dataset_checks.load_tokenizer", lambda base, template: Refusing())
+    monkeypatch.setattr("appliance.datasets.checks.load_tokenizer", lambda base, template: Refusing())
     monkeypatch.setattr(type(service.models), "path", lambda self, reference: tmp_path)
     report = examine(service, _add(service, tmp_path, _rows(3)), searched=0)
     assert report.tokens is None

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.audit import find
+from appliance.admin.audit import find
+from appliance.admin.upload_check import Refused as BadContent
+from appliance.admin.upload_check import check
+from appliance.admin.uploads import Purpose, Refused, Upload, Uploads, format_of, safe_name
 from appliance.errors import UsageError
-from appliance.upload_check import Refused as BadContent
-from appliance.upload_check import check
-from appliance.uploads import Purpose, Refused, Upload, Uploads, format_of, safe_name
 from appliance.workspace import Workspace
 
 TEXT = "# 探视规定\n\n探视时间为每日15:00至19:00。\n".encode()
@@ -193,6 +193,6 @@ def test_what_nobody_takes_is_removed(workspace: Workspace, monkeypatch: pytest.
     os.utime(left, (time.time() - 90_000,) * 2)
     uploads.expire()
     assert files(workspace) == [uploads.place(kept)[1]]
-    monkeypatch.setattr("appliance.uploads.KEPT", timedelta(seconds=-1))
+    monkeypatch.setattr("appliance.admin.uploads.KEPT", timedelta(seconds=-1))
     uploads.expire()
     assert files(workspace) == [] and uploads.all() == []

@@ -17,7 +17,7 @@ import pytest
 from fake_vllm import write_python
 from gate_support import make_adapter, make_base
 
-from appliance.adapters import Registry
+from appliance.adapters.registry import Registry
 from appliance.engines import vllm_server
 from appliance.engines.base import AdapterRef, EngineDown, EngineError, Message, Sampling
 from appliance.engines.build import build, check

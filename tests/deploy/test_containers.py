@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance.audit import _LAST
+from appliance.admin.audit import _LAST
+from appliance.jobs.worker import _GRACE
 from appliance.models.refs import ModelRef
 from appliance.settings import DEFAULT_CHAT, EngineConfig, GatewayConfig
-from appliance.worker import _GRACE
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {name: re.sub(r"\\\n\s*", "", (ROOT / "docker" / name).read_text("utf-8")) for name in ("Dockerfile", "engine.Dockerfile")}

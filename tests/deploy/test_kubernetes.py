@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance.audit import _LAST
+from appliance.admin.audit import _LAST
 from appliance.config import Config
+from appliance.jobs.worker import _GRACE
 from appliance.settings import EngineConfig, GatewayConfig
-from appliance.worker import _GRACE
 
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
 OVERLAYS = ("base", "overlays/gpu", "overlays/postgresql")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from appliance.audit import _LAST
+from appliance.admin.audit import _LAST
+from appliance.jobs.worker import _GRACE
 from appliance.settings import GatewayConfig
-from appliance.worker import _GRACE
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 

@@ -10,7 +10,7 @@ import pytest
 from e2e_support import make_handbook
 
 from appliance.cli.main import run
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.types import Caller
 from appliance.workspace import Workspace

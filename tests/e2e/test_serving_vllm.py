@@ -38,7 +38,7 @@ def until(what: Callable[[], Any], seconds: float = 60) -> Any:
 
 @pytest.fixture
 def served(appliance, handbook: Path, tmp_path: Path, start: Start) -> Iterator[tuple[Bench, str, subprocess.Popen[str]]]:  # type: ignore[no-untyped-def]
-    from appliance.knowledge import Knowledge
+    from appliance.knowledge.knowledge import Knowledge
     from appliance.models.store import ModelStore
 
     assert appliance("ingest", handbook, "--domain", "medical").code == 0

@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
+from appliance.answers.verified import VerifiedAnswers
 from appliance.bench import Asked, ask
-from appliance.verified import VerifiedAnswers
 
 sys.path.append(str(Path(__file__).parent.parent / "gateway"))
 from gateway_real import APPROVED

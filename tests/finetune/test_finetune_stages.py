@@ -90,9 +90,9 @@ def test_a_choice_among_several_stages_is_refused(tmp_path: Path) -> None:
 def test_three_stages_go_on_where_they_were_interrupted_and_the_last_is_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from appliance import stages
-    from appliance.adapters import Registry
+    from appliance.adapters.registry import Registry
     from appliance.cli.main import run
+    from appliance.training import stages
     from appliance.workspace import Workspace
 
     def call(*words: str) -> tuple[int, Any, str]:

@@ -8,7 +8,7 @@ import pytest
 from gateway_fake import FakeAnswering
 from gateway_server import Served, opened, running
 
-from appliance.keys import Keys
+from appliance.admin.keys import Keys
 from appliance.store.database import Database
 
 

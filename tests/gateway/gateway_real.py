@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from appliance.adapters import Registry
-from appliance.answering import Answering
-from appliance.costs import CostBook
+from appliance.adapters.registry import Registry
+from appliance.answers.answering import Answering
+from appliance.answers.verified import VerifiedAnswers
 from appliance.engines.pool import EnginePool
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.verified import VerifiedAnswers
+from appliance.routing.costs import CostBook
 from appliance.workspace import Workspace
 from retrieval.text import index_terms, words
 from router.policy import RulePolicy

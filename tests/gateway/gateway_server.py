@@ -14,10 +14,10 @@ import httpx
 import uvicorn
 from gateway_fake import FakeEmbedding, passage
 
-from appliance.feedback import Feedback
+from appliance.admin.keys import Keys
+from appliance.answers.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import bind
-from appliance.keys import Keys
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow

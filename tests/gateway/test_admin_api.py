@@ -16,12 +16,12 @@ from gateway_real import make_knowledge, real_answering
 from gateway_server import LIMITS, Served, running
 from test_openapi_fuzz import requests
 
-from appliance.adapters import AdapterVersion
-from appliance.administration import Administration
-from appliance.audit import find
+from appliance.adapters.registry import AdapterVersion
+from appliance.admin.acts import Administration
+from appliance.admin.audit import find
+from appliance.admin.keys import Keys
 from appliance.gateway.server import serve
-from appliance.jobs import Jobs
-from appliance.keys import Keys
+from appliance.jobs.jobs import Jobs
 from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -306,7 +306,7 @@ def test_a_full_disk_is_said(site: Administered, monkeypatch: pytest.MonkeyPatch
     def full(self: object, block: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("appliance.uploads.Incoming.write", full)
+    monkeypatch.setattr("appliance.admin.uploads.Incoming.write", full)
     with site.client("ingest") as http:
         assert code(upload(http, "a.md")) == (503, "storage_full")
         assert http.get("/v1/admin/uploads").json() == []
@@ -325,7 +325,7 @@ def test_every_route_is_documented(site: Administered) -> None:
 def test_a_port_of_its_own(tmp_path: Path) -> None:
     """Through the server that `appliance serve` runs, in a thread: signals are the main thread's."""
     service = service_of(tmp_path)
-    from appliance.feedback import Feedback
+    from appliance.answers.feedback import Feedback
     from appliance.gateway.app import create_app
     from appliance.settings import FeedbackConfig
 

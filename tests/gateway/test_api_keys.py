@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from appliance.admin.keys import Keys
 from appliance.errors import UsageError
-from appliance.keys import Keys
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 

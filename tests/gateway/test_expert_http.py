@@ -12,9 +12,9 @@ import pytest
 from gateway_real import make_knowledge, real_answering
 from gateway_server import Served, running
 
-from appliance.administration import Administration
-from appliance.expert_tasks import expert_utilities, prepare
-from appliance.keys import Keys
+from appliance.admin.acts import Administration
+from appliance.admin.keys import Keys
+from appliance.experts.tasks import expert_utilities, prepare
 from appliance.service import Service
 from appliance.settings import FeedbackConfig
 from tests.appliance.expert_support import make_run

@@ -19,10 +19,10 @@ from gateway_real import make_knowledge, real_answering
 from gateway_server import Served, running
 from lying_engine import LyingEngine, lying
 
+from appliance.admin.keys import Keys
 from appliance.cli.main import cli
 from appliance.gateway import desk
-from appliance.keys import Keys
-from appliance.knowledge import Knowledge
+from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow

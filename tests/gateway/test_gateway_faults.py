@@ -15,7 +15,7 @@ from gateway_real import APPROVED, DOCUMENTS, make_knowledge, real_answering
 from gateway_server import Served, running
 from lying_engine import LyingEngine, lying
 
-from appliance.keys import Keys
+from appliance.admin.keys import Keys
 from retrieval.types import DocumentKey
 
 QUESTION = "专家门诊挂号费是多少？"

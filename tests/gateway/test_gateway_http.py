@@ -422,10 +422,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from gateway_fake import FakeAnswering, FakeEmbedding, passage
 from appliance.settings import FeedbackConfig
-from appliance.feedback import Feedback
+from appliance.answers.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.gateway.server import serve
-from appliance.keys import Keys
+from appliance.admin.keys import Keys
 from appliance.store.database import Database
 
 class Slow(FakeAnswering):

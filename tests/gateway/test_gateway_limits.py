@@ -16,12 +16,12 @@ import pytest
 from gateway_fake import FakeAnswering
 from gateway_server import Served
 
+from appliance.admin.keys import Keys
+from appliance.admin.quotas import Quotas
 from appliance.errors import UsageError
 from appliance.gateway.admission import Admission
 from appliance.gateway.app import Limits
 from appliance.gateway.errors import ApiError
-from appliance.keys import Keys
-from appliance.quotas import Quotas
 
 QUESTION = {"question": "成人一天最多吃多少？"}
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}

@@ -12,7 +12,7 @@ from gateway_real import make_knowledge, real_answering
 from gateway_server import LIMITS, Served, running
 from lying_engine import lying
 
-from appliance.keys import Keys
+from appliance.admin.keys import Keys
 
 ODD: list[Any] = [
     None,

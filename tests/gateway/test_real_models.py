@@ -15,9 +15,9 @@ import pytest
 from gateway_real import make_knowledge, real_answering
 from gateway_server import Served, running
 
+from appliance.admin.keys import Keys
 from appliance.engines.local import LocalEngine
 from appliance.errors import ApplianceError
-from appliance.keys import Keys
 from appliance.models.store import ModelStore
 from retrieval.embed import SentenceTransformerEmbedder
 

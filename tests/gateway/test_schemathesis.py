@@ -13,8 +13,8 @@ from gateway_real import make_knowledge, real_answering
 from gateway_server import Served, running
 from lying_engine import lying
 
-from appliance.administration import Administration
-from appliance.keys import SCOPES, Keys
+from appliance.admin.acts import Administration
+from appliance.admin.keys import SCOPES, Keys
 from appliance.service import open_service
 
 pytestmark = pytest.mark.slow

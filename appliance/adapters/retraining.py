@@ -1,0 +1,181 @@
+"""Retraining on schedule: from the newest data through the gate into a trial, or live at once.
+
+`[domains.NAME] retrain` says when; the worker then queues a job, which runs `retrain`. Where neither the data nor the settings nor the base
+have changed since the last time, nothing is trained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.errors import UsageError
+from appliance.jobs.cron import next_after
+from appliance.jobs.jobs import Jobs
+from appliance.jobs.worker import Task, Tick
+from appliance.settings import DomainConfig
+from appliance.store import schema
+from appliance.store.database import Database, utcnow
+from appliance.workspace import Workspace
+
+# (what, done, total)
+Progress = Callable[..., None]
+
+
+class Retraining:
+    """When the domains of a workspace are trained anew."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.plans = {name: domain.retrain for name, domain in sorted(workspace.config.domains.items()) if domain.retrain is not None}
+        for name in self.plans:
+            workspace.check_name(name)
+
+    def due(self, moment: datetime) -> Sequence[Task]:
+        """The domains whose time has come since they were asked for the last time; several missed times are one."""
+        return [
+            Task(f"retrain {domain}", partial(self._queue, domain))
+            for domain, line in self.plans.items()
+            if (last := _read(self._workspace.db, _asked(domain))) is None or next_after(line, datetime.fromisoformat(last["at"])) <= moment
+        ]
+
+    def _queue(self, domain: str, _: Tick) -> dict[str, Any]:
+        jobs = Jobs(self._workspace.db)
+        waiting = [job for job in jobs.all(domain=domain, states=("queued", "running")) if job.kind == "retrain"]
+        job = waiting[0] if waiting else jobs.add("retrain", {"domain": domain}, domain)
+        _write(self._workspace.db, _asked(domain), {"at": utcnow().isoformat(timespec="seconds")})
+        return {"domain": domain, "kind": "retrain", "outcome": "done", "job": job.id}
+
+
+def retrain(workspace: Workspace, domain: str, progress: Progress) -> dict[str, Any]:
+    """Train the domain from the newest data, measure the gate, and go on as `retrain_then` says; the JSON of `adapter retrain --json`.
+
+    `outcome` is skipped (nothing has changed), missed (the gate), registered, trial or live. One line of JSON goes to `retrain_report`.
+    Raises UsageError where nothing says what to train on, ApplianceError.
+    """
+    from appliance.service import open_service
+    from appliance.training.stages import tune_plan
+
+    settings = workspace.config.domain(domain)
+    plan = _plan(workspace, domain, settings)
+    service = open_service(workspace)
+    names = list(dict.fromkeys(stage.dataset for stage in plan.stages if stage.dataset is not None))
+    versions = {name: _newest(workspace, name) for name in names}
+    engine = workspace.config.engine_of(domain)[1]
+    state = {
+        "datasets": versions,
+        # Methods that read the documents learn something new with every generation.
+        "generation": service.knowledge.store.live_generation() if any(stage.dataset is None for stage in plan.stages) else None,
+        "base": service.models.model_hash(workspace.model(engine.base)) if engine.has_base else "",
+        "plan": hashlib.sha256(repr(replace(plan, notes=())).encode()).hexdigest(),
+    }
+    row: dict[str, Any] = {"domain": domain, "at": utcnow().isoformat(timespec="seconds"), "datasets": versions}
+    before = _read(workspace.db, _done(domain))
+    if before is not None and before["state"] == state:
+        row |= {"outcome": "skipped", "version": before["version"], "why": "data, settings and base are those of the last time"}
+    else:
+
+        def report(stage: str, event: dict[str, Any]) -> None:
+            progress(" ".join(filter(None, ("training", domain, stage))), event["step"], event["steps"])
+
+        version = tune_plan(service, domain, plan, report)[-1][0]
+        row |= {"version": version.name, **asyncio.run(_go_on(service, version.name, settings.retrain_then, progress))}
+        _write(workspace.db, _done(domain), {"state": state, "version": version.name})
+    with workspace.db.write() as connection:
+        workspace.db.audit(connection, "adapter.retrain", {name: row.get(name) for name in ("domain", "outcome", "version")})
+    if settings.retrain_report is not None:
+        _append(workspace.root / Path(settings.retrain_report).expanduser(), row)
+    return row
+
+
+async def _go_on(service: Any, name: str, then: str, progress: Progress) -> dict[str, Any]:
+    from appliance.adapters.gates import promote
+    from appliance.adapters.trial import begin
+
+    try:
+        if then == "register":
+            return {"outcome": "registered"}
+        live = service.registry.live(service.registry.get(name).domain)
+        if live is not None and live.name == name:
+            return {"outcome": "live", "why": "this very version is live already"}
+        if then == "promote":
+            done = await promote(service, name, progress=progress)
+            return {"outcome": "live" if done.promoted else "missed", "gate": None if done.gate is None else done.gate.to_json()}
+        trial = await begin(service, name, progress=progress)
+        gate = None if trial.gate is None else trial.gate.to_json()
+        if trial.canary is None:
+            return {"outcome": "missed", "gate": gate}
+        return {"outcome": "trial", "gate": gate, "canary": trial.canary.to_json()}
+    finally:
+        await service.answering.close()
+
+
+def _plan(workspace: Workspace, domain: str, settings: DomainConfig) -> Any:
+    from finetune.config_file import load_plan
+    from finetune.settings import learns_from, yields
+    from finetune.stages import plan_from
+    from finetune.types import TrainingError
+
+    file = settings.retrain_config
+    try:
+        plan = (load_plan(workspace.root / Path(file).expanduser()) if file else plan_from({})).overridden(settings.retrain_dataset, None)
+    except TrainingError as error:
+        raise UsageError(f"[domains.{domain}] retrain: {error}") from error
+    for stage in plan.stages:
+        if stage.dataset is None and learns_from(stage.settings.method) != "texts":
+            raise UsageError(f"[domains.{domain}] retrain: nothing names a data set; set retrain_dataset, or name it in the retrain_config")
+    if yields(plan.stages[-1].settings.method) == "model":
+        raise UsageError(
+            f"[domains.{domain}] retrain: method {plan.stages[-1].settings.method} makes a model, which cannot go live by itself"
+        )
+    return plan
+
+
+def _newest(workspace: Workspace, name: str) -> str:
+    """The version of a data set, after the file or folder it was registered from was read once more, where that is still there."""
+    from appliance.datasets.registry import Datasets
+
+    datasets = Datasets(workspace)
+    info = datasets.get(name)
+    source, sign, entry = info.source.partition("#")
+    file = Path(source)
+    if sign and file.is_file():
+        datasets.add_folder(file.parent, domain=info.domain, only=[entry], skip_bad=True, task=info.task)
+    elif file.is_file():
+        datasets.add(file, name=name, domain=info.domain, mapping=dict(info.mapping), skip_bad=True, task=info.task)
+    return datasets.get(name).version
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def _asked(domain: str) -> str:
+    return f"retrain_asked:{domain}"
+
+
+def _done(domain: str) -> str:
+    return f"retrained:{domain}"
+
+
+def _read(database: Database, key: str) -> dict[str, Any] | None:
+    found = database.setting(key)
+    return None if found is None else json.loads(found)
+
+
+def _write(database: Database, key: str, value: dict[str, Any]) -> None:
+    table = schema.setting
+    with database.write() as connection:
+        connection.execute(sa.delete(table).where(table.c.key == key))
+        connection.execute(table.insert().values(key=key, value=json.dumps(value, ensure_ascii=False)))

@@ -1,0 +1,1 @@
+"""Who may do what to a running appliance, and the record of it."""

@@ -1,0 +1,208 @@
+"""From question to decision: the evidence, what each arm could do with it, and the router's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from appliance.adapters.canary import Canaries, Side, on_trial
+from appliance.adapters.registry import AdapterVersion, Registry
+from appliance.adapters.tuned_questions import TunedQuestions
+from appliance.answers.availability import adapter_trouble, base_trouble, engine_trouble, forced, readable
+from appliance.answers.rewrite import self_contained
+from appliance.answers.verified import Verified, VerifiedAnswers
+from appliance.engines.base import EngineDown, Usage
+from appliance.engines.pool import EnginePool
+from appliance.errors import UsageError
+from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.costs import CostBook
+from appliance.types import Caller, Citation, Clock, Request
+from retrieval.text import detect_lang
+from retrieval.types import Evidence, Passage
+from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
+
+T = TypeVar("T")
+_NO_USAGE = Usage(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question on its way through."""
+
+    id: str
+    request: Request
+    caller: Caller
+    query: str
+    lang: str
+    domain: str
+    evidence: Evidence
+    adapter: AdapterVersion | None
+    verified: Verified | None
+    decision: Decision
+    clock: Clock
+    situation: Situation
+    side: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What an arm produced, before it becomes an `Answer`; `arm` where another one had to step in.
+
+    `cached` tells whether it was found in the cache, None where that was not looked for.
+    """
+
+    text: str
+    citations: Sequence[Citation] = ()
+    unsupported: Sequence[str] = ()
+    usage: Usage = _NO_USAGE
+    finish_reason: str = "stop"
+    engine: str | None = None
+    adapter: str | None = None
+    arm: Arm | None = None
+    cached: bool | None = None
+
+
+class Deciding:
+    """What happens to a question before it is answered, over one workspace."""
+
+    def __init__(
+        self, knowledge: Knowledge, engines: EnginePool, registry: Registry, verified: VerifiedAnswers, router: Router, costs: CostBook
+    ) -> None:
+        self.knowledge = knowledge
+        self.engines = engines
+        self.registry = registry
+        self.verified = verified
+        self.router = router
+        self.costs = costs
+        self.config = knowledge.workspace.config
+        self._tuned = TunedQuestions()
+        # Only a gateway tries candidates: whoever measures or asks on the command line means the live version.
+        self.canaries: Canaries | None = None
+
+    async def look(self, work: Callable[..., T], *args: Any) -> T:
+        """See `appliance.store.database.Database.look`."""
+        return await self.knowledge.workspace.db.look(work, *args)
+
+    def domains(self, caller: Caller) -> list[str]:
+        """The domains the caller may ask, by name."""
+        allowed = caller.scope.domains
+        return [name for name in self.knowledge.workspace.domains() if allowed is None or name in allowed]
+
+    async def decide(self, request: Request, caller: Caller) -> Turn:
+        """Find the evidence and choose the arm; nothing is generated. Raises as `Answering.stream` does."""
+        clock = Clock()
+        await self.look(self._check, request, caller)
+        query = self_contained(request.question.strip(), request.history)
+        lang = detect_lang(request.question)
+        scope = caller.scope if request.domain is None else replace(caller.scope, domains=frozenset({request.domain}))
+        if request.arm == "base" and request.domain is not None:
+            # The plain model reads no passage, and there is no domain to find: a search would only cost time.
+            evidence = Evidence(query, (), None)
+        else:
+            evidence = await asyncio.to_thread(self.knowledge.search, query, scope)
+        domain = request.domain or self._best_domain(evidence, caller)
+        if request.domain is None and len({p.document.domain for p in evidence.passages}) > 1:
+            evidence = await asyncio.to_thread(self.knowledge.search, query, replace(scope, domains=frozenset({domain})))
+        started = clock.mark("retrieval")
+        within = replace(scope, domains=frozenset({domain}))
+        verified, (adapter, side) = await self.look(
+            lambda: (self.verified.match(query, within), self._version(request, caller, domain, query))
+        )
+        near = 1.0
+        if verified is None and request.arm in ("auto", "verified"):
+            verified, near = await asyncio.to_thread(self.verified.similar, query, within) or (None, 0.0)
+        situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, near if verified is not None else None)
+        decision = self.router.decide(situation) if request.arm == "auto" else forced(request.arm, situation, self.router.version)
+        decision = on_trial(decision, side, adapter, lang)
+        clock.mark("decision", started)
+        id = f"ans-{secrets.token_hex(8)}"
+        return Turn(id, request, caller, query, lang, domain, evidence, adapter, verified, decision, clock, situation, side)
+
+    def _version(self, request: Request, caller: Caller, domain: str, query: str) -> tuple[AdapterVersion | None, Side | None]:
+        """The version that may answer, and the side of the domain's canary it is on."""
+        adapter = self.registry.chosen(domain, request.adapter)
+        if self.canaries is None or request.adapter is not None:
+            return adapter, None
+        return self.canaries.choose(domain, adapter, caller, query)
+
+    def _check(self, request: Request, caller: Caller) -> None:
+        limit = self.config.answering.max_question_chars
+        if not request.question.strip():
+            raise UsageError("the question is empty")
+        if len(request.question) > limit:
+            raise UsageError(
+                f"the question has {len(request.question)} characters, at most {limit} are taken ([answering] max_question_chars); "
+                "put long material into the knowledge base with `appliance ingest` and ask about it"
+            )
+        if request.arm not in ("auto", *ARMS):
+            raise UsageError(f"unknown arm {request.arm!r}; known: auto, {', '.join(ARMS)}")
+        known = self.domains(caller)
+        if request.domain is not None and request.domain not in known:
+            raise UsageError(f"unknown domain {request.domain!r}; known: {', '.join(known) or 'none yet'}")
+        if not known:
+            raise UsageError("there is no domain yet; `appliance ingest PATH --domain NAME` creates one")
+
+    def _best_domain(self, evidence: Evidence, caller: Caller) -> str:
+        """The domain with the most support: each passage counts 1 / (its place + 1)."""
+        support: dict[str, float] = defaultdict(float)
+        for place, passage in enumerate(evidence.passages):
+            support[passage.document.domain] += 1 / (place + 1)
+        return max(support, key=lambda name: support[name]) if support else self.domains(caller)[0]
+
+    async def _situation(
+        self,
+        request: Request,
+        caller: Caller,
+        query: str,
+        lang: str,
+        domain: str,
+        evidence: Evidence,
+        adapter: AdapterVersion | None,
+        verified: float | None,
+    ) -> Situation:
+        unavailable: dict[Arm, str] = {}
+        engine = await self.engines.of(domain)
+        trouble = await engine_trouble(engine, lang)
+        if trouble and request.arm in GENERATING and lang in engine.languages:
+            raise EngineDown(trouble)
+        settings = self.config.engine_of(domain)[1]
+        if not trouble and settings.has_base:
+            trouble = base_trouble(await asyncio.to_thread(self.registry.model_at, settings.base), caller)
+        for arm in GENERATING if trouble else ():
+            unavailable[arm] = trouble
+        if not evidence.passages:
+            for cited in ("quote", "rag", "hybrid"):
+                unavailable.setdefault(cited, "retrieval found no passage")
+        elif not self.readable(evidence.passages):
+            for reading in ("rag", "hybrid"):
+                unavailable.setdefault(reading, "every passage found contains instructions to the model ([retrieval] flagged)")
+        reason = adapter_trouble(adapter, engine, caller)
+        for tuned in ("finetuned", "hybrid") if reason else ():
+            unavailable.setdefault(tuned, reason)
+        if verified is None:
+            unavailable["verified"] = "no approved answer to this question"
+        facts = None
+        # How near a question is to an adapter's training questions tells about the documents behind them.
+        if adapter is not None and adapter.labels <= caller.scope.labels:
+            near = await asyncio.to_thread(self._tuned.near, adapter.path, self.knowledge.embedder, query)
+            facts = await asyncio.to_thread(self.registry.facts, adapter, evidence, near)
+        return Situation(
+            question=query,
+            lang=lang,
+            domain=domain,
+            evidence=evidence,
+            unavailable=unavailable,
+            adapter=facts,
+            prior=self.config.domain(domain).scenario,
+            verified=verified,
+            costs=self.costs.expected(),
+            constraints=request.constraints,
+        )
+
+    def readable(self, passages: Sequence[Passage]) -> list[Passage]:
+        """Those that may stand in a generating prompt ([retrieval] flagged)."""
+        return readable(passages, self.config.retrieval.flagged)

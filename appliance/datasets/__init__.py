@@ -1,0 +1,1 @@
+"""Registered data sets: their checks, and pairs drafted from documents and feedback."""

@@ -1,0 +1,1 @@
+"""What people judge: blind tasks of experts, and the review queue."""

@@ -1,0 +1,1 @@
+"""Long work: rows that the worker takes up, and what is due by the clock."""

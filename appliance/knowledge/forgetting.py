@@ -1,0 +1,115 @@
+"""What a deletion reaches besides the index: quotations in approved answers, answers of evaluation runs, experts' tasks, and feedback.
+
+The deletion ledger is applied to all of them as a whole, so that what one process could not finish the next one does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.answers import feedback
+from appliance.experts import access as expert_access
+from appliance.files import write_whole
+from appliance.store import schema
+from appliance.store.database import Database
+from appliance.store.locks import Locked
+from appliance.store.tables_experts import expert_task, expert_work
+from eval.types import UNAVAILABLE
+
+_DONE = "forgotten"
+# The page of a run, in its folder: report.html, report.md and its plots.
+REPORT = "report"
+_WHY = f"{UNAVAILABLE}a document that this answer rests on was deleted"
+
+# When a document was last deleted, by domain and id.
+Ledger = Mapping[tuple[str, str], datetime]
+
+
+def forget(database: Database, root: Path, *, again: bool = False) -> bool:
+    """Take the text of deleted documents out of approved answers, runs and feedback of the workspace in `root`; False: nothing new.
+
+    An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
+    its answer and counts as unavailable from then on (the figures of its run stay as they were measured). `again`: look through everything,
+    also where nothing seems new, as after entries of another ledger were added, which may be older than its own.
+    """
+    # What there was to look through the last time.
+    moments = (
+        schema.deletion.c.deleted_at,
+        schema.run.c.finished_at,
+        schema.verified.c.created_at,
+        schema.answer.c.created_at,
+        schema.feedback.c.created_at,
+        expert_task.c.created_at,
+        expert_work.c.done_at,
+    )
+    with database.read() as connection:
+        newest = [connection.execute(sa.select(sa.func.max(moment))).scalar_one() for moment in moments]
+    state = " ".join(str(moment) for moment in newest)
+    if newest[0] is None or (not again and database.setting(_DONE) == state):
+        return False
+    ledger: dict[tuple[str, str], datetime] = {}
+    table = schema.setting
+    with database.write() as connection:
+        for row in connection.execute(sa.select(schema.deletion)):
+            key = (row.domain, row.doc_id)
+            ledger[key] = max(row.deleted_at, ledger.get(key, row.deleted_at))
+        for row in connection.execute(sa.select(schema.verified.c.id, schema.verified.c.citations, schema.verified.c.created_at)).all():
+            kept = [_without_quote(citation, ledger, row.created_at) for citation in row.citations]
+            if kept != row.citations:
+                connection.execute(schema.verified.update().where(schema.verified.c.id == row.id).values(citations=kept))
+        feedback.forget(connection)
+        expert_access.forget(connection)
+        runs = connection.execute(sa.select(schema.run)).all()
+    for row in runs:
+        if row.finished_at is not None:
+            _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+            continue
+        try:
+            # Broken off, unless somebody holds it: then it is looked through when it ends.
+            with database.lock(f"run:{row.id}"):
+                _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
+        except Locked:
+            state = ""
+    with database.write() as connection:
+        connection.execute(table.delete().where(table.c.key == _DONE))
+        connection.execute(table.insert().values(key=_DONE, value=state))
+    return True
+
+
+def _without_quote(citation: dict[str, Any], ledger: Ledger, since: datetime) -> dict[str, Any]:
+    deleted = ledger.get((citation["domain"], citation["doc_id"]))
+    if deleted is None or deleted < since:
+        return citation
+    return {**citation, "quote": "", "title": "", "heading": []}
+
+
+def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -> None:
+    """Rewrite the outcomes of a run that rest on documents deleted since it began, all at once."""
+    names: defaultdict[str | None, set[str]] = defaultdict(set)
+    for (owner, id), deleted in ledger.items():
+        if deleted >= since and domain in (None, owner):
+            names[owner].add(id)
+    gone = set().union(*names.values()) if names else set()
+    if not gone or not path.is_file():
+        return
+    lines: list[str] = []
+    changed = False
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        row = json.loads(line) if line.endswith("\n") else None
+        outcome = row["outcome"] if row is not None else {}
+        if outcome.get("answer") and gone & {*(outcome.get("retrieved") or ()), *outcome.get("citations", ())}:
+            outcome |= {"answer": "", "error": _WHY}
+            line, changed = json.dumps(row, ensure_ascii=False) + "\n", True
+        lines.append(line)
+    if changed:
+        write_whole(path, "".join(lines))
+        # It quotes answers; `appliance eval show RUN --html` makes it anew.
+        for page in path.parent.glob(f"{REPORT}*"):
+            page.unlink(missing_ok=True)

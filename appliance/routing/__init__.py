@@ -1,0 +1,1 @@
+"""The routers of a workspace: trained, gated, explained, watched."""

@@ -1,0 +1,1 @@
+"""From pairs or documents to a version."""
