@@ -32,7 +32,7 @@ from retrieval.types import Scope
 
 Arm = Literal["quote", "rag", "hybrid", "routed"]
 ARMS: tuple[Arm, ...] = ("quote", "rag", "hybrid", "routed")
-SAMPLE = Path(__file__).parent / "sample"
+SAMPLE = Path(__file__).parent.parent / "sample"
 LANGUAGES = ("en", "zh")
 Flagging = Literal["keep", "exclude"]
 FLAGGING: tuple[Flagging, ...] = ("keep", "exclude")
