@@ -37,6 +37,12 @@ def at_least(name: str, value: float, bound: float, unit: str) -> Claim:
     return Claim(name, value, unit, f">= {bound:g}", value >= bound)
 
 
+def above(name: str, value: float, bound: float, unit: str) -> Claim:
+    """For what must be more than nothing: a bound that is only reached does not hold."""
+    value = round(value, 4)
+    return Claim(name, value, unit, f"> {bound:g}", value > bound)
+
+
 def at_most(name: str, value: float, bound: float, unit: str) -> Claim:
     value = round(value, 4)
     return Claim(name, value, unit, f"<= {bound:g}", value <= bound)

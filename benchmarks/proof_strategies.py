@@ -85,7 +85,7 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
     best, reachable = fmean(values[single]), fmean(values["oracle"])
     rows: list[dict[str, Any]] = []
     for label, each in values.items():
-        gain = paired_bootstrap(each, values[single])
+        gain = paired_bootstrap(each, values[single], groups=[one.group for one in found.questions])
         given = [value for value, arm in zip(each, chosen.get(label, ()), strict=False) if arm != "refuse"]
         rows.append(
             {

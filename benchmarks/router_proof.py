@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from embedding_cache import default_cache
-from harness import Claim, at_least, at_most, finish, options, print_table
+from harness import Claim, above, at_most, finish, options, print_table
 from proof_collect import MAX_TOKENS, PASSAGE_TOKENS, TRAINING, Size, collect, collected
 from proof_sets import SETS, TRAIN
 from proof_strategies import calibration, compare, labelling, risk, signals, timing
@@ -30,9 +30,9 @@ def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
     """The gain's lower bound, the generated tokens beside those of `hybrid`, and the share of the oracle's gain."""
     router = next(row for row in rows if row["strategy"] == "router")
     return [
-        at_least(f"router_gain_ci_low.{name}", router["low"], 0.0, "utility"),
+        above(f"router_gain_ci_low.{name}", router["low"], 0.0, "utility"),
         at_most(f"router_token_ratio.{name}", router["token_ratio"] or 0.0, 0.7, "ratio"),
-        at_least(f"router_oracle_share.{name}", router["oracle_share"], 0.0, "share"),
+        above(f"router_oracle_share.{name}", router["oracle_share"], 0.0, "share"),
     ]
 
 

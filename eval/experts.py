@@ -206,16 +206,6 @@ def utility_of(scores: Mapping[str, int]) -> float:
     return sum(weight * (scores[name] - 1) / 4 for name, weight in weights.items()) / sum(weights.values())
 
 
-def utilities(judged: Sequence[Judged]) -> dict[tuple[str, str], float]:
-    """Utility by (item, arm): the mean over the experts who scored that answer. Preferences give an order, and no utility."""
-    given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for each in judged:
-        if each.judgement.scores:
-            for arm in each.arms[0]:
-                given[each.item, arm].append(utility_of(each.judgement.scores))
-    return {key: sum(values) / len(values) for key, values in given.items()}
-
-
 def report(judged: Sequence[Judged], seed: int = 0) -> dict[str, Any]:
     """The unblinded result: for each arm the mean of each criterion and of utility, for each two arms who is preferred, and `agreement`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -208,6 +209,11 @@ def _threshold(path: Path, text: str, number: int, check: Mapping[str, Any]) -> 
     confidence = check.get("confidence")
     if confidence is not None and not 0 < confidence < 1:
         raise _wrong(path, text, number, "confidence", f"{confidence}; give a share between 0 and 1, for example 0.95")
+    for field in ("min", "max"):
+        if not abs(check.get(field, 0)) < math.inf:
+            raise _wrong(path, text, number, field, f"{check[field]}; give a finite number")
+    if check.get("min", -math.inf) > check.get("max", math.inf):
+        raise _wrong(path, text, number, "min", f"{check['min']} is above max ({check['max']}); no value could pass")
     arm, against = check.get("arm", ROUTED), check.get("against")
     if against == arm:
         raise _wrong(path, text, number, "against", f'{against!r} is the arm itself; name another, or "{LAST}" for the run before')

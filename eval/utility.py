@@ -34,7 +34,8 @@ class UtilitySettings:
 class Scoring:
     """What answers are worth and what they cost.
 
-    `experts` are scores in [-1, 1] by (item id, arm that answered), which take the place of the declared metric; `prices` are by engine.
+    `experts` are scores in [-1, 1] by (item id, text of the answer), which take the place of the declared metric whichever arm gave that
+    answer, asked itself or by the router; `prices` are by engine.
     """
 
     worth: UtilitySettings = UtilitySettings()
@@ -64,8 +65,7 @@ def utility(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> flo
     worth = scoring.worth
     if outcome.unavailable:
         return None
-    scored = scoring.experts.get((item.id, outcome.arm))
-    if scored is not None and outcome.error is None:
+    if (scored := scoring.experts.get((item.id, outcome.text))) is not None and outcome.text:
         return scored
     if item.answerable and not item.answer.strip():
         return None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FOLDS: Final = 5
 # From fewer questions than this the folds are too small to learn or to prove anything.
 FEWEST: Final = 30
+# From fewer groups of them there is no telling how other questions would fare, however many they are.
+FEWEST_GROUPS: Final = 10
 # No answer can lead by so much: utilities are in [-1, 1].
 NEVER: Final = 3.0
 
@@ -95,7 +97,8 @@ def risk_threshold(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats
 
     A wrong answer is one that is worth less than nothing. With k wrong among the n answers with the largest leads, (k + 1) / (n + 1) must
     be at most `target` there: the correction for the next, unseen question of conformal risk control (Angelopoulos et al. 2022,
-    arXiv:2208.02814); answers are taken from the surest downward as long as it holds somewhere further down.
+    arXiv:2208.02814), whose guarantee needs a loss that only grows with coverage, which this share need not do; answers are taken from the
+    surest downward as long as it holds somewhere further down. Answers of equal leads are given or refused together.
     """
     leads: list[tuple[float, bool]] = []
     for place, question in enumerate(questions):
@@ -108,7 +111,8 @@ def risk_threshold(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats
     found, wrong = NEVER, 0
     for count, (lead, bad) in enumerate(leads, 1):
         wrong += bad
-        if (wrong + 1) / (count + 1) <= target:
+        last_of_equals = count == len(leads) or leads[count][0] < lead
+        if last_of_equals and (wrong + 1) / (count + 1) <= target:
             found = lead
     return found
 

@@ -148,18 +148,20 @@ def model_from_json(data: Mapping[str, Any]) -> RouterModel:
         if len(grid) != len(NAMES) or not all(grid) or len(arms) != len(data["arms"]) or "refuse" not in arms:
             raise ModelError("arms or features are missing")
         langs = tuple(map(str, data["langs"]))
-        return RouterModel(arms, float(data["threshold"]), langs, grid, str(data["kind"]), int(data["questions"]))
-    except (KeyError, TypeError, IndexError) as error:
+        return RouterModel(arms, _number(data["threshold"]), langs, grid, str(data["kind"]), int(data["questions"]))
+    except ModelError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"it is damaged ({error!r}); train it again: appliance router train") from error
 
 
 def _arm(data: Mapping[str, Any]) -> ArmModel:
     predictor = _linear(data["predictor"]) if data["kind"] == "linear" else _trees(data["predictor"])
-    return ArmModel(predictor, *(float(data[name]) for name in ("offset", "slope", "low", "high")))
+    return ArmModel(predictor, *(_number(data[name]) for name in ("offset", "slope", "low", "high")))
 
 
 def _linear(data: Mapping[str, Any]) -> Linear:
-    model = Linear(float(data["intercept"]), *(_numbers(data[name]) for name in ("center", "scale", "weight")))
+    model = Linear(_number(data["intercept"]), *(_numbers(data[name]) for name in ("center", "scale", "weight")))
     if not len(model.center) == len(model.scale) == len(model.weight) == len(NAMES) or 0 in model.scale:
         raise ModelError("a linear model does not have one weight for each feature")
     return model
@@ -178,11 +180,15 @@ def _trees(data: Mapping[str, Any]) -> Trees:
         ):
             raise ModelError("a tree is not whole")
         trees.append(tree)
-    return Trees(float(data["base"]), tuple(trees))
+    return Trees(_number(data["base"]), tuple(trees))
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if not all(map(math.isfinite, found)):
+    return tuple(map(_number, values))
+
+
+def _number(value: Any) -> float:
+    found = float(value)
+    if not math.isfinite(found):
         raise ModelError("it holds a number that is not finite")
     return found

@@ -64,6 +64,13 @@ def test_a_third_of_the_questions_loses_its_documents_and_no_other_does(proof: t
     assert all(one.items == whole.items[: len(one.items)] for one, whole in zip(few, made, strict=True))
 
 
+def test_a_router_that_only_equals_the_best_arm_proves_nothing(proof: tuple[ModuleType, ModuleType]) -> None:
+    claims = importlib.import_module("router_proof").claims_of
+    equal = {"strategy": "router", "low": 0.0, "token_ratio": 0.0, "oracle_share": 0.0}
+    assert [claim.holds for claim in claims("x", [equal])] == [False, True, False]
+    assert all(claim.holds for claim in claims("x", [{**equal, "low": 0.01, "oracle_share": 0.2}]))
+
+
 def test_the_comparison_tells_the_router_from_chance(proof: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     _, strategies = proof
     tried = families()

@@ -83,10 +83,12 @@ def hold(workspace: Workspace, file: GateFile, run: sa.Row[Any]) -> list[Verdict
     """A gate file's thresholds against a finished run. Raises UsageError if it is not finished, EvalError on damaged files."""
     if run.summary is None:
         raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --dataset {run.dataset} --resume {run.id}")
-    scoring = scoring_of_run(workspace, run)
+    experts = expert_utilities(workspace.db, run.id)
     before = None
-    if any(threshold.against == LAST for threshold in file.thresholds):
-        row = finished_before(workspace, run)
-        before = load(workspace.root / row.path) if row is not None else None
+    if any(threshold.against == LAST for threshold in file.thresholds) and (row := finished_before(workspace, run)) is not None:
+        before = load(workspace.root / row.path)
+        # The scores are of answers, so each run's hold in the other where the same was answered.
+        experts = expert_utilities(workspace.db, row.id) | experts
+    scoring = scoring_of(workspace.config, experts)
     result = load(workspace.root / run.path)
     return [judge(threshold, result, before, scoring) for threshold in file.thresholds]

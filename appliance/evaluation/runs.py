@@ -87,7 +87,7 @@ def _choices(pair: Pair) -> tuple[tuple[str, str], ...]:
 
 
 def scoring_of(config: Config, experts: Mapping[tuple[str, str], float] | None = None) -> Scoring:
-    """What the team says answers are worth and cost ([eval]); `experts` are scores in [-1, 1] by (question id, arm that answered)."""
+    """What the team says answers are worth and cost ([eval]); `experts` are scores in [-1, 1] by (question id, answer)."""
     prices = {name: Price(**price.model_dump()) for name, price in config.eval.prices.items()}
     return Scoring(UtilitySettings(**config.eval.utility.model_dump()), experts or {}, prices)
 

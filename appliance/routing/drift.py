@@ -58,10 +58,15 @@ def drift(workspace: Workspace, domain: str, days: int = 30) -> dict[str, Any]:
         for shift in moved
         if shift.state == "moved" and shift.name not in _EXPECTED
     ]
-    arms = mix_shift(version.training["arm_mix"], mix, version.training["questions"], len(rows))
-    if arms.state == "moved":
-        reasons.append(f"other arms are chosen than in training (PSI {arms.psi:.2f})")
-    return {**found, "features": [asdict(shift) for shift in moved], "arms": asdict(arms), "relabel": reasons}
+    # Approved answers come before the router's choice, and are no part of what it learnt.
+    chosen = Counter(row.arm for row in rows if row.arm != "verified")
+    arms = None
+    if total := chosen.total():
+        shares = {arm: count / total for arm, count in chosen.items()}
+        arms = mix_shift(version.training["arm_mix"], shares, version.training["questions"], total)
+        if arms.state == "moved":
+            reasons.append(f"other arms are chosen than in training (PSI {arms.psi:.2f})")
+    return {**found, "features": [asdict(shift) for shift in moved], "arms": arms and asdict(arms), "relabel": reasons}
 
 
 def _ratings(database: Database, domain: str, since: Any) -> dict[str, int]:

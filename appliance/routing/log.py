@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +21,8 @@ logger = logging.getLogger("appliance.router")
 
 # Decisions that may wait to be written, seconds between two writes, and for how long they are kept.
 _WAITING, _EVERY, _DAYS = 10_000, 2.0, 180
+# So many are compared at most: more say nothing that these do not, and would have to fit into memory.
+_READ = 20_000
 
 
 class RouteLog:
@@ -28,6 +31,8 @@ class RouteLog:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_WAITING)
+        # The last write, on the way out, may come while another one is still under way in its thread.
+        self._writing = threading.Lock()
 
     def note(self, answer: Answer) -> None:
         """Keep a decision for the next write; one the caller made themselves is none of the router's."""
@@ -47,6 +52,10 @@ class RouteLog:
 
     def flush(self) -> None:
         """Write what waits; what cannot be written goes on waiting."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         rows = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if not rows:
             return
@@ -69,9 +78,11 @@ class RouteLog:
 
 
 def rows_since(database: Database, domain: str, since: datetime) -> list[sa.Row[Any]]:
-    """The decisions of a domain since then, oldest first, as far as they have today's features."""
+    """The newest decisions of a domain since then, oldest first, as far as they have today's features."""
     query = sa.select(route.c.arm, route.c.row, route.c.router, route.c.created_at).where(
         route.c.domain == domain, route.c.created_at >= since, route.c.feature_version == VERSION
     )
     with database.read() as connection:
-        return list(connection.execute(query.order_by(route.c.created_at)))
+        newest: list[sa.Row[Any]] = list(connection.execute(query.order_by(route.c.created_at.desc(), route.c.id.desc()).limit(_READ)))
+    newest.reverse()
+    return newest

@@ -22,7 +22,7 @@ from eval.statistics import paired_bootstrap
 from eval.types import AUTO, Item, Outcome
 from eval.utility import Scoring, utility
 from router.features import FEATURES, NAMES, row_of
-from router.fit import FEWEST, Labelled, cross_validated, train
+from router.fit import FEWEST, FEWEST_GROUPS, Labelled, cross_validated, train
 from router.learned import TUNED, pick
 from router.model import RouterModel
 from router.settings import Prices
@@ -64,15 +64,19 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
     routed: dict[str, float] = {}
     spent: defaultdict[Arm, list[tuple[float, float]]] = defaultdict(list)
     found: dict[str, tuple[Item, dict[Arm, Outcome], Scoring]] = {}
+    # Known before the first question is looked at, whichever run it is that names it.
+    domain = domain or next((row.domain for row in rows if row.domain is not None), None)
+    if domain is None:
+        raise UsageError("the runs name no domain; name one with --domain")
     for row in rows:
         if row.summary is None:
             raise UsageError(f"run {row.id} is not finished; go on with: appliance eval run --dataset {row.dataset} --resume {row.id}")
-        if row.domain is not None and row.domain != (domain := domain or row.domain):
+        if row.domain is not None and row.domain != domain:
             raise UsageError(f"run {row.id} is of {row.domain}, not of {domain}; a router learns from one domain")
         result = load(service.workspace.root / row.path)
         scoring = evaluation.scoring_of(service.workspace.config, expert_utilities(service.workspace.db, row.id))
         for item in result.items:
-            if domain is not None and (item.domain or row.domain or domain) != domain:
+            if (item.domain or row.domain or domain) != domain:
                 continue
             outcomes = {arm: result.outcomes[item.id, arm] for arm in LEARNT if (item.id, arm) in result.outcomes}
             auto = result.outcomes.get((item.id, AUTO))
@@ -89,8 +93,6 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
             for arm, outcome in outcomes.items():
                 if outcome.error is None:
                     spent[arm].append((outcome.latency_ms or 0.0, outcome.tokens or 0.0))
-    if domain is None:
-        raise UsageError("the runs name no domain; name one with --domain")
     if not questions:
         raise ApplianceError(
             f"{', '.join(row.id for row in rows)}: no question has both a routed answer and a known worth; "
@@ -136,6 +138,12 @@ def train_router(
     labels = labels_of(service, run_ids, domain)
     if len(labels.questions) < FEWEST:
         raise ApplianceError(f"{len(labels.questions)} labelled questions are too few to learn from and to test on; {FEWEST} are needed")
+    if (groups := len({question.group for question in labels.questions})) < FEWEST_GROUPS:
+        about = "1 separate document" if groups == 1 else f"{groups} separate groups of documents"
+        raise ApplianceError(
+            f"the {len(labels.questions)} labelled questions are about {about}, too few to learn from some and to test on others; "
+            f"{FEWEST_GROUPS} are needed"
+        )
     settings = service.workspace.config.router
     routing = router_of(service.workspace)
     if progress is not None:
@@ -162,7 +170,7 @@ def train_router(
 
 
 def measure(labels: Labels, prices: Prices, stale_limit: float, target_risk: float | None = None) -> dict[str, Any]:
-    """The gate: out-of-fold choices against the best single arm, paired by question, with a 95 % interval.
+    """The gate: out-of-fold choices against the best single arm, paired by question, with a 95 % interval over their groups.
 
     Passed where the lower bound of the gain lies above 0 and the mean is not below that of the router which was in force in the runs. An
     arm that was unavailable for a question counts as a refusal there. `risk` is the share of wrong answers among those given.
@@ -174,9 +182,12 @@ def measure(labels: Labels, prices: Prices, stale_limit: float, target_risk: flo
     arms = {arm: [_worth(question, arm) for question in questions] for arm in LEARNT if any(arm in q.utility for q in questions)}
     single = max(arms, key=lambda arm: fmean(arms[arm]))
     oracle = [max(_worth(question, arm) for arm in arms) for question in questions]
-    gain = paired_bootstrap(values, arms[single])
-    both = [(value, labels.routed[question.id]) for value, question in zip(values, questions, strict=True) if question.id in labels.routed]
-    live = paired_bootstrap([one for one, _ in both], [two for _, two in both]) if both else None
+    gain = paired_bootstrap(values, arms[single], groups=[question.group for question in questions])
+    both = [(value, question) for value, question in zip(values, questions, strict=True) if question.id in labels.routed]
+    live = None
+    if both:
+        routed = [labels.routed[question.id] for _, question in both]
+        live = paired_bootstrap([value for value, _ in both], routed, groups=[question.group for _, question in both])
     passed = gain.low > 0 and (live is None or live.difference >= 0)
     given = [value for value, arm in zip(values, chosen, strict=True) if arm != "refuse"]
     mean, of_single, of_oracle = fmean(values), fmean(arms[single]), fmean(oracle)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.store.tables_router import router as router_table
 from appliance.types import Answer, Caller, Request
+from eval.run import load
 from eval.types import Item
 from retrieval.types import DocumentKey, Scope
 from router.features import NAMES
@@ -136,6 +139,24 @@ def test_too_few_questions_unfinished_runs_and_other_domains(tuned: Tuned) -> No
         labels_of(tuned.service(), ["nothing"])
 
 
+def test_questions_about_one_document_prove_nothing_about_others(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tuned.run()
+    monkeypatch.setattr("appliance.routing.training.groups_of", lambda items: dict.fromkeys((item.id for item in items), "handbook"))
+    with pytest.raises(ApplianceError, match="32 labelled questions are about 1 separate document, too few"):
+        train_router(tuned.service(), [run])
+
+
+def test_an_experts_score_is_an_answers_worth(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tuned.run()
+    before = labels_of(tuned.service(), [run])
+    result = load(tuned.bench.workspace.root / "runs" / run)
+    name, outcome = next((item, one) for (item, arm), one in result.outcomes.items() if arm == "base" and one.text)
+    monkeypatch.setattr("appliance.routing.training.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
+    after = labels_of(tuned.service(), [run])
+    worth = [next(one for one in labels.questions if one.id == name).utility["base"] for labels in (before, after)]
+    assert worth[0] != -1.0 == worth[1]
+
+
 def saved(tuned: Tuned) -> RouterVersion:
     """A live router that always refuses, learnt from nothing that took time."""
     questions = [Labelled("1", "1", "en", (0.0,) * len(NAMES), {"rag": 0.0, "refuse": 1.0})]
@@ -184,7 +205,7 @@ def test_questions_that_share_a_document_or_their_words_are_one_group() -> None:
     assert groups["1"] == groups["2"] == groups["3"] != groups["4"]
 
 
-def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned) -> None:
+def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tuned.bench.workspace.db
     assert drift(tuned.bench.workspace, "medical")["router"] == "rules"
     trained = train_router(tuned.service(), [tuned.run()])
@@ -203,9 +224,46 @@ def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned) -> No
         log.note(answer)
     log.flush()
     told = drift(tuned.bench.workspace, "medical")
+    moved = told["arms"]["psi"]
+    for _ in range(40):
+        log.note(replace(answer, arm="verified"))
+    log.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.routing.log._READ", 5)
+        assert [row.arm for row in rows_since(database, "medical", utcnow() - timedelta(minutes=5))] == ["verified"] * 5
+    told = drift(tuned.bench.workspace, "medical")
+    # What experts have answered is not the router's choice.
+    assert told["mix"]["verified"] > 0.3 and told["arms"]["psi"] == pytest.approx(moved, abs=0.05)
     # Half of the training questions were Chinese, now none is.
     assert any("q_zh" in reason for reason in told["relabel"]) and any("other arms" in reason for reason in told["relabel"])
-    assert invoke(tuned, "drift")[1]["mix"] == {"finetuned": 1.0}
+    assert set(invoke(tuned, "drift")[1]["mix"]) == {"finetuned", "verified"}
+
+
+def test_the_last_write_waits_for_the_one_under_way(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RouteLog(tuned.bench.workspace.db)
+    answer = tuned.ask("谁保管钥匙？")
+    inside, go = threading.Event(), threading.Event()
+    begin = type(tuned.bench.workspace.db).write
+
+    def slow(database: Any) -> Any:
+        inside.set()
+        assert go.wait(10)
+        return begin(database)
+
+    monkeypatch.setattr(type(tuned.bench.workspace.db), "write", slow)
+    log.note(answer)
+    first = threading.Thread(target=log.flush)
+    first.start()
+    assert inside.wait(10)
+    log.note(answer)
+    second = threading.Thread(target=log.flush)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and len(log._waiting) == 1
+    go.set()
+    first.join(10)
+    second.join(10)
+    assert len(rows_since(tuned.bench.workspace.db, "medical", utcnow() - timedelta(minutes=5))) == 2
 
 
 def test_another_adapter_asks_for_new_labels(tuned: Tuned) -> None:

@@ -50,6 +50,8 @@ def test_reading(tmp_path: Path) -> None:
         ('[[check]]\nmetric = "u"\nminimum = 1', "line 3: check 1: minimum: unknown; known here: metric"),
         ('[[check]]\nmetric = "u"\nmin = 1\nconfidence = 95', "line 4: check 1: confidence: 95"),
         ('[[check]]\nmetric = "u"\nmin = 1\nagainst = "routed"', "line 4: check 1: against: 'routed' is the arm itself"),
+        ('[[check]]\nmetric = "u"\nmin = nan', "line 3: check 1: min: nan; give a finite number"),
+        ('[[check]]\nmetric = "u"\nmin = 0.5\nmax = 0.2', "line 3: check 1: min: 0.5 is above max"),
         ('\nlimit = 0\n[[check]]\nmetric = "u"\nmin = 1', "line 2: limit: 0"),
         ('arms = []\n[[check]]\nmetric = "u"\nmin = 1', "line 1: arms"),
     ],

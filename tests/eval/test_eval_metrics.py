@@ -101,9 +101,11 @@ def test_the_declared_metric_and_experts_decide_the_worth():
     assert utility(Item("s", "谁？", "张三", lang="zh", metric="numeric_match"), Outcome("rag", "张三")) == 1
     letter = Item("c", "几天？", "7日", lang="zh", metric="choice", choices=(("A", "3日"), ("B", "7日")))
     assert utility(letter, Outcome("rag", "选B")) == 1 and utility(letter, Outcome("rag", "A")) == -0.5
-    experts = Scoring(experts={("1", "rag"): 0.75, ("4", "rag"): -1.0, ("3", "rag"): 0.5})
-    assert utility(FEE, Outcome("rag", "nonsense"), experts) == 0.75
-    assert utility(FEE, Outcome("base", "nonsense"), experts) == -0.5
+    experts = Scoring(experts={("1", "nonsense"): 0.75, ("4", "here"): -1.0, ("1", ""): 0.5})
+    # The answer was scored, whichever arm gave it, and whether it was asked itself or chosen by the router.
+    assert utility(FEE, Outcome("rag", "nonsense"), experts) == utility(FEE, Outcome("base", "nonsense"), experts) == 0.75
+    assert utility(FEE, Outcome("base", "other nonsense"), experts) == -0.5
+    assert utility(FEE, Outcome("rag", "nonsense", refused=True), experts) == 0
     assert utility(Item("4", "Where?"), Outcome("rag", "here"), experts) == -1
     assert utility(FEE, Outcome("rag", error="unavailable: gone"), experts) is None
     assert utility(FEE, Outcome("rag", error="it stopped"), experts) == 0

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from eval.statistics import paired_bootstrap, questions_needed
+from eval.statistics import Method, paired_bootstrap, questions_needed
 
 
 def test_a_clear_difference_is_shown():
@@ -39,6 +39,23 @@ def test_pairing_seed_and_one_question():
     values = [1.0, 0.0, 0.5, 0.2]
     assert paired_bootstrap(values, [0.0] * 4, seed=3) == paired_bootstrap(values, [0.0] * 4, seed=3)
     assert paired_bootstrap([1.0], [0.0]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_questions_of_a_group_are_drawn_together(method: Method) -> None:
+    # Twelve documents with ten questions each, which succeed or fail as one.
+    values = [1.0 if n // 10 % 3 else -1.0 for n in range(120)]
+    groups = [f"document {n // 10:02}" for n in range(120)]
+    apart, together = (paired_bootstrap(values, [0.0] * 120, method=method, groups=each) for each in (None, groups))
+    assert apart.difference == pytest.approx(together.difference) and apart.low > 0 > together.low
+    # As sure as the twelve means are by themselves.
+    alone = paired_bootstrap(values[::10], [0.0] * 12, method=method)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    each = paired_bootstrap(values, [0.0] * 120, method=method, groups=[str(n).rjust(3) for n in range(120)])
+    assert tuple(each) == pytest.approx(tuple(apart))
+    assert paired_bootstrap(values, [0.0] * 120, method=method, groups=["one"] * 120).low == pytest.approx(apart.difference)
+    with pytest.raises(ValueError, match="2 names for 120 pairs"):
+        paired_bootstrap(values, [0.0] * 120, groups=["a", "b"])
 
 
 def test_a_large_set_is_sliced():

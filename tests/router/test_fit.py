@@ -108,6 +108,15 @@ def test_the_threshold_keeps_the_risk_where_that_can_be_done() -> None:
     assert train(wrong, [FAMILIES["mean"]], target_risk=0.05).threshold == NEVER
 
 
+def test_answers_of_equal_leads_are_given_or_refused_together() -> None:
+    # Twenty good ones surely, then thirty of one and the same lead, of which half are wrong.
+    questions = [
+        Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": -0.5 if n >= 20 and n % 2 else 0.5, "refuse": 0.0}) for n in range(50)
+    ]
+    leads = {"rag": np.array([1.0] * 20 + [0.5] * 30), "refuse": np.zeros(50)}
+    assert risk_threshold(questions, leads, 0.1) == 1.0  # type: ignore[arg-type]
+
+
 def test_a_prediction_stays_within_what_was_seen() -> None:
     model = train(labelled(80), [Family("ridge", FAMILIES["ridge-30"].fit)])
     far = tuple(1e9 for _ in NAMES)
@@ -123,6 +132,11 @@ def test_a_prediction_stays_within_what_was_seen() -> None:
         ({"arms": {}}, "missing"),
         ({"langs": None}, "damaged"),
         ({"arms": {"refuse": {"kind": "linear", "predictor": {}}}}, "damaged"),
+        ({"arms": []}, "missing"),
+        ({"arms": "refuse"}, "damaged"),
+        ({"threshold": "high"}, "damaged"),
+        ({"threshold": math.nan}, "not finite"),
+        ({"questions": math.inf}, "damaged"),
     ],
 )
 def test_a_damaged_router_is_told(change: dict[str, object], said: str) -> None:
