@@ -20,6 +20,21 @@ from retrieval.types import Passage
 
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
+# What one or two sentences seldom hold: what something is, its signs, causes and treatment, how something is done, a list.
+_EXTENSIVE = re.compile(
+    r"\b(?:symptoms|signs of|treat(?:ed|ing|ments?)|therap(?:y|ies)|causes?|why|reasons?|explain|describe|descriptions?|overview"
+    r"|summar(?:y|ise|ize)|outlook|prognosis|prevent(?:ed|ing|ion)?|list (?:of|all|the)|steps|procedures?|instructions"
+    r"|(?:what|which) (?:steps|measures|precautions|research)|what to do|how (?:to|do|does|can|should)|tell me"
+    r"|information (?:about|on)|who is at risk|pros and cons)\b"
+    # "What is gout?", but not "What is the fee for a card?".
+    r"|^\s*what (?:is|are)(?: \(are\))? (?:an? )?(?!in\b)(?!.{0,200}\b(?:an?|the|my|our|your|this|that)\b)"
+    r"[\w'’:,()-]{1,40}(?:\s{1,9}[\w'’:,()-]{1,40}){0,8}\s{0,9}\?{0,9}\s{0,9}$"
+    r"|症状|表现|体征|治疗|疗法|怎么(?:办|做|治|处理|预防|护理|申请)|怎样|如何|步骤|流程|程序|为什么|为何|原因|病因|什么是"
+    r"|是什么(?:病|意思)|有哪些|包括哪些|哪些(?:症状|表现|原因|步骤|措施|方法|方式|注意)|介绍|解释|概述|预防|注意事项|利弊",
+    re.IGNORECASE,
+)
+# What a question wants is said at its beginning; the rest of a huge one is pasted material.
+_READ = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +116,13 @@ def cite(sentence: Sentence, answer_start: int, answer_end: int, value: float = 
     )
 
 
+def extensive(question: str) -> bool:
+    """Whether it asks for a description, symptoms, a treatment, reasons, steps or a list, rather than for a fact."""
+    return _EXTENSIVE.search(question[:_READ]) is not None
+
+
 def quote(
-    question: str, passages: Sequence[Passage], similarity: Similarity, most: int = 2, flagged: str = "exclude"
+    question: str, passages: Sequence[Passage], similarity: Similarity, most: int = 2, flagged: str = "exclude", characters: int = 0
 ) -> tuple[str, list[Citation]]:
     """The sentences that answer the question best, verbatim, with their citations; ("", []) where there are none.
 
@@ -111,6 +131,9 @@ def quote(
     passages in the language of the best one compete: neither score compares across languages. A sentence that gives the
     model an instruction answers nobody and is not quoted unless `flagged` is "keep" ([retrieval] flagged); what else a flagged
     passage says is quoted, and its citation carries the flags.
+
+    What is `extensive` is answered by the best passage, with the next best one where that is of the same document, up to `characters` of
+    whole sentences; 0 for never.
     """
     lang = passages[0].document.lang if passages else ""
     found = passage_sentences([passage for passage in passages if passage.document.lang == lang])
@@ -119,18 +142,52 @@ def quote(
     ]
     if not candidates:
         return "", []
+    if extensive(question) and (parts := _together(candidates, passages[:2], characters)):
+        return _joined(parts)
     foreign = lang != detect_lang(question)
     scores = _scores(question, candidates, similarity, foreign)
     ranked = sorted(range(len(candidates)), key=lambda i: -scores[i])
     chosen = [ranked[0], *(i for i in ranked[1:most] if scores[i] >= 0.8 * scores[ranked[0]])]
     chosen.sort(key=lambda i: (candidates[i].passage.document.id, candidates[i].start) if i != ranked[0] else ("", -1))
+    return _joined([candidates[i] for i in chosen])
+
+
+def _joined(parts: Sequence[Sentence]) -> tuple[str, list[Citation]]:
+    """The parts below each other, each with its citation."""
     text, cited = "", []
-    for i in chosen:
+    for part in parts:
         text += "\n" if text else ""
         start = len(text)
-        text += candidates[i].text
-        cited.append(cite(candidates[i], start, len(text)))
+        text += part.text
+        cited.append(cite(part, start, len(text)))
     return text, cited
+
+
+def _together(candidates: Sequence[Sentence], passages: Sequence[Passage], characters: int) -> list[Sentence]:
+    """The first sentences of `passages`, as far as they are of the first one's document and within `characters`, in the order of the
+    document; those that follow each other are one part, as they stand there."""
+    place = {id(passage): number for number, passage in enumerate(passages) if passage.document.key == passages[0].document.key}
+    taken: list[Sentence] = []
+    for sentence in sorted((one for one in candidates if id(one.passage) in place), key=lambda one: (place[id(one.passage)], one.start)):
+        # With what stands between it and the one before, or the line break between two parts.
+        follows = bool(taken) and taken[-1].passage is sentence.passage
+        characters -= sentence.end - taken[-1].end if follows else len(sentence.text) + bool(taken)
+        if characters < 0:
+            break
+        taken.append(sentence)
+    parts: list[Sentence] = []
+    for sentence in sorted(taken, key=lambda one: one.start):
+        last = parts[-1] if parts else None
+        if last is not None and last.passage is sentence.passage:
+            text, first = sentence.passage.chunk.text, sentence.passage.chunk.start
+            # Nothing but white space may lie between: what was left out stays out.
+            if not text[last.end - first : sentence.start - first].strip():
+                both = text[last.start - first : sentence.end - first]
+                words, figures = last.words | sentence.words, last.numbers | sentence.numbers
+                parts[-1] = Sentence(last.passage, last.start, sentence.end, both, words, figures)
+                continue
+        parts.append(sentence)
+    return parts
 
 
 def _scores(question: str, candidates: Sequence[Sentence], similarity: Similarity, foreign: bool) -> list[float]:
