@@ -7,6 +7,7 @@ once; what trains, parses, measures or writes the index becomes a job (see `appl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from appliance.adapters import canary as canaries
@@ -72,7 +73,7 @@ class Administration(Rights):
     def documents(self, caller: Caller, domain: str | None, limit: int, offset: int) -> dict[str, Any]:
         """The live documents that the caller may see, `limit` of all after `offset` looked through; `next` is where to go on."""
         self.asked(caller, domain)
-        page = self.service.knowledge.documents.page(domain, limit, offset)
+        page = self.service.knowledge.documents.page(domain, limit, offset, caller.scope.domains)
         rows = [
             {
                 "domain": info.domain,
@@ -85,7 +86,7 @@ class Administration(Rights):
                 "updated_at": info.updated_at.isoformat(timespec="seconds"),
             }
             for info, chunks in page
-            if info.labels <= caller.scope.labels and within(caller, info.domain)
+            if info.labels <= caller.scope.labels
         ]
         return {"documents": rows, "next": offset + limit if len(page) == limit else None}
 
@@ -224,8 +225,12 @@ class Administration(Rights):
     def rollback(self, caller: Caller, domain: str) -> dict[str, Any]:
         """Go back to the version that was live before."""
         self.check(caller, domain)
+        live = self.service.registry.live(domain)
+        if live is not None and not self.visible(caller, live):
+            raise Missing(f"no version of {domain!r} that this key may know of is live")
         version = Registry(self.acting(caller)).rollback(domain)
-        return {"domain": domain, "live": None if version is None else version.name}
+        shown = version is not None and self.visible(caller, version)
+        return {"domain": domain, "live": version.name if version is not None and shown else None}
 
     def canaries(self, caller: Caller, domain: str | None) -> list[dict[str, Any]]:
         """The versions on trial and those that were, newest first, with their figures."""
@@ -233,7 +238,9 @@ class Administration(Rights):
         database, registry = self.workspace.db, self.service.registry
         found = [one for one in canaries.history(database, domain) if within(caller, one.domain)]
         hidden = {version.name for version in registry.versions(domain) if not self.visible(caller, version)}
-        return [{**one.to_json(), "figures": canaries.figures(database, one)} for one in found if one.candidate not in hidden]
+        return [
+            {**one.to_json(), "figures": canaries.figures(database, one)} for one in found if hidden.isdisjoint((one.candidate, one.live))
+        ]
 
     def start_canary(self, caller: Caller, name: str, share: float | None, why: str | None) -> dict[str, Any]:
         """Try a version on a share of the questions if it passes the gate, or with `why` without."""
@@ -243,6 +250,9 @@ class Administration(Rights):
     def stop_canary(self, caller: Caller, domain: str) -> dict[str, Any]:
         """End the trial in a domain."""
         self.check(caller, domain)
+        for one in canaries.running(self.workspace.db, domain):
+            # Raises Missing for one that is not there for this key.
+            self.version(caller, one.candidate)
         return canaries.stop(self.acting(caller).db, domain).to_json()
 
     # --- approved answers and evaluation
@@ -320,8 +330,8 @@ class Administration(Rights):
         """The newest jobs that the caller may see; of a key that only brings in, its own."""
         self.asked(caller, domain)
         states = STATES if state is None else (state,)
-        found = Jobs(self.workspace.db).all(domain=domain, states=states, limit=limit, within=caller.scope.domains)
-        return [job.to_json() for job in found if self.concerns(caller, job)]
+        found = Jobs(self.workspace.db).newest(domain=domain, states=states, within=caller.scope.domains)
+        return [job.to_json() for job in islice((job for job in found if self.concerns(caller, job)), limit)]
 
     def job(self, caller: Caller, identity: str) -> Job:
         """A job that the caller may see."""
@@ -333,4 +343,8 @@ class Administration(Rights):
     def cancel(self, caller: Caller, identity: str) -> dict[str, Any]:
         """Cancel a job."""
         self.job(caller, identity)
-        return Jobs(self.acting(caller).db).cancel(identity).to_json()
+        found = Jobs(self.acting(caller).db).cancel(identity)
+        if found.ended:
+            # It never ran, so no worker removes its files.
+            Uploads(self.workspace).taken(identity)
+        return found.to_json()

@@ -27,8 +27,10 @@ import sqlalchemy as sa
 
 from appliance.errors import ApplianceError, UsageError
 from appliance.store.database import Database, utcnow
+from appliance.store.tables_admin import job
 from appliance.store.tables_admin import upload as table
 from appliance.workspace import Workspace
+from finetune.llama_factory import REGISTRY
 from finetune.reading import FORMATS
 from retrieval.parsers import ARCHIVES, SUFFIXES
 
@@ -181,8 +183,12 @@ class Uploads:
             self._database.audit(connection, "upload.remove", {"upload": upload.id, "name": upload.name})
 
     def expire(self) -> None:
-        """Remove what nobody took, and what a killed process left in the quarantine or beside the table."""
-        self._remove(sa.select(table.c.id).where(table.c.created_at < utcnow() - KEPT, table.c.job.is_(None)))
+        """Remove what nobody took or whose job has ended or never was, and what a killed process left in the quarantine or beside the
+        table."""
+        old = table.c.created_at < utcnow() - KEPT
+        unknown = sa.or_(table.c.job.is_(None), table.c.job.not_in(sa.select(job.c.id)))
+        over = table.c.job.in_(sa.select(job.c.id).where(job.c.finished_at.is_not(None)))
+        self._remove(sa.select(table.c.id).where(sa.or_(over, sa.and_(old, unknown))))
         known = {upload.id for upload in self.all()}
         places = [*self._folder.glob("upl-*"), *(self._folder / _QUARANTINE).glob("upl-*")]
         for place in places:
@@ -220,6 +226,8 @@ def safe_name(name: str) -> str:
 def format_of(name: str, purpose: Purpose) -> str:
     """The suffix that says how the file is read, without its dot. Raises Refused for one that is not read for this purpose."""
     known = (*SUFFIXES, *ARCHIVES) if purpose == "documents" else FORMATS
+    if purpose == "dataset" and name.rpartition("/")[2] == REGISTRY:
+        raise Refused(f"{name} is refused: it names other files; send each data set by itself")
     # Longest first, so that .tar.gz is not taken for .gz.
     for suffix in sorted(known, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name.rpartition("/")[2]) > len(suffix):
@@ -229,7 +237,7 @@ def format_of(name: str, purpose: Purpose) -> str:
 
 def _checked(path: Path, suffix: str) -> str | None:
     """Why the content does not fit the suffix, None if it does; see `appliance.admin.upload_check`."""
-    program = [sys.executable, "-c", "from appliance.admin.upload_check import main; main()", str(path), suffix]
+    program = [sys.executable, "-P", "-c", "from appliance.admin.upload_check import main; main()", str(path), suffix]
     try:
         done = subprocess.run(program, capture_output=True, timeout=_CHECK_SECONDS, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

@@ -67,5 +67,10 @@ def show(session: Session, identity: str, as_json: bool) -> None:
 @pass_session
 def cancel(session: Session, identity: str, as_json: bool) -> None:
     """Cancel a job. One that runs is ended within seconds; what it had finished stays, a training goes on from there the next time."""
+    from appliance.admin.uploads import Uploads
+
     found = _jobs(session).cancel(identity)
+    if found.ended:
+        # It never ran, so no worker removes its files.
+        Uploads(session.workspace).taken(identity)
     emit(found.to_json(), as_json, lambda: click.echo(f"{found.id}: {'cancelled' if found.ended else 'being cancelled'}"))

@@ -115,7 +115,7 @@ class LoopbackHosts:
 
 
 class AdminDoor:
-    """Where administration has a port of its own (`lifecycle.admin_port`), it is not there on any other."""
+    """Where administration has a port of its own (`lifecycle.admin_port`), it is not there on any other; nor are reviewing and judging."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self.app, self.lifecycle = app, lifecycle
@@ -125,7 +125,7 @@ class AdminDoor:
         if (
             port is not None
             and scope["type"] == "http"
-            and scope["path"].startswith((ADMIN, REVIEW))
+            and scope["path"].startswith(tuple(door for door, _ in _DOORS))
             and (scope.get("server") or (0, 0))[1] != port
         ):
             await ApiError(404, "Not Found").response()(scope, receive, send)

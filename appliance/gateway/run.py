@@ -33,10 +33,13 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
     for one port that is to be public and the administration's.
     """
     settings, serving = workspace.config.server, workspace.config.gateway
-    loopback = is_loopback(host)
+    # The port of the administration answers questions too.
+    addresses = [host] if settings.admin_port is None else [host, settings.admin_host]
+    outside = next((address for address in addresses if not is_loopback(address)), None)
+    loopback = outside is None
     required = not loopback if settings.require_keys is None else settings.require_keys
     if not required and not loopback:
-        raise UsageError(f"[server] require_keys = false is only allowed on a loopback address, and {host} is none")
+        raise UsageError(f"[server] require_keys = false is only allowed on a loopback address, and {outside} is none")
     if settings.admin_port is not None and settings.admin_port == port != 0:
         raise UsageError(f"[server] admin_port = {port} is the public port too; give administration another one, or leave admin_port out")
     for name, engine in workspace.config.engines.items():

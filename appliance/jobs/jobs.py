@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,8 @@ OUTCOMES: Mapping[int, State] = {DONE: "done", PARTLY: "partly", GATE_MISSED: "m
 _KEPT = timedelta(days=90)
 # How often a job is taken up again whose worker was killed.
 ATTEMPTS = 3
+# Rows read at a time.
+_TOGETHER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +132,20 @@ class Jobs:
             raise UsageError(f"no job {identity!r}; see: appliance job list")
         return found
 
-    def all(
-        self, *, domain: str | None = None, states: Collection[str] = STATES, limit: int = 100, within: Collection[str] | None = None
-    ) -> list[Job]:
-        """The newest jobs, newest first: of a domain, in some states, `within` some domains (None: all, and those of none)."""
-        query = sa.select(table).where(table.c.state.in_(states)).order_by(table.c.created_at.desc(), table.c.id).limit(limit)
+    def all(self, *, domain: str | None = None, states: Collection[str] = STATES, limit: int = 100) -> list[Job]:
+        """The newest jobs, newest first: of a domain, in some states."""
+        return list(islice(self.newest(domain=domain, states=states), limit))
+
+    def newest(
+        self, *, domain: str | None = None, states: Collection[str] = STATES, within: Collection[str] | None = None
+    ) -> Iterator[Job]:
+        """Jobs, newest first: of a domain, in some states, `within` some domains (None: all, and those of none); read as they are taken."""
+        query = sa.select(table).where(table.c.state.in_(states)).order_by(table.c.created_at.desc(), table.c.id)
         query = query if domain is None else query.where(table.c.domain == domain)
         query = query if within is None else query.where(table.c.domain.in_(within))
         with self._database.read() as connection:
-            return [Job(**row._asdict()) for row in connection.execute(query)]
+            for row in connection.execute(query, execution_options={"yield_per": _TOGETHER}):
+                yield Job(**row._asdict())
 
     def cancel(self, identity: str) -> Job:
         """Cancel a job: one that waits at once, one that runs as soon as its process has ended. Raises UsageError (unknown, ended)."""

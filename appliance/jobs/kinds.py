@@ -75,6 +75,11 @@ def _version(*command: str) -> Callable[[Arguments, Path], list[str]]:
 
 
 _COUNTS = ("added", "updated", "unchanged", "removed", "duplicates", "chunks", "generation", "seconds")
+# Not the folder on the server.
+_TRAINED = (
+    *("domain", "version", "kind", "method", "train_examples", "dropped", "train_loss", "eval_loss", "tokens_per_second"),
+    *("shortcuts_not_taken", "seconds", "promoted", "why", "gate"),
+)
 
 KINDS: Mapping[str, Kind] = {
     "ingest": Kind(_ingest, "index", ("index",), (*_COUNTS, "failed", "skipped", "warnings")),
@@ -95,7 +100,7 @@ KINDS: Mapping[str, Kind] = {
         (),
         ("name", "version", "excluded", "reasons", "warnings"),
     ),
-    "tune": Kind(_tune, "models", ("tune:{domain}",)),
+    "tune": Kind(_tune, "models", ("tune:{domain}",), _TRAINED),
     "retrain": Kind(
         lambda given, folder: ["adapter", "retrain", "--json", *_option("domain", given["domain"])], "models", ("tune:{domain}",)
     ),

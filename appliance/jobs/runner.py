@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Runner:
         for child in list(self._running.values()):
             if child.process.poll() is not None:
                 self._finish(child)
+                # Only now: where the database fails, its end is noted at the next step.
+                del self._running[child.job.id]
             elif child.due() and self._jobs.note(child.job.id, child.progress, child.log()):
                 child.end()
         waiting = self._jobs.waiting()
@@ -69,18 +72,17 @@ class Runner:
         for child in self._running.values():
             child.wait()
             if child.process.returncode == 0:
-                self._finish(child, forget=False)
+                self._finish(child)
             else:
                 self._ended(child.job, self._jobs.again(self._jobs.get(child.job.id), "the worker was told to end", counted=False))
         self._running.clear()
 
     def _begin(self, job: Job) -> None:
-        try:
-            with ExitStack() as free:
-                # Whether somebody else is at it: the command itself takes the lock.
-                for name in KINDS[job.kind].locks:
-                    free.enter_context(self._workspace.db.lock(name.format(domain=job.domain)))
-        except Locked:
+        if job.kind not in KINDS:
+            self._jobs.finish(job.id, "failed", error=f"this version knows no jobs of the kind {job.kind!r}")
+            self._ended(job, "failed")
+            return
+        if not self._free(job):
             self._later[job.id] = time.monotonic() + _AGAIN
             return
         self._later.pop(job.id, None)
@@ -99,15 +101,28 @@ class Runner:
             child.wait()
             self._ended(job, "cancelled")
 
-    def _finish(self, child: _Child, forget: bool = True) -> None:
-        if forget:
-            del self._running[child.job.id]
+    def _free(self, job: Job) -> bool:
+        """Whether nobody else is at what the job writes; its command takes the locks itself."""
+        try:
+            with ExitStack() as free:
+                for name in KINDS[job.kind].locks:
+                    free.enter_context(self._workspace.db.lock(name.format(domain=job.domain)))
+        except Locked:
+            return False
+        return True
+
+    def _finish(self, child: _Child) -> None:
         code = child.wait()
         current = self._jobs.get(child.job.id)
         result, error = child.result(), None
         state: State = OUTCOMES.get(code, "failed")
         if current.cancelled_at is not None and state == "failed":
             state = "cancelled"
+        elif state == "failed" and code > 0 and not self._free(current):
+            # Somebody took the lock before the command came to it.
+            self._later[current.id] = time.monotonic() + _AGAIN
+            self._ended(current, self._jobs.again(replace(current, log=child.log()), "somebody else was writing", counted=True))
+            return
         elif state == "failed":
             how = f"its process was ended by {signal.Signals(-code).name}" if code < 0 else "it failed; see the log"
             error = child.last() or how if code > 0 else how
@@ -115,10 +130,11 @@ class Runner:
         self._ended(child.job, state)
 
     def _ended(self, job: Job, state: State) -> None:
+        # Also of one that waits again: should it be cancelled then, nobody would remove what it printed.
+        shutil.rmtree(folder_of(self._workspace.root, job.id), ignore_errors=True)
         if state == "queued":
             return
         self._uploads.taken(job.id)
-        shutil.rmtree(folder_of(self._workspace.root, job.id), ignore_errors=True)
         self._report(self._jobs.get(job.id))
 
 
@@ -129,11 +145,13 @@ class _Child:
         self.job = job
         self.progress: dict[str, Any] | None = None
         self._lines = deque((job.log or "").splitlines(keepends=True), maxlen=_LINES)
+        # Where the workspace is on the server is nobody's business who asks over HTTP.
+        self._root = f"{workspace.root}{os.sep}"
         self._out = folder / "result.json"
         self._written, self._killed_at = 0.0, float("inf")
         flags = [part for key, value in workspace.flags.items() for part in ("--set", f"{key}={value}")]
         command = [*flags, "--workspace", str(workspace.root), *KINDS[job.kind].command(job.arguments, folder)]
-        program = [sys.executable, "-c", "from appliance.jobs.child import main; main()", str(os.getpid())]
+        program = [sys.executable, "-P", "-c", "from appliance.jobs.child import main; main()", str(os.getpid())]
         with self._out.open("wb") as out:
             self.process = subprocess.Popen(
                 [*program, *command],
@@ -195,7 +213,7 @@ class _Child:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for raw in self.process.stderr:
-            line = raw.decode("utf-8", "replace").replace("\0", "�")
+            line = raw.decode("utf-8", "replace").replace("\0", "�").replace(self._root, "")
             event = _event(line)
             if event is None:
                 self._lines.append(line if len(line) <= _LINE else f"{line[:_LINE]}…\n")

@@ -147,7 +147,7 @@ def _work(
 def beside(workspace: Workspace) -> Iterator[None]:
     """A worker process while the block runs, started again should it die; it ends with this process, however that ends."""
     flags = [part for key, value in workspace.flags.items() for part in ("--set", f"{key}={value}")]
-    program = [sys.executable, "-c", "from appliance.cli.main import main; main()", *flags, "--workspace", str(workspace.root)]
+    program = [sys.executable, "-P", "-c", "from appliance.cli.main import main; main()", *flags, "--workspace", str(workspace.root)]
     command, ended = [*program, "worker", "--parent", str(os.getpid())], threading.Event()
 
     def keep() -> None:

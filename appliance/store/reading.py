@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,12 +35,17 @@ class DocumentReader:
         with self._database.read() as connection:
             return [document_info(row, row.labels) for row in connection.execute(query)]
 
-    def page(self, domain: str | None, limit: int, offset: int = 0) -> list[tuple[DocumentInfo, int]]:
-        """Live documents by domain and id with the number of their chunks: `limit` of them after the first `offset`."""
+    def page(
+        self, domain: str | None, limit: int, offset: int = 0, within: Collection[str] | None = None
+    ) -> list[tuple[DocumentInfo, int]]:
+        """Live documents by domain and id with the number of their chunks: `limit` of them after the first `offset`; those `within` some
+        domains (None: all)."""
         query = sa.select(*FACTS, document.c.labels, content.c.chunks).select_from(_LIVE.join(content, content.c.id == _CONTENT))
         query = query.where(not_deleted()).order_by(document.c.domain, document.c.doc_id).limit(limit).offset(offset)
         if domain is not None:
             query = query.where(document.c.domain == domain)
+        if within is not None:
+            query = query.where(document.c.domain.in_(within))
         with self._database.read() as connection:
             return [(document_info(row, row.labels), row.chunks) for row in connection.execute(query)]
 

@@ -17,7 +17,7 @@ import pytest
 from appliance.admin.audit import find
 from appliance.admin.uploads import Uploads
 from appliance.cli.main import run
-from appliance.errors import UsageError
+from appliance.errors import DatabaseFailed, UsageError
 from appliance.jobs.jobs import ATTEMPTS, Job, Jobs, folder_of
 from appliance.jobs.kinds import KINDS, kept
 from appliance.jobs.runner import Runner
@@ -117,6 +117,7 @@ exit 4"""
     [
         ("exit 3", "partly", None),
         ("echo 'error: 没有这个数据集' >&2; exit 2", "failed", "没有这个数据集"),
+        ('echo "error: $PWD/uploads/upl-1/药.md: empty" >&2; exit 2', "failed", "uploads/upl-1/药.md: empty"),
         ("exit 1", "failed", "it failed; see the log"),
         ("kill -9 $$", "failed", "its process was ended by SIGKILL"),
         ("echo '{cut off'", "done", None),
@@ -171,6 +172,8 @@ def test_an_ended_worker_leaves_its_jobs_to_the_next(workspace: Workspace, progr
     runner.close()
     waiting = jobs.get(job.id)
     assert (waiting.state, waiting.attempt) == ("queued", 0) and "taken up again" in waiting.log
+    # What it printed may hold text, and nobody would remove it if the job were cancelled now.
+    assert not folder_of(workspace.root, job.id).exists()
     program("echo '{}'")
     work_off(Runner(workspace, lambda job: None))
     assert jobs.get(job.id).state == "done"
@@ -228,6 +231,69 @@ def test_a_job_waits_for_a_lock_that_somebody_else_holds(
     assert jobs.get(job.id).state == "done"
 
 
+def test_a_job_waits_too_where_the_lock_is_taken_before_its_command_comes_to_it(
+    workspace: Workspace, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.jobs.runner._AGAIN", 0.0)
+    program("while [ ! -e taken ]; do sleep 0.02; done; exit 1")
+    jobs = Jobs(workspace.db)
+    job = jobs.add("index-compact", {})
+    runner = Runner(workspace, lambda job: None)
+    runner.step()
+    assert jobs.get(job.id).state == "running"
+    with workspace.db.lock("index"):
+        (workspace.root / "taken").touch()
+        until(lambda: jobs.get(job.id).state == "queued", runner)
+    program("echo '{}'")
+    work_off(runner)
+    assert (jobs.get(job.id).state, jobs.get(job.id).attempt) == ("done", 2)
+    assert "somebody else was writing" in jobs.get(job.id).log
+
+
+def test_an_end_that_cannot_be_noted_is_noted_later(
+    workspace: Workspace, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("echo '{}'")
+    jobs = Jobs(workspace.db)
+    job = jobs.add("index-compact", {})
+    runner = Runner(workspace, lambda job: None)
+    runner.step()
+
+    def broken(*_: object, **__: object) -> None:
+        raise DatabaseFailed("the database is locked")
+
+    with monkeypatch.context() as down:
+        down.setattr(runner._jobs, "finish", broken)
+        with pytest.raises(DatabaseFailed):
+            work_off(runner)
+    assert jobs.get(job.id).state == "running"
+    work_off(runner)
+    assert jobs.get(job.id).state == "done"
+
+
+def test_a_kind_of_another_version_fails_alone(
+    workspace: Workspace, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("echo '{}'")
+    jobs = Jobs(workspace.db)
+    with monkeypatch.context() as newer:
+        newer.setattr("appliance.jobs.jobs.KINDS", {**KINDS, "dance": KINDS["index-compact"]})
+        unknown = jobs.add("dance", {})
+    known = jobs.add("index-compact", {})
+    work_off(Runner(workspace, lambda job: None))
+    assert (jobs.get(unknown.id).state, jobs.get(known.id).state) == ("failed", "done")
+    assert jobs.get(unknown.id).error == "this version knows no jobs of the kind 'dance'"
+
+
+def test_files_of_the_workspace_are_no_modules(workspace: Workspace) -> None:
+    """A team's own script beside appliance.toml is not imported in the place of a library."""
+    (workspace.root / "tomllib.py").write_text("raise SystemExit('the wrong one')\n", "utf-8")
+    jobs = Jobs(workspace.db)
+    job = jobs.add("dataset-check", {"dataset": "nothing"})
+    work_off(Runner(workspace, lambda job: None))
+    assert "no data set 'nothing'" in (jobs.get(job.id).error or ""), jobs.get(job.id).log
+
+
 def test_no_argument_is_taken_for_an_option(tmp_path: Path) -> None:
     made = KINDS["document-remove"].command({"domain": "medical", "documents": ["--help", "药.md"]}, tmp_path)
     assert made[made.index("--") :] == ["--", "--help", "药.md"]
@@ -238,6 +304,7 @@ def test_no_argument_is_taken_for_an_option(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "settings.yaml").read_text("utf-8")) == tune["settings"] and command[-1] == "--promote"
     forced = KINDS["adapter-promote"].command({"version": "medical@1", "why": "因为"}, tmp_path)
     assert forced == ["adapter", "promote", "--json", "--force", "--why=因为", "--", "medical@1"]
+    assert kept("tune", {"version": "medical@1", "path": "/srv/workspace/adapters/medical@1"}) == {"version": "medical@1"}
     assert len(kept("document-remove", {"adapters": list(range(100))})["adapters"]) == 50
 
 
@@ -247,7 +314,12 @@ def test_on_the_command_line(workspace: Workspace, capsys: pytest.CaptureFixture
     base = ["--workspace", str(workspace.root), "job"]
     assert run([*base, "list", "--json"]) == 0
     assert [row["id"] for row in json.loads(capsys.readouterr().out)] == [job.id]
+    uploads = Uploads(workspace)
+    with uploads.receive("a.md", "documents") as incoming:
+        incoming.write("# 停车\n".encode())
+        uploads.take([uploads.release(incoming, "k1")], job.id)
     assert run([*base, "cancel", job.id]) == 0 and "cancelled" in capsys.readouterr().out
+    assert uploads.all() == []
     assert run([*base, "show", job.id]) == 0 and "index-rebuild" in capsys.readouterr().out
     assert run([*base, "list", "--state", "queued", "--json"]) == 0 and json.loads(capsys.readouterr().out) == []
     assert run([*base, "show", "nothing"]) == 2

@@ -19,6 +19,7 @@ from appliance.admin.upload_check import Refused as BadContent
 from appliance.admin.upload_check import check
 from appliance.admin.uploads import Purpose, Refused, Upload, Uploads, format_of, safe_name
 from appliance.errors import UsageError
+from appliance.jobs.jobs import Jobs
 from appliance.workspace import Workspace
 
 TEXT = "# 探视规定\n\n探视时间为每日15:00至19:00。\n".encode()
@@ -182,6 +183,29 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
             send(uploads, f"{number}.md", b"a" * 4096)
         with pytest.raises(Refused, match="4 files wait to be ingested or registered, which is enough"):
             send(uploads, "more.md", TEXT)
+
+
+def test_a_registry_of_data_sets_is_refused() -> None:
+    """It names files of the server, or of a hub."""
+    with pytest.raises(Refused, match="names other files"):
+        format_of("data/dataset_info.json", "dataset")
+    assert format_of("dataset_info.jsonl", "dataset") == "jsonl"
+
+
+def test_the_files_of_a_job_that_ended_or_never_was_are_removed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads, jobs = Uploads(workspace), Jobs(workspace.db)
+    taken, cancelled, lost = (send(uploads, f"{name}.md", TEXT) for name in ("taken", "cancelled", "lost"))
+    job, ended = jobs.add("index-compact", {}), jobs.add("index-compact", {})
+    uploads.take([taken], job.id)
+    uploads.take([cancelled], ended.id)
+    # As where the process was killed before it queued the job.
+    uploads.take([lost], "job-never-queued")
+    jobs.cancel(ended.id)
+    uploads.expire()
+    assert {upload.id for upload in uploads.all()} == {taken.id, lost.id}
+    monkeypatch.setattr("appliance.admin.uploads.KEPT", timedelta(seconds=-1))
+    uploads.expire()
+    assert files(workspace) == [uploads.place(taken)[1]]
 
 
 def test_what_nobody_takes_is_removed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

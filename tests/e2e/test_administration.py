@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+
+from appliance.adapters.registry import Registry
+from appliance.workspace import Workspace
+from finetune.lint import CONFIG
+from finetune.version import FACTS, version_hash
 
 sys.path.append(str(Path(__file__).parents[1] / "finetune"))
 from finetune_model import TOPICS, build_model
@@ -30,6 +37,8 @@ def admin(appliance, tmp_path: Path, start: Start) -> Iterator[httpx.Client]:  #
     base = build_model(tmp_path / "base", hidden=32)
     lines = f'[engines.default]\nbase = "path:{base}"\nlanguages = ["en", "zh"]\n'
     text = config.read_text("utf-8").replace("[engines.default]\n", lines).replace("[server]\n", "[server]\nadmin_port = 0\n")
+    # A random model rarely ends its answers by itself.
+    text = text.replace("[answering]\n", "[answering]\nmax_tokens = 4\n")
     config.write_text(text + "\n[domains.bank.canary]\nmin_feedback = 5\n", "utf-8")
     key = appliance("key", "create", "all", "--scope", "admin", "--scope", "chat", "--json").json["key"]
     process = start("serve", "--port", 0, "--host", "127.0.0.1")
@@ -76,28 +85,58 @@ def ask(admin: httpx.Client, question: str, arm: str) -> dict[str, Any]:
     return found
 
 
-def test_from_an_upload_to_a_rolled_back_trial(admin: httpx.Client) -> None:
+def kill_worker(admin: httpx.Client, job: str) -> None:
+    """Kill the worker while it is at a job."""
+    for _ in range(600):
+        if (state := admin.get(f"/v1/admin/jobs/{job}").json()["state"]) == "running":
+            break
+        time.sleep(0.05)
+    assert state == "running"
+    [worker] = [one for one in psutil.Process().children(recursive=True) if "worker" in one.cmdline() and "--parent" in one.cmdline()]
+    worker.kill()
+
+
+def live_beside_another(root: Path, name: str) -> str:
+    """Make the version live, and return a second one, made of it by other scaling: training it would take longer than all the rest."""
+    with Workspace(root) as workspace:
+        registry = Registry(workspace)
+        version = registry.get(name)
+        folder = shutil.copytree(version.path, version.path.with_name("copy"))
+        config, facts = (json.loads((folder / file).read_text("utf-8")) for file in (CONFIG, FACTS))
+        (folder / CONFIG).write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] + 1}), "utf-8")
+        digest = version_hash(folder)
+        made = replace(version, name=f"bank@{digest[:8]}", sha256=digest, path=folder.with_name(f"bank@{digest[:8]}"))
+        (folder / FACTS).write_text(json.dumps({**facts, "name": made.name, "sha256": digest}), "utf-8")
+        folder.rename(made.path)
+        registry.register(made, [])
+        registry.promote(name)
+    return made.name
+
+
+def test_from_an_upload_over_a_killed_worker_to_a_rolled_back_trial(admin: httpx.Client, tmp_path: Path) -> None:
     document = sent(admin, "手册/探视.md", "# 探视规定\n\n探视时间为每日15:00至19:00。\n", "documents")
-    job = ended(admin, admin.post("/v1/admin/ingest", json={"uploads": [document], "domain": "bank"}))
-    assert (job["state"], job["result"]["added"]) == ("done", 1), job
+    queued = admin.post("/v1/admin/ingest", json={"uploads": [document], "domain": "bank"})
+    kill_worker(admin, queued.json()["id"])
+    job = ended(admin, queued)
+    # Another worker took it up, and the file was still there.
+    assert (job["state"], job["attempt"], job["result"]["added"]) == ("done", 2, 1), job
+    assert "the worker ended while it ran" in job["log"] and admin.get("/v1/admin/uploads").json() == []
     quoted = ask(admin, "探视时间是几点到几点？", "quote")
     assert "15:00至19:00" in quoted["answer"] and quoted["citations"][0]["doc_id"] == "手册/探视.md"
 
     rows = [dict(zip(("question", "answer"), (text.format(n=n) for text in TOPICS[n % 2]), strict=True)) for n in range(16)]
     data = sent(admin, "fees.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "dataset")
     assert ended(admin, admin.post("/v1/admin/datasets", json={"upload": data, "domain": "bank"}))["state"] == "done"
-    versions = []
-    for seed in (1, 2):
-        job = ended(admin, admin.post("/v1/admin/tune", json={"domain": "bank", "dataset": "fees", "settings": {**TINY, "seed": seed}}))
-        assert job["state"] == "done", job
-        versions.append(job["result"]["version"])
-    live, other = versions
-    promoted = ended(admin, admin.post(f"/v1/admin/adapters/{live}/promote", json={"why": "第一个版本"}))
-    assert promoted["state"] == "done", promoted
+    job = ended(admin, admin.post("/v1/admin/tune", json={"domain": "bank", "dataset": "fees", "settings": TINY}))
+    assert job["state"] == "done", job
+    live = job["result"]["version"]
+    # Where its files are on the server is nobody's business.
+    assert "path" not in job["result"]
+    other = live_beside_another(tmp_path / "workspace", live)
     tried = ended(admin, admin.post("/v1/admin/canaries", json={"version": other, "share": 0.5, "why": "试一试"}))
     assert tried["state"] == "done", tried
 
-    questions = [TOPICS[n % 2][0].format(n=n) for n in range(60)]
+    questions = [TOPICS[n % 2][0].format(n=n) for n in range(40)]
     given = {}
     time.sleep(2)
     for question in questions:
@@ -114,19 +153,3 @@ def test_from_an_upload_to_a_rolled_back_trial(admin: httpx.Client) -> None:
     assert canary["state"] == "rolled_back" and canary["why"].startswith("ratings down"), canary
     time.sleep(2)
     assert {ask(admin, question, "finetuned")["adapter"] for question in questions[:20]} == {live}
-
-
-def test_a_worker_that_dies_is_started_again_and_takes_its_job_up(admin: httpx.Client) -> None:
-    document = sent(admin, "a.md", "# 停车\n\n停车费为每小时3元。\n", "documents")
-    queued = admin.post("/v1/admin/ingest", json={"uploads": [document], "domain": "bank"})
-    for _ in range(600):
-        job = admin.get(f"/v1/admin/jobs/{queued.json()['id']}").json()
-        if job["state"] == "running":
-            break
-        time.sleep(0.1)
-    assert job["state"] == "running"
-    [worker] = [one for one in psutil.Process().children(recursive=True) if "worker" in one.cmdline() and "--parent" in one.cmdline()]
-    worker.kill()
-    done = ended(admin, queued)
-    assert (done["state"], done["attempt"]) == ("done", 2), done
-    assert "the worker ended while it ran" in done["log"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from appliance.adapters.registry import AdapterVersion
 from appliance.admin.acts import Administration
 from appliance.admin.audit import find
 from appliance.admin.keys import Keys
-from appliance.gateway.server import serve
 from appliance.jobs.jobs import Jobs
+from appliance.knowledge.index_status import last_ingests
 from appliance.service import Service
-from appliance.store import schema
+from appliance.store import schema, tables_admin
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 
@@ -152,6 +153,9 @@ def test_uploads_are_checked_and_become_a_job(site: Administered) -> None:
         with site.client("admin") as unlabelled:
             assert unlabelled.get(f"/v1/admin/jobs/{job}").status_code == 404
         assert http.post(f"/v1/admin/jobs/{job}/cancel").json()["state"] == "cancelled"
+        # The job had not begun, so no worker removes its file.
+        assert http.get("/v1/admin/uploads").json() == []
+        assert [path for path in (site.workspace.root / "uploads").rglob("*") if path.is_file()] == []
         assert http.post(f"/v1/admin/jobs/{job}/cancel").status_code == 400
         second = upload(http, "b.md").json()["id"]
         assert http.delete(f"/v1/admin/uploads/{second}").json() == {"removed": second}
@@ -216,6 +220,54 @@ def test_domains_and_labels_limit_administrators(site: Administered) -> None:
         assert code(http.post("/v1/admin/datasets", json={"upload": id})) == (403, "not_allowed")
         assert http.post("/v1/admin/datasets", json={"upload": id, "domain": "medical"}).status_code == 202
         assert all_of_it.post("/v1/admin/datasets/合同/check").status_code == 202
+
+
+def test_a_live_version_of_other_labels_is_not_there_to_be_rolled_back_or_stopped(site: Administered) -> None:
+    """Neither its name nor its figures are told, also where it is only what a candidate is compared with."""
+    first, hidden, seen = adapter(site, "legal", 11), adapter(site, "legal", 12, frozenset({"management"})), adapter(site, "legal", 13)
+    database, registry = site.workspace.db, site.service.registry
+    for name in (first, hidden):
+        with database.write() as connection:
+            database.move_pointer(connection, "adapter:legal", name, "promoted")
+    assert registry.live("legal") is not None
+    for candidate in (seen, hidden):
+        with database.write() as connection:
+            row = {"id": f"can-{candidate}", "domain": "legal", "candidate": candidate, "live": hidden, "share": 0.5, "state": "running"}
+            connection.execute(tables_admin.canary.insert().values(**row, why="", looks={}, started_at=utcnow()))
+    with site.client("admin", domains=["legal"]) as http, site.client("admin", labels=["management"]) as boss:
+        assert code(http.post("/v1/admin/adapters/rollback", json={"domain": "legal"})) == (404, "not_found")
+        assert http.get("/v1/admin/canaries").json() == [] and len(boss.get("/v1/admin/canaries").json()) == 2
+        assert code(http.post("/v1/admin/canaries/stop", json={"domain": "legal"})) == (404, "not_found")
+        for _ in range(2):
+            assert boss.post("/v1/admin/canaries/stop", json={"domain": "legal"}).json()["state"] == "stopped"
+        assert boss.post("/v1/admin/adapters/rollback", json={"domain": "legal"}).json()["live"] == first
+        # Back to what this key may not know of.
+        assert http.post("/v1/admin/adapters/rollback", json={"domain": "legal"}).json()["live"] is None
+
+
+def test_lists_tell_nothing_of_what_others_have(site: Administered) -> None:
+    with site.client("ingest", domains=["legal"]) as http, site.client("admin", domains=["legal"]) as admin:
+        mine = upload(http, "mine.md").json()["id"]
+        own = http.post("/v1/admin/ingest", json={"uploads": [mine], "domain": "legal"}).json()["id"]
+        others = [site.jobs.add("retrain", {"domain": "legal"}, "legal", labels) for labels in ((), ("management",), ())]
+        # However many newer ones of others there are.
+        assert [row["id"] for row in http.get("/v1/admin/jobs", params={"limit": 1}).json()] == [own]
+        assert {row["id"] for row in admin.get("/v1/admin/jobs", params={"limit": 2}).json()} == {others[0].id, others[2].id}
+        # Where the next page begins would tell how many documents the other domains have.
+        assert admin.get("/v1/admin/documents", params={"limit": 1}).json() == {"documents": [], "next": None}
+        for job in (own, *(other.id for other in others)):
+            site.jobs.cancel(job)
+
+
+def test_folders_of_uploads_are_not_remembered_as_sources(site: Administered) -> None:
+    """There is one for each file that was ever sent in."""
+    before = last_ingests(site.workspace.db)
+    folder = site.workspace.root / "uploads" / "upl-1"
+    folder.mkdir(parents=True)
+    (folder / "停车.md").write_text("# 停车\n\n停车费为每小时3元。\n", "utf-8")
+    assert site.service.knowledge.ingest([folder], domain="medical").added == 1
+    assert last_ingests(site.workspace.db) == before
+    shutil.rmtree(folder)
 
 
 def test_what_is_asked_for_is_looked_at_before_it_is_queued(site: Administered) -> None:
@@ -320,59 +372,6 @@ def test_every_route_is_documented(site: Administered) -> None:
         for method, operation in operations.items():
             assert {"401", "403", "404", "409", "503"} <= set(operation["responses"]), f"{method} {path}"
             assert operation["security"] and operation["summary"]
-
-
-def test_a_port_of_its_own(tmp_path: Path) -> None:
-    """Through the server that `appliance serve` runs, in a thread: signals are the main thread's."""
-    service = service_of(tmp_path)
-    from appliance.answers.feedback import Feedback
-    from appliance.gateway.app import create_app
-    from appliance.settings import FeedbackConfig
-
-    keys = Keys(service.workspace.db)
-    _, secret = keys.create("k", scopes=["admin", "chat"])
-    app = create_app(
-        service.answering,
-        keys,
-        passage=service.knowledge.passage,
-        embedding=lambda: service.knowledge.embedder,
-        feedback=Feedback(service.workspace.db, FeedbackConfig()),
-        auth_required=True,
-        version="0",
-        administration=Administration(service),
-    )
-    found: dict[str, str] = {}
-    both = threading.Event()
-
-    def admin_at(address: str) -> None:
-        found["admin"] = address
-        both.set()
-
-    stop: list[Callable[[], None]] = []
-    with ExitStack() as stack:
-        monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
-        import appliance.gateway.server as server
-
-        class Stoppable(server._Server):
-            def __init__(self, *arguments: Any) -> None:
-                super().__init__(*arguments)
-                stop.append(lambda: setattr(self, "should_exit", True))
-
-        monkeypatch.setattr(server, "_Server", Stoppable)
-        given = {"announce": lambda address: found.update(public=address), "admin": ("127.0.0.1", 0), "announce_admin": admin_at}
-        thread = threading.Thread(target=lambda: serve(app, "127.0.0.1", 0, **given))  # type: ignore[arg-type]
-        thread.start()
-        try:
-            assert both.wait(30)
-            headers = {"Authorization": f"Bearer {secret}"}
-            assert httpx.get(f"{found['public']}/v1/admin/jobs", headers=headers).status_code == 404
-            assert httpx.get(f"{found['public']}/v1/admin/jobs").status_code == 404
-            assert httpx.get(f"{found['public']}/v1/models", headers=headers).status_code == 200
-            assert httpx.get(f"{found['admin']}/v1/admin/jobs", headers=headers).status_code == 200
-        finally:
-            stop[0]()
-            thread.join(30)
-    service.workspace.close()
 
 
 @pytest.mark.slow
