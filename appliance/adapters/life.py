@@ -60,6 +60,8 @@ class AdapterLife:
         self._registry, self._engines = registry, engines
         self._tried: dict[tuple[str, str], float] = {}
         self._told: dict[str, float] = {}
+        # Since when a version that is loaded has not been wanted: by engine, by name.
+        self._spare: dict[str, dict[str, float]] = {}
         self._state: object = None
         self._wanted: dict[str, dict[str, AdapterVersion]] = {}
 
@@ -74,12 +76,11 @@ class AdapterLife:
         """Look once. Raises ApplianceError where the database or the configuration cannot be read."""
         wanted = await asyncio.to_thread(self._look)
         for name, versions in wanted.items():
-            engine = await self._engines.named(name)
-            # Somebody else's endpoint, in which nothing is to be loaded, is only asked when it was in trouble.
-            if not isinstance(engine, Guarded) or not (engine.serves_adapters or engine.state != "closed"):
-                continue
             with self._telling(name):
-                await self._tend(engine, versions)
+                engine = await self._engines.named(name)
+                # Somebody else's endpoint, in which nothing is to be loaded, is only asked when it was in trouble.
+                if isinstance(engine, Guarded) and (engine.serves_adapters or engine.state != "closed"):
+                    await self._tend(engine, versions)
 
     async def _tend(self, engine: Guarded, versions: Mapping[str, AdapterVersion]) -> None:
         if not (await engine.health()).ok and engine.state != "half-open":
@@ -115,7 +116,10 @@ class AdapterLife:
 
     async def _bring(self, engine: Guarded, versions: Mapping[str, AdapterVersion]) -> None:
         loaded = set(await engine.adapters())
-        missing = [version for name, version in versions.items() if name not in loaded and version.base_hash == engine.base_hash]
+        # One that could be loaded and did not answer is there, and still to be tried.
+        lacking = {*(versions.keys() - loaded), *engine.refused}
+        missing = [version for name, version in versions.items() if name in lacking and version.base_hash == engine.base_hash]
+        brought = False
         for version in missing:
             key = (engine.name, version.name)
             if time.monotonic() - self._tried.get(key, float("-inf")) < _AGAIN:
@@ -132,16 +136,20 @@ class AdapterLife:
                     # Until it can be used, its domain answers without.
                     engine.refused.add(version.name)
                     raise
+                brought = True
                 engine.refused.discard(version.name)
                 logger.info("engine %s: %s is loaded", engine.name, version.name)
                 del self._tried[key]
-        if missing and isinstance(engine.engine, StartedVllm):
+        if brought and isinstance(engine.engine, StartedVllm):
             for warning in engine.engine.warnings(len(versions)):
                 logger.warning("%s", warning)
 
     async def _drop(self, engine: Guarded, versions: Mapping[str, AdapterVersion]) -> None:
-        for name in await engine.adapters():
-            if name not in versions and engine.unused(name) > _DRAIN:
+        now, before = time.monotonic(), self._spare.get(engine.name, {})
+        self._spare[engine.name] = {name: before.get(name, now) for name in await engine.adapters() if name not in versions}
+        for name, since in self._spare[engine.name].items():
+            # Also one that nobody asked for lately: somebody may be on the way to it, sent just before the alias moved.
+            if min(now - since, engine.unused(name)) > _DRAIN:
                 with self._telling(name):
                     await engine.unload(name)
                     logger.info("engine %s: %s is unloaded", engine.name, name)
@@ -153,7 +161,7 @@ class AdapterLife:
             yield
         except (EngineBusy, EngineDown) as error:
             logger.debug("%s: %s", what, error)
-        except ApplianceError as error:
+        except (ApplianceError, sa.exc.SQLAlchemyError, OSError) as error:
             if time.monotonic() - self._told.get(what, float("-inf")) >= _AGAIN:
                 self._told[what] = time.monotonic()
                 logger.error("%s: %s", what, error)

@@ -11,16 +11,31 @@ from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
 from appliance.workspace import Workspace
 
+# Settings by what heeds them: the local engine, a server that is started here, both of these, vLLM's adapters, and a server elsewhere.
+_LOCAL = ("weights", "merge", "prompt_cache_mb", "max_queue")
+_STARTED = ("python", "server_args", "kv_cache_gib", "start_seconds", "max_loras")
+_HERE = ("threads", "max_batch", "chat_template")
+_RANK = ("max_lora_rank",)
+_ELSEWHERE = ("model", "api_key_env")
+_IGNORED = {
+    "local": (*_STARTED, *_RANK, *_ELSEWHERE, "url", "urls"),
+    "openai": (*_LOCAL, *_STARTED, *_HERE, *_RANK),
+    "vllm": (*_LOCAL, *_ELSEWHERE),
+    "vllm at an address": (*_LOCAL, *_STARTED, *_HERE),
+}
+
 
 def check(name: str, settings: EngineConfig) -> None:
-    """Raises UsageError for settings that do not go together, and for a key that is not there."""
+    """Raises UsageError for settings that do not go together or have no effect, and for a key that is not there."""
     where = f"[engines.{name}]"
     if settings.has_base:
         ModelRef.parse(settings.base)
+    kind = "vllm at an address" if settings.kind == "vllm" and settings.addresses else settings.kind
+    idle = [field for field in _IGNORED[kind] if getattr(settings, field) != EngineConfig.model_fields[field].default]
+    if idle:
+        raise UsageError(f"{where} {', '.join(idle)}: without effect for an engine of kind {kind}; leave it out, or change the kind")
     if settings.kind == "local":
         return
-    if settings.weights != "float32" or settings.merge:
-        raise UsageError(f'{where} weights and merge are for kind = "local" only; leave them out')
     if settings.url and settings.urls:
         raise UsageError(f"{where} has url and urls; give the one address as url, or all of them as urls")
     if settings.kind == "openai" and not (settings.addresses and settings.model):
@@ -63,6 +78,7 @@ def _local(name: str, settings: EngineConfig, models: ModelStore, workspace: Wor
         weights=settings.weights,
         merge=settings.merge,
         prompt_cache_mb=settings.prompt_cache_mb,
+        context_window=settings.context_window if "context_window" in settings.model_fields_set else None,
     )
 
 

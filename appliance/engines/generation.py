@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ class Generation:
     def __init__(
         self, path: Path, rows: int, threads: int | None, weights: Weights = "float32", merge: bool = False, prompt_cache: int = 0
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or _threads())
         self._path, self._merge = path, merge
         self._model: Any = _loaded(path)
         self._config = self._model.config.get_text_config()
@@ -115,7 +115,11 @@ class Generation:
             raise EngineError(f"the adapter in {path} is of type {kind}; this engine serves LoRA, DoRA and prefix adapters")
         sizes = {target: (layer.out_features, layer.in_features) for target, layer in self._linears.items()}
         with torch.no_grad():
-            for target, part in read_lora(path, config, sizes, self._plain_weights).items():
+            parts = read_lora(path, config, sizes, self._plain_weights)
+            if config.get("use_dora") and self._rows.merged is not None:
+                # DoRA multiplies what the layer's own weights give, which must be the base's.
+                self._merge_into_weights(None)
+            for target, part in parts.items():
                 self._linears[target].add(name, part.down, part.up, part.factor)
         self._loras[name] = not config.get("use_dora")
 
@@ -151,6 +155,13 @@ class Generation:
 
     def _plain_weights(self) -> Callable[[str], Tensor]:
         return weights_of(_loaded(self._path))
+
+
+def _threads() -> int:
+    """All cores but one, which is for everything else: the threads of a product wait for the slowest of them, so one that shares its core
+    costs more than it brings (measured in docs/local-engine.md)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), cores - 1))
 
 
 def _loaded(path: Path) -> Any:

@@ -151,7 +151,8 @@ class Guarded:
         if self._probing:
             return self._last
         if time.monotonic() - self._alive_at < _FRESH:
-            return Health(True)
+            self._ill, self._last = 0, Health(True)
+            return self._last
         self._probing = True
         try:
             found = await self._asked()

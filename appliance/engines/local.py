@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,8 +29,8 @@ class LocalEngine:
     `path` is a folder that `from_pretrained` loads; `base_hash` identifies its weights. At most `max_batch` requests run together and
     `max_queue` more may wait. `chat_template` overrides the tokenizer's own. `weights` says how the base model is held in memory. With
     `merge`, a LoRA adapter that is loaded alone is put into the weights. `prompt_cache_mb` (MiB) bounds what is kept of how prompts begin.
-    The model is loaded on first use or by `start`. May be used from several event loops. Raises EngineError at construction when `path`
-    has no readable config.
+    `context_window` makes the model's own smaller. The model is loaded on first use or by `start`. May be used from several event loops.
+    Raises EngineError at construction when `path` has no readable config.
     """
 
     serves_adapters = True
@@ -46,11 +48,12 @@ class LocalEngine:
         weights: Literal["float32", "int8"] = "float32",
         merge: bool = False,
         prompt_cache_mb: int = 64,
+        context_window: int | None = None,
     ) -> None:
         self.name, self.base_hash, self.languages = name, base_hash, frozenset(languages)
         self._path, self._max_batch, self._max_queue, self._threads, self._template = path, max_batch, max_queue, threads, chat_template
         self._weights, self._merge, self._prompt_cache = weights, merge, prompt_cache_mb * 2**20
-        self.context_window = _context_window(path)
+        self.context_window = min(_context_window(path), context_window or sys.maxsize)
         self._guard = threading.Lock()
         self._format: ChatFormat | None = None
         self._worker: Worker | None = None
@@ -75,8 +78,8 @@ class LocalEngine:
         arrived: asyncio.Queue[Delta | EngineError] = asyncio.Queue()
 
         def sink(item: Delta | EngineError) -> None:
-            # A loop that has ended meanwhile has nobody left to tell.
-            if not loop.is_closed():
+            # A loop that has ended meanwhile has nobody left to tell, and says so with a RuntimeError.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
         row = Row(prompt, fixed, sampling, adapter, min(sampling.max_tokens, window - len(prompt)), sink)

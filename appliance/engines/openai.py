@@ -48,6 +48,15 @@ class _Stream:
     text: list[str] = field(default_factory=list)
     reason: FinishReason | None = None
     usage: Usage | None = None
+    # The first half of a character whose second half is to come with the next piece.
+    half: str = ""
+
+    def whole(self, text: str) -> str:
+        """`text` in whole characters: JSON can bring one outside the basic plane in two halves, which no encoding takes by themselves."""
+        text = self.half + text
+        self.half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+        text = text.removesuffix(self.half) if self.half else text
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class OpenAIEngine:
@@ -252,7 +261,7 @@ def _absorb(chunk: dict[str, Any], stream: _Stream) -> None:
     if reason is not None:
         stream.reason = "length" if reason == "length" else "stop"
     if text := (choice.get("delta") or {}).get("content"):
-        stream.text.append(str(text))
+        stream.text.append(stream.whole(str(text)))
 
 
 def message_of(body: bytes) -> str:

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from appliance.engines.base import AdapterRef, Delta, EngineDown, EngineError, Health, Message, Sampling
+from appliance.engines.base import AdapterRef, Delta, EngineDown, EngineError, EngineLate, Health, Message, Sampling
 from appliance.engines.openai import OpenAIEngine, UnknownModel, message_of
 
 logger = logging.getLogger("appliance.engines")
+
+# Seconds that a server has to load an adapter or to count tokens, and to say that it is well; one that hangs must not hold up the others.
+_PATIENCE, _WELL = 60.0, 5.0
 
 
 class VllmEngine(OpenAIEngine):
@@ -170,7 +173,7 @@ class VllmEngine(OpenAIEngine):
         import httpx
 
         try:
-            return (await self._http().get(f"{self._url.removesuffix('/v1')}/health")).status_code == 200
+            return (await self._http().get(f"{self._url.removesuffix('/v1')}/health", timeout=_WELL)).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -180,7 +183,9 @@ class VllmEngine(OpenAIEngine):
         import httpx
 
         try:
-            response = await self._http().post(url, json=body)
+            response = await self._http().post(url, json=body, timeout=httpx.Timeout(_PATIENCE, connect=self._connect))
+        except httpx.TimeoutException as error:
+            raise EngineLate(f"{url} did not answer within {_PATIENCE:g} s; does the server hang?") from error
         except httpx.HTTPError as error:
             raise EngineDown(f"{url} cannot be reached ({type(error).__name__}: {error}); is the server running?") from error
         if response.status_code == 200 or response.status_code in fine:

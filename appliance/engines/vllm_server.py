@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.engines import vllm_keeper
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseFailed
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.locks import Locked, WriterLock
@@ -108,16 +109,20 @@ class VllmServer:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
-                with self._database.lock(self._key) as lock:
-                    self._publish(None)
-                    self._own(lock)
-            except Locked:
-                self._follow()
-            except (ApplianceError, OSError) as error:
+                self._own_or_follow()
+            except (ApplianceError, sa.exc.SQLAlchemyError, OSError) as error:
                 logger.error("engine %s: %s", self.name, error)
                 self._now(None, "its server cannot be started; the log says why")
             self._closing.wait(1.0)
         self._now(None, "the engine is closed")
+
+    def _own_or_follow(self) -> None:
+        try:
+            with self._database.lock(self._key) as lock:
+                self._publish(None)
+                self._own(lock)
+        except Locked:
+            self._follow()
 
     def _now(self, running: Running | None, detail: str = "") -> None:
         self._detail = detail
@@ -168,7 +173,14 @@ class VllmServer:
     def _wait_beating(self, seconds: float, lock: WriterLock) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._closing.wait(min(1.0, seconds)):
+            self._beat(lock)
+
+    def _beat(self, lock: WriterLock) -> None:
+        try:
             lock.beat()
+        except DatabaseFailed as error:
+            # A server takes a minute to start: it is not given up for a database that is locked for a moment. Who lost the lock learns it.
+            logger.warning("engine %s: the lock on its server cannot be renewed now: %s", self.name, error)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         log = self._launch.log
@@ -196,7 +208,7 @@ class VllmServer:
                 return "its server ended before it answered"
             if time.monotonic() > until:
                 return f"its server did not answer within {self._launch.start_seconds:g} s (start_seconds)"
-            lock.beat()
+            self._beat(lock)
             if _is_well(port, 1.0):
                 return None
         return None
@@ -207,7 +219,7 @@ class VllmServer:
         while not self._closing.wait(_LOOK):
             if process.poll() is not None:
                 return "its server ended"
-            lock.beat()
+            self._beat(lock)
             if time.monotonic() - asked < _ASK:
                 continue
             try:
@@ -265,5 +277,6 @@ def _is_well(port: int, seconds: float, strict: bool = False) -> bool:
         if strict and isinstance(error.reason, TimeoutError):
             raise TimeoutError from error
         return False
-    except OSError:
+    except (OSError, http.client.HTTPException):
+        # The second: something else listens there.
         return False

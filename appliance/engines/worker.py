@@ -138,13 +138,19 @@ class Worker:
             return
         self._ends |= model.end_tokens
         self.ready.set_result(None)
-        while self._wait_for_work(model):
-            self._run_jobs(model)
-            self._drop_cancelled(model)
-            self._read_prompts(model)
-            self._extend_answers(model)
-            self._retire_adapters(model)
-        self._fail_everything(EngineError("the engine was closed"))
+        why = EngineError("the engine was closed")
+        try:
+            while self._wait_for_work(model):
+                self._run_jobs(model)
+                self._drop_cancelled(model)
+                self._read_prompts(model)
+                self._extend_answers(model)
+                self._retire_adapters(model)
+        except Exception as error:
+            # Rows could not be put in order: nothing that goes on could be trusted.
+            logger.exception("the thread of the local engine ends")
+            why = _failure(error)
+        self._fail_everything(why)
 
     def _wait_for_work(self, model: Generation) -> bool:
         with self._changed:
@@ -311,6 +317,7 @@ class Worker:
 
     def _fail_everything(self, error: EngineError) -> None:
         with self._changed:
+            self._closing = True
             rows = [*self._running, *self._waiting, *([self._reading] if self._reading else [])]
             jobs = [future for _, future in self._jobs]
         for row in rows:

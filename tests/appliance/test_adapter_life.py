@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows
 
@@ -17,7 +18,7 @@ from appliance.answers.availability import adapter_trouble
 from appliance.engines.base import AdapterRef, EngineError, Health, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
-from appliance.errors import ApplianceError, GateMissed
+from appliance.errors import ApplianceError, GateMissed, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Caller
 
@@ -133,6 +134,76 @@ def test_trouble_with_one_version_holds_no_other_up(bench: Bench, versions: list
     assert adapter_trouble(one, guard, Caller()) == f"engine default cannot use {one.name}; the log says why"
     assert adapter_trouble(two, guard, Caller()) == ""
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [f"{one.name}: the adapter does not fit"]
+
+
+def test_a_version_that_nobody_asked_for_lately_stays_for_whoever_is_on_the_way(bench: Bench, versions: list[AdapterVersion]) -> None:
+    engine = Refusing("好", base_hash=bench.base_hash)
+    one, two, _ = versions
+    found, guard = life(bench, engine)
+
+    async def run() -> None:
+        bench.registry.promote(one.name)
+        await found.tick()
+        # Its trial was its last answer, long ago.
+        guard._used[one.name] = float("-inf")
+        bench.registry.promote(two.name)
+        await found.tick()
+        await found.tick()
+
+    asyncio.run(run())
+    assert engine.loaded == [one.name, two.name]
+
+
+def test_a_loaded_version_that_did_not_answer_is_tried_again(
+    bench: Bench, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_life, "_AGAIN", 0.0)
+    engine = Refusing("好", base_hash=bench.base_hash)
+    engine.mute = versions[0].name
+    bench.registry.promote(versions[0].name)
+    found, guard = life(bench, engine)
+
+    async def run() -> None:
+        await found.tick()
+        assert engine.loaded == [versions[0].name] and guard.refused == {versions[0].name}
+        engine.mute = ""
+        await found.tick()
+
+    asyncio.run(run())
+    assert guard.refused == set()
+
+
+def test_an_engine_with_bad_settings_and_a_database_in_trouble_hold_nothing_up(
+    bench: Bench, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Refusing("好", base_hash=bench.base_hash)
+    bench.registry.promote(versions[0].name)
+    found, guard = life(bench, engine)
+    seen = found._look()
+
+    async def named(name: str) -> Guarded:
+        if name == "bad":
+            raise UsageError("[engines.bad] has an address and no model")
+        return guard
+
+    def broken() -> None:
+        raise sa.exc.OperationalError("SELECT", {}, Exception("数据库坏了"))
+
+    async def run() -> None:
+        monkeypatch.setattr(found._engines, "named", named)
+        monkeypatch.setattr(found, "_look", lambda: {"bad": {}, **seen})
+        await found.tick()
+        assert engine.loaded == [versions[0].name]
+        monkeypatch.setattr(found, "_look", broken)
+        monkeypatch.setattr(adapter_life, "_LOOK", 0.0)
+        running = asyncio.create_task(found.run())
+        await asyncio.sleep(0.2)
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+    assert "has an address and no model" in caplog.text and "数据库坏了" in caplog.text
 
 
 def test_an_engine_that_is_back_is_tried_before_a_question_is(bench: Bench, versions: list[AdapterVersion]) -> None:

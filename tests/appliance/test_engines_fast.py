@@ -12,7 +12,7 @@ import pytest
 from test_engines_local import QUESTIONS, Got, adapters, anyio_backend, ask, base, engine_on, make_adapter, reference, until, user
 from test_engines_variants import make_dora, make_prefix
 
-from appliance.engines.base import AdapterRef, EngineError, Message, Sampling
+from appliance.engines.base import AdapterRef, EngineError, Message, PromptTooLong, Sampling
 from appliance.engines.build import check
 from appliance.engines.local import LocalEngine
 from appliance.engines.prompt_cache import PromptCache, in_common
@@ -164,6 +164,20 @@ async def test_what_cannot_be_merged_is_served_beside_the_weights(base: Path, tm
     await engine.close()
 
 
+async def test_dora_beside_a_merged_adapter_answers_as_with_peft(base: Path, tmp_path: Path) -> None:
+    lora, dora = make_adapter(base, tmp_path / "l", "lora@1", 3), make_dora(base, tmp_path / "d", "dora@1", 1)
+    engine = engine_on(base, merge=True)
+    await engine.load(lora)
+    assert model_of(engine)._rows.merged is not None
+    await engine.load(dora)
+    got = await asyncio.gather(*(ask(engine, QUESTIONS[1], name) for name in (None, lora.name, dora.name)))
+    assert [answer.text for answer in got] == [reference(base, QUESTIONS[1], ref) for ref in (None, lora, dora)]
+    await engine.unload(dora.name)
+    await until(lambda: not engine._worker._leaving)  # type: ignore[union-attr]
+    assert model_of(engine)._rows.merged is not None
+    await engine.close()
+
+
 async def test_weights_that_can_no_longer_be_read_cost_no_answer(
     base: Path, adapters: dict[str, AdapterRef], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,11 +195,31 @@ async def test_weights_that_can_no_longer_be_read_cost_no_answer(
     await engine.close()
 
 
-def test_settings_of_the_local_engine_are_refused_elsewhere() -> None:
-    check("default", EngineConfig(weights="int8", merge=True, prompt_cache_mb=0))
-    for given in ({"weights": "int8"}, {"merge": True}):
-        with pytest.raises(UsageError, match=r"\[engines.gpu\] weights and merge are for kind = \"local\" only"):
-            check("gpu", EngineConfig.model_validate({"kind": "openai", "url": "http://127.0.0.1:1/v1", "model": "m", **given}))
+def test_settings_without_effect_are_refused() -> None:
+    address: dict[str, Any] = {"url": "http://127.0.0.1:1/v1", "model": "m"}
+    check("default", EngineConfig(weights="int8", merge=True, prompt_cache_mb=0, max_queue=3, threads=1))
+    check("default", EngineConfig(kind="vllm", threads=1, kv_cache_gib=4, max_loras=3, max_lora_rank=8, max_batch=2))
+    check("default", EngineConfig(kind="vllm", max_lora_rank=8, **address))
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "openai", **address, "weights": "int8", "merge": True}, "weights, merge: without effect for an engine of kind openai"),
+        ({"kind": "openai", **address, "max_lora_rank": 8}, "max_lora_rank: .* kind openai"),
+        ({"kind": "vllm", "prompt_cache_mb": 0}, "prompt_cache_mb: .* kind vllm;"),
+        ({"kind": "vllm", "model": "m"}, "model: .* kind vllm;"),
+        ({"kind": "vllm", **address, "server_args": ("--x",)}, "server_args: .* kind vllm at an address"),
+        ({"kind": "vllm", **address, "chat_template": "chatml"}, "chat_template: .* kind vllm at an address"),
+        ({"kind": "local", **address}, "model, url: .* kind local"),
+    ]
+    for given, said in refused:
+        with pytest.raises(UsageError, match=r"\[engines.gpu\] " + said):
+            check("gpu", EngineConfig.model_validate(given))
+
+
+async def test_the_window_can_be_made_smaller(base: Path) -> None:
+    engine = engine_on(base, context_window=30)
+    assert engine.context_window == 30 < engine_on(base, context_window=10**6).context_window
+    with pytest.raises(PromptTooLong, match="at most 29"):
+        await ask(engine, "多少钱？" * 30)
+    await engine.close()
 
 
 # --- beginnings of prompts
@@ -209,7 +243,7 @@ async def test_kept_beginnings_change_no_answer(base: Path, adapters: dict[str, 
     assert model_of(plain)._beginnings._kept == {}
     await engine.unload("a@1.0")
     await until(lambda: not engine._worker._leaving)  # type: ignore[union-attr]
-    assert {adapter for adapter, _ in kept} == {None, "adapter3"}
+    assert {adapter for adapter, _ in model_of(engine)._beginnings._kept} == {None, "adapter3"}
     for one in (engine, plain):
         await one.close()
 

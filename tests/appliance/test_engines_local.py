@@ -395,6 +395,24 @@ async def test_the_worker_outlives_errors(base: Path, monkeypatch: pytest.Monkey
     await engine.close()
 
 
+async def test_when_the_thread_ends_nobody_waits_for_it(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.engines.worker import Worker
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("rows cannot be moved")
+
+    monkeypatch.setattr(Worker, "_drop_cancelled", failing)
+    engine = engine_on(base, max_batch=1)
+    await engine.start()
+    async with asyncio.timeout(60):
+        got = await asyncio.gather(*(ask(engine, question) for question in QUESTIONS[:3]), return_exceptions=True)
+    assert all(isinstance(answer, EngineError) for answer in got)
+    with pytest.raises(EngineError, match="engine is closed"):
+        await ask(engine, QUESTIONS[0])
+    assert "thread has ended" in (await engine.health()).detail
+    await engine.close()
+
+
 async def test_closing_ends_what_runs_and_waits(base: Path) -> None:
     engine = engine_on(base, max_batch=1)
     running = engine.chat(user("Hi"), None, Sampling(max_tokens=800))

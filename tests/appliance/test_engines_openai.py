@@ -129,6 +129,17 @@ async def test_chunks_may_arrive_in_any_pieces_with_comments_between(size: int) 
     assert "".join(delta.text for delta in deltas) == "普通门诊\u2028二十元。"
 
 
+async def test_a_character_in_two_halves_is_put_together_and_a_half_one_is_marked() -> None:
+    halves = [
+        b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % half for half in (b"\\ud83d", b"\\ude00")
+    ]
+    async with serving(
+        pieces=[chunk("好"), *halves, chunk("的"), halves[1], chunk("。"), halves[0], chunk(None, "stop"), DONE], pause=0.02
+    ) as server:
+        deltas = await collect(engine_for(server.url))
+    assert "".join(delta.text for delta in deltas).encode().decode() == "好😀的\ufffd。"
+
+
 async def test_without_usage_it_is_estimated_and_length_is_kept() -> None:
     async with serving(pieces=[chunk("一二三四"), chunk(None, "length"), DONE]) as server:
         engine = engine_for(server.url)

@@ -44,7 +44,7 @@ def test_it_answers_as_the_local_engine_does(vllm_bench: VllmBench) -> None:
         names = [None, *(ref.name for ref in vllm_bench.adapters.values())]
         for one in (engine, local):
             await load_all(one, vllm_bench)
-        for question in ("What is the capital of France?", "How do vaccines work?", "你好吗？"):
+        for question in ("What is the capital of France?", "你好吗？"):
             for name in names:
                 assert await say(engine, name, question, 6) == await say(local, name, question, 6), (name, question)
             messages = [Message(role="user", content=question)]
@@ -59,7 +59,7 @@ def test_a_request_ends_with_the_version_it_began_with(vllm_bench: VllmBench) ->
 
     async def work(engine: Engine) -> None:
         await engine.load(medical)
-        for _ in range(3):
+        for _ in range(2):
             streams = [engine.chat([Message(role="user", content=QUESTIONS[0])], medical.name, Sampling(max_tokens=12)) for _ in range(4)]
             begun = await asyncio.gather(*(anext(stream) for stream in streams))
             await engine.load(legal)
@@ -99,11 +99,10 @@ def test_a_command_uses_the_server_that_runs(vllm_bench: VllmBench, capsys: pyte
     from appliance.cli.main import run
 
     before = vllm_bench.server.running
-    for domain in ("medical", "finance"):
-        asked = ["ask", QUESTIONS[2], "--domain", domain, "--arm", "finetuned", "--max-tokens", "12", "--json"]
-        assert run(["--workspace", str(vllm_bench.root), *asked]) == 0
-        answer = json.loads(capsys.readouterr().out)
-        assert answer["adapter"] == vllm_bench.adapters[domain].name and answer["answer"].strip()
+    asked = ["ask", QUESTIONS[2], "--domain", "finance", "--arm", "finetuned", "--max-tokens", "12", "--json"]
+    assert run(["--workspace", str(vllm_bench.root), *asked]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["adapter"] == vllm_bench.adapters["finance"].name and answer["answer"].strip()
     assert vllm_bench.server.running == before and vllm_bench.server.failures == 0
 
 
@@ -116,12 +115,15 @@ def test_killed_in_the_middle_of_an_answer_it_is_back_with_its_adapters(vllm_ben
         with pytest.raises(EngineDown, match=r"broke during the answer|ended without|ended the answer|failed during the answer"):
             async for _ in stream:
                 pass
-        while vllm_bench.server.running is not None:  # noqa: ASYNC110 - another thread changes it
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while vllm_bench.server.running is not None:  # noqa: ASYNC110 - another thread changes it
+                await asyncio.sleep(0.05)
         assert not (await engine.health()).ok
         await asyncio.to_thread(vllm_bench.wait)
-        while not (await engine.health()).ok:  # noqa: ASYNC110 - the server changes it
-            await asyncio.sleep(0.2)
+        # It loads the adapters again before it is well.
+        async with asyncio.timeout(120):
+            while not (await engine.health()).ok:  # noqa: ASYNC110 - the server changes it
+                await asyncio.sleep(0.2)
         assert set(await engine.adapters()) == {ref.name for ref in vllm_bench.adapters.values()}
         for domain, word in WORDS.items():
             assert await say(engine, vllm_bench.adapters[domain].name) == word

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,20 +16,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 from fake_vllm import write_python
 from gate_support import make_adapter, make_base
 
 from appliance.adapters.registry import Registry
-from appliance.engines import vllm_server
-from appliance.engines.base import AdapterRef, EngineDown, EngineError, Message, Sampling
+from appliance.engines import vllm, vllm_server
+from appliance.engines.base import AdapterRef, EngineDown, EngineError, EngineLate, Message, Sampling
 from appliance.engines.build import build, check
 from appliance.engines.pool import EnginePool
 from appliance.engines.replicas import Replicas
 from appliance.engines.vllm_server import Launch, VllmServer
 from appliance.engines.vllm_started import StartedVllm, launch, limits
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
+from appliance.store.locks import WriterLock
 from appliance.workspace import Workspace
 
 
@@ -192,6 +196,70 @@ def test_processes_of_a_workspace_share_one_server(workspace: Workspace, models:
     assert processes(base) == []
 
 
+def test_a_database_in_trouble_ends_neither_the_server_nor_those_who_follow_it(
+    workspace: Workspace, models: ModelStore, base: Path, server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: server.running)
+    before = server.running
+    failed: list[str] = []
+
+    def beat(lock: WriterLock) -> None:
+        failed.append("beat")
+        raise DatabaseFailed("the database cannot be used: 数据库被锁")
+
+    def follow(own: VllmServer) -> None:
+        failed.append("follow")
+        raise sa.exc.OperationalError("SELECT", {}, Exception("数据库坏了"))
+
+    other = VllmServer("default", launching(workspace, models), workspace.db)
+    try:
+        until(lambda: other.running)
+        with monkeypatch.context() as patch:
+            patch.setattr(WriterLock, "beat", beat)
+            patch.setattr(VllmServer, "_follow", follow)
+            until(lambda: {"beat", "follow"} <= set(failed))
+            until(lambda: other.running is None)
+        until(lambda: other.running == before)
+        assert server.running == before and server.failures == 0
+    finally:
+        other.close()
+
+
+def test_what_is_no_server_of_the_web_is_not_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as strange:
+
+        def answer() -> None:
+            connection, _ = strange.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail at your service\r\n")
+
+        talking = threading.Thread(target=answer)
+        talking.start()
+        assert vllm_server._is_well(strange.getsockname()[1], 10.0, strict=True) is False
+        talking.join()
+
+
+def test_a_server_that_hangs_holds_no_load_up(
+    workspace: Workspace, models: ModelStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "_PATIENCE", 0.1)
+    monkeypatch.setattr(vllm, "_WELL", 0.1)
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+            engine = vllm.VllmEngine("default", url, "m", None, ["en"], "", 2048)
+            async with asyncio.timeout(20):
+                with pytest.raises(EngineLate, match="does the server hang"):
+                    await engine.load(adapter(tmp_path, "medical@1"))
+                with pytest.raises(EngineLate):
+                    await engine.count_tokens([Message(role="user", content="挂号费")])
+            await engine.close()
+
+    asyncio.run(run())
+
+
 def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: ModelStore, base: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from appliance.workspace import Workspace;"
@@ -263,7 +331,7 @@ def test_limits_follow_the_domains_and_their_versions(workspace: Workspace, mode
 def test_addresses_make_replicas(workspace: Workspace, models: ModelStore, base: Path) -> None:
     both = ("http://127.0.0.1:8001/v1", "http://127.0.0.1:8002/v1")
     for kind, serves in (("openai", False), ("vllm", True)):
-        settings = workspace.config.engines["default"].model_copy(update={"kind": kind, "urls": both, "model": "m"})
+        settings = workspace.config.engines["default"].model_copy(update={"kind": kind, "urls": both, "model": "m", "python": None})
         engine = build("default", settings, models, workspace)
         assert isinstance(engine, Replicas) and len(engine._replicas) == 2
         assert engine.serves_adapters is serves and bool(engine.base_hash) is serves

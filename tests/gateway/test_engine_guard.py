@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from lying_engine import LyingEngine, lying
@@ -18,6 +19,8 @@ from appliance.engines.openai import OpenAIEngine
 pytestmark = pytest.mark.anyio
 ASK: list[Message] = [{"role": "user", "content": "挂号费是多少？"}]
 QUICK = TimeLimits(connect=0.3, first_token=0.3, between_tokens=0.3, total=5.0)
+# Where nothing is to be late, also on a busy machine.
+PATIENT = TimeLimits(connect=10.0, first_token=10.0, between_tokens=10.0, total=60.0)
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ async def ask(guard: Guarded) -> str:
 @pytest.mark.parametrize("fault", ["reset", "500", "garbage"])
 async def test_one_fault_before_the_first_token_is_never_seen(fault: str) -> None:
     with lying(fault=fault, faults_left=1) as server:
-        async with guarded(server) as guard:
+        async with guarded(server, PATIENT) as guard:
             assert (await ask(guard)).split() == ["第0词", "第1词", "第2词", "第3词", "第4词"]
     assert server.chats == 2 and (guard.faults.failed, guard.faults.retried) == (1, 1) and guard.state == "closed"
 
@@ -56,7 +59,7 @@ async def test_one_fault_before_the_first_token_is_never_seen(fault: str) -> Non
 @pytest.mark.parametrize("fault", ["reset_later", "half_chunk", "no_done", "error_event"])
 async def test_a_fault_after_the_first_token_is_an_error_and_not_retried(fault: str) -> None:
     with lying(fault=fault) as server:
-        async with guarded(server) as guard:
+        async with guarded(server, PATIENT) as guard:
             seen = []
             with pytest.raises(EngineDown):
                 async for delta in guard.chat(ASK, None, Sampling()):
@@ -66,9 +69,9 @@ async def test_a_fault_after_the_first_token_is_an_error_and_not_retried(fault: 
 
 async def test_each_time_limit_is_kept_and_lateness_is_not_retried() -> None:
     for fault, words, limits, said in [
-        ("hang", 5, QUICK, "no first token within 0.3 s"),
-        ("hang_later", 5, QUICK, "nothing more within 0.3 s"),
-        ("", 200, TimeLimits(0.3, 0.3, 0.3, total=0.4), "did not complete the answer within 0.4 s"),
+        ("hang", 5, replace(PATIENT, first_token=0.3), "no first token within 0.3 s"),
+        ("hang_later", 5, replace(PATIENT, between_tokens=0.3), "nothing more within 0.3 s"),
+        ("", 200, replace(PATIENT, total=0.4), "did not complete the answer within 0.4 s"),
     ]:
         with lying(fault=fault, words=words, pause=0.02) as server:
             async with guarded(server, limits) as guard:
@@ -81,7 +84,7 @@ async def test_each_time_limit_is_kept_and_lateness_is_not_retried() -> None:
 
 async def test_the_breaker_opens_tries_once_and_closes() -> None:
     with lying(fault="reset") as server:
-        async with guarded(server, failures=2) as guard:
+        async with guarded(server, PATIENT, failures=2) as guard:
             with pytest.raises(EngineDown):
                 await ask(guard)
             assert guard.state == "open" and not (await guard.health()).ok
@@ -102,7 +105,7 @@ async def test_the_breaker_opens_tries_once_and_closes() -> None:
 
 async def test_while_one_request_tries_the_engine_others_are_refused_until_its_first_token() -> None:
     with lying(fault="reset", pause=0.1) as server:
-        async with guarded(server, failures=1) as guard:
+        async with guarded(server, PATIENT, failures=1) as guard:
             with pytest.raises(EngineDown):
                 await ask(guard)
             server.fault = ""
@@ -167,7 +170,7 @@ async def test_an_engine_is_not_late_while_this_process_is_too_busy_to_look() ->
 
 async def test_the_end_of_the_trial_is_its_first_token() -> None:
     with lying(fault="reset") as server:
-        async with guarded(server, failures=1) as guard:
+        async with guarded(server, PATIENT, failures=1) as guard:
             with pytest.raises(EngineDown):
                 await ask(guard)
             server.fault, server.words, server.pause = "", 10_000, 0.01
@@ -183,9 +186,25 @@ async def test_the_end_of_the_trial_is_its_first_token() -> None:
 
 async def test_an_engine_that_has_just_answered_is_not_asked_whether_it_is_well() -> None:
     with lying() as server:
-        async with guarded(server) as guard:
+        async with guarded(server, PATIENT) as guard:
             await ask(guard)
             assert (await guard.health()).ok and server.probes == 0
+
+
+async def test_bad_moments_between_good_answers_are_not_in_a_row() -> None:
+    with lying() as server:
+        async with guarded(server, PATIENT) as guard:
+
+            async def unwell() -> Health:
+                return Health(False, "不可用")
+
+            guard.engine.health = unwell  # type: ignore[method-assign]
+            for _ in range(4):
+                guard._alive_at = float("-inf")
+                assert not (await guard.health()).ok
+                assert await ask(guard)
+                assert (await guard.health()).ok
+    assert guard.state == "closed"
 
 
 async def test_a_busy_engine_is_no_broken_one() -> None:
