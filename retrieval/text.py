@@ -13,6 +13,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from retrieval import structure
@@ -257,13 +258,24 @@ def _han_terms(run: str, dictionary: Dictionary | None) -> Iterator[str]:
 
 
 def _stem(tokens: list[str], stems: dict[str, str] | None) -> list[str]:
+    if stems is None:
+        return [_stemmed(token) for token in tokens]
+    missing = list({token for token in tokens if token not in stems})
+    stems.update(zip(missing, _stemmer().stemWords(missing), strict=True))
+    return [stems[token] for token in tokens]
+
+
+@lru_cache(maxsize=20_000)
+def _stemmed(token: str) -> str:
+    """The stem of one word. Questions and the sentences compared with them have mostly the same few thousand."""
+    return str(_stemmer().stemWord(token))
+
+
+def _stemmer() -> Any:
     import snowballstemmer
 
-    known = {} if stems is None else stems
-    missing = list({token for token in tokens if token not in known})
     # A stemmer holds state while it works, so each call has its own.
-    known.update(zip(missing, snowballstemmer.stemmer("english").stemWords(missing), strict=True))
-    return [known[token] for token in tokens]
+    return snowballstemmer.stemmer("english")
 
 
 def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -131,7 +131,8 @@ class Answering(Deciding):
             try:
                 async with aclosing(self._generate(turn)) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, Draft):
+                        # An answer that was kept tells nothing more about its version.
+                        if isinstance(piece, Draft) and not piece.cached:
                             self._count(turn, failed=not piece.text.strip())
                         yield piece
             except (EngineError, ApplianceError) as error:
@@ -159,14 +160,21 @@ class Answering(Deciding):
         return Draft(prompts.refusal(turn.lang, turn.decision.reasons[-1] if turn.decision.reasons else ""), arm="refuse")
 
     def _quote(self, turn: Turn) -> tuple[str, list[Citation]]:
-        return quote(turn.query, turn.evidence.passages, self.knowledge.similarity, flagged=self.config.retrieval.flagged)
+        settings = self.config.answering
+        return quote(
+            turn.query,
+            turn.evidence.passages,
+            self.knowledge.similarity,
+            flagged=self.config.retrieval.flagged,
+            characters=settings.quote_characters,
+        )
 
     async def _generate(self, turn: Turn) -> AsyncGenerator[str | Draft]:
         arm, request = turn.decision.arm, turn.request
         engine = await self.engines.of(turn.domain)
         sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
         adapter = turn.adapter.name if arm in ("finetuned", "hybrid") and turn.adapter is not None else None
-        key = None if self.cache is None else key_of(turn, engine, adapter, sampling, self.router.version)
+        key = None if self.cache is None else key_of(turn, engine, adapter, sampling, turn.decision.router_version)
         epoch = 0 if self.cache is None else self.cache.epoch
         if self.cache is not None and key is not None and (kept := self.cache.find(key)) is not None:
             yield kept.text
@@ -190,7 +198,7 @@ class Answering(Deciding):
         if passages and not prompts.says_nothing_found(text):
             cited, unsupported = await asyncio.to_thread(align, text, passages, self.config.answering.support)
         draft = Draft(text, cited, unsupported, usage, finish, engine.name, adapter, cached=None if key is None else False)
-        if self.cache is not None and key is not None:
+        if self.cache is not None and key is not None and text.strip():
             self.cache.keep(key, draft, epoch)
         yield draft
 

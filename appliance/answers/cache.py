@@ -133,7 +133,10 @@ def key_of(turn: Turn, engine: Engine, adapter: str | None, sampling: Sampling, 
         sampling,
         turn.decision.arm,
         turn.evidence.generation,
-        tuple((p.document.domain, p.chunk.id, p.document.sha256, p.chunk.flags) for p in turn.evidence.passages),
+        tuple(
+            (p.document.domain, p.chunk.id, p.document.sha256, p.chunk.flags, tuple(info.id for info in p.sources))
+            for p in turn.evidence.passages
+        ),
         (engine.name, engine.base_hash),
         adapter,
         router,

@@ -77,14 +77,14 @@ class Feedback:
                 "domain": answer.domain,
                 "arm": answer.arm,
                 "adapter": answer.adapter,
-                "question": question if keep else None,
-                "answer": answer.text if keep else None,
+                "question": _storable(question) if keep else None,
+                "answer": _storable(answer.text) if keep else None,
                 "documents": sorted(cited | {(info.domain, info.id) for info in found}),
                 "labels": sorted(frozenset[str]().union(*(info.labels for info in found))),
                 "refused": answer.arm == "refuse" or says_nothing_found(answer.text),
                 "rule": answer.decision.rule[:60],
                 # Stands alone also where the question leans on the turns before it; only its hash is written.
-                "asked": answer.query or question,
+                "asked": _storable(answer.query or question),
                 # When it was asked for: what is deleted from then on may be in it.
                 "created_at": utcnow() - timedelta(milliseconds=answer.timings.get("total", 0.0)),
             }
@@ -186,6 +186,11 @@ def forget(connection: Connection) -> None:
         for row in rows:
             if deleted(row.documents, row.adapter, getattr(row, moment)):
                 connection.execute(table.update().where(key == row[0]).values(texts))
+
+
+def _storable(text: str) -> str:
+    """Without NUL, which PostgreSQL refuses: one such text would keep all that wait with it from being written."""
+    return text.replace("\0", "\ufffd")
 
 
 def _refusal(row: Mapping[str, Any]) -> Entry:

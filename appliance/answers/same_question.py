@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 
 from retrieval.text import content_words, detect_lang
@@ -20,7 +19,16 @@ def _list(text: str) -> list[str]:
     return text.split()
 
 
-# Tokens that begin with a mark are compared without their order: # who, how much, how often; ? what is asked for.
+# Words that are names or letters where they stand in capitals ("US", "WHO", "vitamin A"), or beside such words ("in May", "a will").
+_NAME = "`"
+_EN_NAMES = re.compile(
+    r"\b[A-Z]{2,}\b|(?<=\w )(?:A|May|Will)\b"
+    r"|(?i:(?<=in )|(?<=of )|(?<=by )|(?<=until )|(?<=since )|(?<=after )|(?<=before )|(?<=next )|(?<=last ))[mM]ay\b|\b[mM]ay(?= \d)"
+    r"|(?i:(?<=\ba )|(?<=\bthe )|(?<=\bmy )|(?<=\bhis )|(?<=\bher ))will\b"
+    r"|(?i:(?<=vitamin )|(?<=hepatitis )|(?<=type )|(?<=group )|(?<=class )|(?<=plan )|(?<=grade )|(?<=stage )|(?<=phase )|(?<=part )"
+    r"|(?<=section )|(?<=article )|(?<=schedule )|(?<=title )|(?<=annex ))[aAI]\b"
+)
+# Tokens that begin with a mark: # who, how much, how often; ? what is asked for.
 _EN_PHRASES = [
     (r"n['’]t\b", " not"),
     (r"['’]s\b", " is "),
@@ -29,16 +37,17 @@ _EN_PHRASES = [
     (r"\b(for )?how (long|much time)\b|\bwhat is the duration\b", " ?duration "),
     (r"\bhow (often|frequently|many times)\b", " ?often "),
     (r"\bhow many\b|\bwhat number of\b|\bwhat is the number of\b", " ?count "),
-    (r"\b(what|how much|which)( \w+)? (does|do|is|are|will|would)\b(?=.*\b(cost|costs|price|fee|charge|charged|pay)\b)", " "),
-    (r"\bhow much\b(?=.*\b(cost|costs|pay|charge|charged|price|fee)\b)", " "),
-    (r"\b(costs?|prices?|fees?|priced|charged?|charges|pay|paid)\b", " ?cost "),
+    (r"\b(?:what|how much) (?:do|does|must|will|would) (?:i|we|you|one|they) (?:have to )?(?:pay|charge)\b", " ?cost "),
+    (r"\b(what|how much|which)( \w+)? (does|do|is|are|will|would)\b(?=.*\b(cost|costs|price|fee)\b)", " "),
+    (r"\bhow much\b(?=.*\b(cost|costs|price|fee)\b)", " "),
+    (r"\b(costs?|prices?|fees?|priced)\b", " ?cost "),
     (r"\bhow much\b", " ?much "),
     (r"\b(where|in which place|at which place|what place|at what place)\b", " ?place "),
     (r"\b(who|whom|which person|what person)\b", " ?person "),
     (r"\b(why|for what reason|what is the reason)\b", " ?reason "),
     (r"\b(how|in what way|which way)\b", " ?way "),
-    (r"\b(at most|no more than|not more than|max|maximum|maximal|highest|largest|upper limit|most)\b", " #max "),
-    (r"\b(at least|no less than|not less than|min|minimum|minimal|lowest|smallest|least)\b", " #min "),
+    (r"\b(at most|no more than|not more than|max|maximum|maximal|highest|largest|upper limit)\b", " #max "),
+    (r"\b(at least|no less than|not less than|min|minimum|minimal|lowest|smallest)\b", " #min "),
     (r"\b((?:per|a|each|every) day|daily)\b", " #daily "),
     (r"\b((?:per|an|each|every) hour|hourly)\b", " #hourly "),
     (r"\b((?:per|a|each|every) week|weekly)\b", " #weekly "),
@@ -50,9 +59,10 @@ _EN_PHRASES = [
     (r"\b(pregnant|pregnancy|during pregnancy)( women| patients)?\b", " #pregnant "),
     (r"\b(men|man|males?)\b", " #male "),
     (r"\b(women|woman|females?)\b", " #female "),
-    (r"\b(must|have to|has to|need to|needs to|required|obliged|necessary|mandatory|compulsory)\b", " #must "),
+    (r"\b(must|have to|has to|(?:need|needs|required|obliged|necessary|mandatory|compulsory)(?: to)?)\b", " #must "),
     (r"\b(should|ought to|recommended|advised|advisable)\b", " #should "),
     (r"\b(could|would) (you|somebody|someone)( please)? (tell|explain to|inform) me\b", " "),
+    (r"\b(tell|inform|show) me\b", " "),
     (r"\b(do you know|i would like to know|i want to know)\b", " "),
     (r"^\s*(can|could|may|might|is it (allowed|possible|permitted|ok|okay)( for \w+)? to|am i allowed to|are \w+ allowed to)\b", " ?may "),
 ]  # fmt: skip
@@ -60,7 +70,7 @@ _EN_SAME = {
     word: group.split()[0]
     for group in (
         "begin start commence",
-        "finish end stop",
+        "finish end",
         "buy purchase",
         "get obtain receive",
         "doctor physician",
@@ -70,14 +80,11 @@ _EN_SAME = {
         "rule regulation",
         "car vehicle",
         "document paper",
-        "return bring",
-        "employee staff",
+        "employe employee staff",
         "customer client",
         "salary wage",
         "illness disease sickness",
-        "hand submit file",
-        "book reserve",
-        "cancel revoke",
+        "hand submit",
     )
     for word in group.split()
 }
@@ -92,8 +99,13 @@ _EN_NUMBERS = {
 } | {"once": "1 times", "twice": "2 times", "thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100"}
 _EN_NEGATIONS = frozenset(_list("not no never without neither nor none nobody nothing"))
 # Words between which the order of two things matters, and which change what is meant.
-_EN_KEPT = frozenset(_list("before after until since from to than over under above below between during while if only also both or into"))
-_EN_EMPTY = frozenset(_list("please tell know like want exactly currently actually just there may might"))
+_EN_KEPT = frozenset(
+    _list(
+        "before after until since from to than over under above below between during while if only also both or into by but his her "
+        "he she him they their them me my we us our you your was were did had"
+    )
+)
+_EN_EMPTY = frozenset(_list("please tell know want exactly actually there may might"))
 
 _ZH_PHRASES = [
     (r"请问|麻烦|想问(?:一下|问)?|问一下|我想(?:知道|了解)(?:一下)?|想(?:知道|了解)|告诉我|咨询一下|能否告诉|你好|您好", ""),
@@ -103,12 +115,12 @@ _ZH_PHRASES = [
     (r"(?:有没有)", "〔有无〕"),
     (r"(?:需要?|要)?(?:花|付|收|交)?(?:多少钱|多少费用|多少元)|怎么收费|如何收费", "〔钱〕"),
     (r"的?(?:费用|价格|收费|价钱)(?:是|为)?(?:多少|怎样|如何|几何)?|费(?:是|为|要)?多少", "〔钱〕"),
+    (r"(?:因)?为(?:什么|何)|什么原因", "〔因〕"),
     (r"(?:需要?|要|须)?(?:什么|哪些)(?!时候|时间|地方|人|原因)", "〔何〕"),
     (r"(?:在)?(?:什么时候|何时|几点钟?|什么时间|哪个时间)|的?时间是(?:什么时候|几点|何时)", "〔时〕"),
-    (r"(?:需要?|要)?(?:多久|多长时间|多少时间)", "〔久〕"),
+    (r"(?:需要?|要|有)?(?:多久|多长时间|多少时间)", "〔久〕"),
     (r"(?:在|到|去)?(?:哪里|哪儿|何处|什么地方)", "〔处〕"),
     (r"怎么样|怎么|如何|怎样", "〔法〕"),
-    (r"为什么|为何|什么原因|因为什么", "〔因〕"),
     (r"由?(?:谁|哪位|什么人|哪个人)", "〔谁〕"),
     (r"最多|最大|最高|上限|不(?:能|得|可)?超过|至多", "〔上限〕"),
     (r"最少|最小|最低|下限|至少|不(?:能|得|可)?少于", "〔下限〕"),
@@ -118,10 +130,10 @@ _ZH_PHRASES = [
     (r"孕妇|怀孕(?:的?(?:女性|妇女|期间))?|妊娠期?", "〔孕〕"),
     (r"男(?:性|士|人|的)?", "〔男〕"),
     (r"女(?:性|士|人|的)?", "〔女〕"),
-    (r"每天|每日|一天|一日", "〔每日〕"),
-    (r"每周|每星期|一周|一星期", "〔每周〕"),
-    (r"每个?月|一个月", "〔每月〕"),
-    (r"每年|一年", "〔每年〕"),
+    (r"每[天日]|(?<![零一二两三四五六七八九十百千第])一[天日](?=.{0,6}(?:几|〔多少〕|多少|[上下]限|次))", "〔每日〕"),
+    (r"每(?:周|星期)|(?<![零一二两三四五六七八九十百千第])一(?:周|星期)(?=.{0,6}(?:几|〔多少〕|多少|[上下]限|次))", "〔每周〕"),
+    (r"每个?月|(?<![零一二两三四五六七八九十百千第])一个月(?=.{0,6}(?:几|〔多少〕|多少|[上下]限|次))", "〔每月〕"),
+    (r"每年|(?<![零一二两三四五六七八九十百千第])一年(?=.{0,6}(?:几|〔多少〕|多少|[上下]限|次))", "〔每年〕"),
     (r"必须|务必|一定要|得要", "〔必须〕"),
     (r"应该|应当|建议", "〔应当〕"),
     (r"医生|大夫|医师", "医"),
@@ -132,90 +144,88 @@ _ZH_PHRASES = [
     (r"办理", "办"),
     (r"(?:是|为)?多少", "〔多少〕"),
     (r"几(?=[次天个位名人片粒])", "〔多少〕"),
+    (r"(?<=[限时处]〕)(?:可以|能够?)|在(?=[\d一两三四五六七八九十])", ""),
 ]  # fmt: skip
 _ZH_NEGATIONS = re.compile(r"不|没有?|无|未|非|勿|别(?!人|的)|禁止|严禁")
 _ZH_NUMBER = re.compile(
     r"(?:\d+(?:\.\d+)?|半|[零〇一二两三四五六七八九十百千万]+)(?=[岁周天日月年次小时分钟片粒毫克升元米公斤人名位层楼倍度级%％个])"
 )
-_ZH_EMPTY = re.compile(r"[的了吗呢啊呀吧么我您你们是在有会可以能够本这那个些?？。,，!！、\s]|一下|具体|到底|究竟|目前|现在|一般|通常")
+_ZH_EMPTY = re.compile(r"^我们?(?![国方司院军党行校市省])|[的吗呢啊呀吧么您是?？。,，!！、\s]|了(?!解)|一下|具体|到底|究竟")
 _ZH_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _ZH_PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10_000}
-_MARKED = re.compile(r"[?#]\w+|〔[^〕]*〕")
-# From so many ordered words on, another order may be another question: who does what to whom.
-_ORDERED = 3
+_NOT = "不"
+# Signs that change a number or a name: below zero, more than, C++, €.
+_SIGN = r"[^\w\s.,:;?!'\"“”‘’()\[\]{}〔〕。，、！…·/–—-]|(?<!\w)-(?=\s?[\d.{])|(?<=\w)-(?=\W|$)|(?<=\d)[/:](?=\d)"
+# What may stand at the beginning as well as at the end, by kinds: what is asked for, whether, at most, how often, who.
+_MOVABLE = [
+    frozenset(_list(kind))
+    for kind in (
+        "?time ?duration ?often ?count ?cost ?much ?place ?person ?reason ?way "
+        "〔钱〕 〔何〕 〔时〕 〔久〕 〔处〕 〔法〕 〔因〕 〔谁〕 〔多少〕",
+        "?may 〔可否〕 〔须否〕 〔是否〕 〔有无〕",
+        "#max #min 〔上限〕 〔下限〕",
+        "#hourly #daily #weekly #monthly #yearly 〔每日〕 〔每周〕 〔每月〕 〔每年〕",
+        "#child #adult #elderly #pregnant #male #female 〔儿童〕 〔成人〕 〔老人〕 〔孕〕 〔男〕 〔女〕",
+        "#must #should 〔必须〕 〔应当〕",
+    )
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a question says: its `words` in order, and what may stand anywhere in it: numbers with their units, negations, who and how."""
+    """What a question says: its `words` in order, with numbers, negations and whom it is about; and what it asks for, which may stand
+    anywhere in it."""
 
     lang: str
     words: tuple[str, ...]
-    anywhere: tuple[tuple[str, int], ...]
+    anywhere: frozenset[str]
 
 
 def meaning(question: str) -> Meaning:
     """What `question` says, for `same`."""
-    text = unicodedata.normalize("NFKC", question).casefold()
+    # Fractions and powers would run together with the digits before them.
+    apart = "".join(f" ^{char}" if unicodedata.category(char) == "No" else char for char in question)
+    text = unicodedata.normalize("NFKC", apart)
     lang = detect_lang(question)
-    words, anywhere = _chinese(text) if lang == "zh" else _english(text)
-    return Meaning(lang, tuple(words), tuple(sorted(anywhere.items())))
+    words = _chinese(text.casefold()) if lang == "zh" else _english(text)
+    found = frozenset(words)
+    # What a "not" belongs to is told by its place only, and of two of a kind which is which.
+    alone = [kind for kind in _MOVABLE if len(found & kind) == 1 and sum(word in kind for word in words) <= 2]
+    movable = frozenset[str]() if _NOT in found else frozenset[str]().union(*alone)
+    return Meaning(lang, tuple(word for word in words if word not in movable), found & movable)
 
 
 def same(one: Meaning, other: Meaning) -> bool:
     """Whether two questions ask for the same thing, as far as their words tell."""
-    if one.lang != other.lang or one.anywhere != other.anywhere or not (one.words or one.anywhere):
-        return False
-    if one.words == other.words:
-        return True
-    return one.lang == "en" and len(one.words) < _ORDERED and sorted(one.words) == sorted(other.words)
+    return one == other and bool(one.words or one.anywhere)
 
 
-def _english(text: str) -> tuple[list[str], Counter[str]]:
+def _english(text: str) -> list[str]:
+    text = _EN_NAMES.sub(lambda found: f" {found.group().strip()}{_NAME} ", text).casefold()
     for pattern, token in _EN_PHRASES:
         text = re.sub(pattern, token, text)
-    anywhere: Counter[str] = Counter()
-    for mark in set(_MARKED.findall(text)):
-        anywhere[mark] = 1
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     words: list[str] = []
-    tokens = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*|%", _MARKED.sub(" ", text))
-    tokens = [part for token in tokens for part in _EN_NUMBERS.get(token, token.replace(",", "")).split()]
-    number = ""
-    for token in tokens:
-        if token[0].isdigit():
-            anywhere[number] += bool(number)
-            number = token
-            continue
-        unit = content_words(token)
-        if number:
-            # The number belongs to the word after it.
-            anywhere[f"{number} {unit[0] if unit else token}"] += 1
-            number = ""
-        elif token in _EN_NEGATIONS:
-            anywhere["not"] += 1
-        elif token in _EN_KEPT:
+    tokens = re.findall(rf"[?#][a-z]+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*{_NAME}?|{_SIGN}", text)
+    for token in (part for each in tokens for part in _EN_NUMBERS.get(each, each).split()):
+        if token in _EN_NEGATIONS:
+            words.append(_NOT)
+        elif token in _EN_KEPT or not token[0].isalpha() or token.endswith(_NAME):
             words.append(token)
-        elif token not in _EN_EMPTY and unit:
-            words += [_EN_SAME.get(token) or _EN_SAME.get(stem) or stem for stem in unit]
-    anywhere[number] += bool(number)
-    return words, +anywhere
+        elif token not in _EN_EMPTY:
+            words += [_EN_SAME.get(token) or _EN_SAME.get(stem) or stem for stem in content_words(token)]
+    return words
 
 
-def _chinese(text: str) -> tuple[list[str], Counter[str]]:
+def _chinese(text: str) -> list[str]:
     for pattern, token in _ZH_PHRASES:
         text = re.sub(pattern, token, text)
-    anywhere: Counter[str] = Counter()
-    for mark in set(_MARKED.findall(text)):
-        anywhere[mark] = 1
-    text = _MARKED.sub("|", text)
 
     def number(found: re.Match[str]) -> str:
         return f"{{{_value(found.group())}}}"
 
-    text = _ZH_NUMBER.sub(number, text)
-    anywhere["不"] += len(_ZH_NEGATIONS.findall(text))
-    text = _ZH_EMPTY.sub("", _ZH_NEGATIONS.sub("", text).replace("|", ""))
-    return re.findall(r"\{[^}]*\}.?|[a-z]+|\d+(?:\.\d+)?|[^\W_]|%", text), +anywhere
+    text = _ZH_NEGATIONS.sub(_NOT, _ZH_NUMBER.sub(number, text))
+    return re.findall(rf"〔[^〕]*〕|\{{[^}}]*\}}|[a-z]+|\d+(?:\.\d+)?|[^\W_]|{_SIGN}", _ZH_EMPTY.sub("", text))
 
 
 def _value(numeral: str) -> str:

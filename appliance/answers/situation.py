@@ -116,11 +116,15 @@ class Deciding:
         if verified is None and request.arm in ("auto", "verified"):
             verified, near = await asyncio.to_thread(self.verified.similar, query, within) or (None, 0.0)
         situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, near if verified is not None else None)
-        decision = self.router.decide(situation) if request.arm == "auto" else forced(request.arm, situation, self.router.version)
+        decision = await self.look(self._chosen, request, situation)
         decision = on_trial(decision, side, adapter, lang)
         clock.mark("decision", started)
         id = f"ans-{secrets.token_hex(8)}"
         return Turn(id, request, caller, query, lang, domain, evidence, adapter, verified, decision, clock, situation, side)
+
+    def _chosen(self, request: Request, situation: Situation) -> Decision:
+        """The router's decision, or the caller's own."""
+        return self.router.decide(situation) if request.arm == "auto" else forced(request.arm, situation, self.router.version)
 
     def _version(self, request: Request, caller: Caller, domain: str, query: str) -> tuple[AdapterVersion | None, Side | None]:
         """The version that may answer, and the side of the domain's canary it is on."""

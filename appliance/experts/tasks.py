@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from statistics import fmean
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +25,7 @@ from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.store.tables_experts import expert_task, expert_work
 from appliance.workspace import Workspace
-from eval.experts import Judged, Judgement, Kind, Task, blind_tasks, judgement_of, utilities
+from eval.experts import Judged, Judgement, Kind, Task, blind_tasks, judgement_of, utility_of
 from eval.run import load
 from retrieval.types import Scope
 
@@ -315,11 +316,16 @@ class ExpertTasks:
 
 
 def expert_utilities(database: Database, run: str) -> dict[tuple[str, str], float]:
-    """What the experts' scores make each answer of a run worth, in [-1, 1] by (item, arm); see `eval.experts.utility_of`.
+    """What the experts' scores make each answer of a run worth, in [-1, 1] by (item, text): the mean over the experts who scored it.
 
-    Answers nobody scored, and those whose text was deleted since, are not in it.
+    By its text, because an arm and the router that chose it may have given the same answer. Answers nobody scored, and those whose text
+    was deleted since, are not in it; see `eval.experts.utility_of`.
     """
-    return utilities([judged for judged, _ in ExpertTasks(database).judged(run, with_texts=True)])
+    given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for judged, task in ExpertTasks(database).judged(run, with_texts=True):
+        if judged.judgement.scores:
+            given[judged.item, task.answer_a].append(utility_of(judged.judgement.scores))
+    return {key: fmean(values) for key, values in given.items()}
 
 
 def _shown(task: sa.Row[Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from appliance.gateway.auth import caller_of
 from appliance.gateway.desk import Desk
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import finished
-from appliance.gateway.target import ChosenArm, Labels, check_domain, narrowing
+from appliance.gateway.target import ChosenArm, Labels, Words, check_domain, narrowing
 from appliance.gateway.trace import trace_of
 from appliance.types import Caller, answer_json
 from appliance.types import Request as Question
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 class Turn(_Strict):
     role: Literal["user", "assistant"]
-    content: str
+    content: Words
 
 
 class Conditions(_Strict):

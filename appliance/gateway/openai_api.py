@@ -15,7 +15,7 @@ from appliance.gateway.auth import caller_of
 from appliance.gateway.desk import Desk
 from appliance.gateway.errors import ApiError
 from appliance.gateway.events import EventStream, encoded, finished, frame
-from appliance.gateway.target import ChosenArm, Labels, model_ids, narrowing, resolve
+from appliance.gateway.target import ChosenArm, Labels, Words, model_ids, narrowing, resolve
 from appliance.gateway.trace import trace_of
 from appliance.types import Answer, Event, Finished, Text, answer_json
 from appliance.types import Request as Question
@@ -64,7 +64,7 @@ class _Lenient(BaseModel):
 
 class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | None, BeforeValidator(_joined), WithJsonSchema(_CONTENT)] = None
+    content: Annotated[Words | None, BeforeValidator(_joined), WithJsonSchema(_CONTENT)] = None
 
 
 class ChatOptions(BaseModel):

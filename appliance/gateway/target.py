@@ -15,6 +15,8 @@ from router.types import ARMS, Arm
 ChosenArm = Literal["auto", Arm]
 # The embedding model's name in requests; which one it is the configuration says ([models] embedding).
 EMBEDDING = "embedding"
+# Text of any length. With a constraint, half a character (which JSON can escape, and no encoding takes) is refused too.
+Words = Annotated[str, StringConstraints(min_length=0)]
 # A request may see less than its key: only documents whose labels are all among these.
 Labels = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(max_length=100)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from retrieval.embed import Embedder
 
 _REMEMBERED = 256
+_SENTENCES = 4096
 
 
 class Embedders:
@@ -113,3 +115,37 @@ class QuestionCache:
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return found
+
+
+class SentenceCache:
+    """The vectors of the sentences that questions were compared with lately, of one generation. Thread-safe.
+
+    By hash, so that no text stays; and a deletion makes a new generation.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[int | None, str] | None = None
+        self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def vectors(self, embedder: QuestionCache, generation_id: int | None, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The passage vectors of `texts`, at least one; those that are not known are made."""
+        import numpy as np
+
+        of = (generation_id, embedder.hash)
+        names = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in texts]
+        with self._lock:
+            if self._of != of:
+                self._known.clear()
+                self._of = of
+            found = {name: vector for name in names if (vector := self._known.get(name)) is not None}
+        missing = {name: text for name, text in zip(names, texts, strict=True) if name not in found}
+        if missing:
+            made = dict(zip(missing, embedder.encode_passages(list(missing.values())), strict=True))
+            found |= made
+            with self._lock:
+                if self._of == of:
+                    self._known |= made
+                    while len(self._known) > _SENTENCES:
+                        self._known.popitem(last=False)
+        return np.stack([found[name] for name in names])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError
-from appliance.knowledge.embedding import Embedders, QuestionCache
+from appliance.knowledge.embedding import Embedders, QuestionCache, SentenceCache
 from appliance.knowledge.forgetting import forget
 from appliance.knowledge.index_status import note_ingest
 from appliance.knowledge.ranking import Rankings
@@ -61,6 +61,7 @@ class Knowledge:
         open_model = self._open_model if embedder is None else lambda reference: embedder
         self.embedders = Embedders(workspace.db, workspace.config.models.embedding, open_model)
         self._live = LiveIndex(self.store, self.vectors)
+        self._sentences = SentenceCache()
 
     @property
     def embedder(self) -> QuestionCache:
@@ -134,8 +135,10 @@ class Knowledge:
         """Cosine of the question to each text."""
         if not texts:
             return []
-        vectors = self.embedder.encode_passages(texts)
-        return [float(value) for value in vectors @ self.embedder.encode_queries([question])[0]]
+        generation = self.store.live_generation()
+        embedder = self.embedders.of(generation)
+        vectors = self._sentences.vectors(embedder, generation, texts)
+        return [float(value) for value in vectors @ embedder.encode_queries([question])[0]]
 
     def ingest(
         self,
@@ -170,7 +173,9 @@ class Knowledge:
             report.generation = self._tidy(lock, report.warnings) or report.generation
             self._forget()
         try:
-            note_ingest(self.workspace.db, paths, domain, report)
+            # Files that were sent in lie in a folder that is made for them and removed: nobody looks for it again.
+            sent_in = self.workspace.root / "uploads"
+            note_ingest(self.workspace.db, [path for path in paths if not path.is_relative_to(sent_in)], domain, report)
         except OSError as error:
             report.warnings.append(f"that this ingest took place could not be noted: {error}")
         return report

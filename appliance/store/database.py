@@ -40,7 +40,9 @@ class Database:
             self.engine: Engine = postgres.open_engine(url)
         elif url.startswith("sqlite:"):
             # No error shows what was written: it may be a question or an answer, and the error goes into a log.
-            self.engine = sa.create_engine(url, hide_parameters=True)
+            # Threads that wait for the one writer hold connections; a read, also one on an event loop (see `look`), must not.
+            in_file = sa.make_url(url).database not in (None, "", ":memory:")
+            self.engine = sa.create_engine(url, hide_parameters=True, **({"max_overflow": -1} if in_file else {}))
             sa.event.listen(self.engine, "connect", _sqlite_connect)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         else:

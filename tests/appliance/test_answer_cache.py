@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -138,6 +139,16 @@ def test_a_failed_or_abandoned_answer_is_not_kept(answering: Answering, engine: 
     assert answering.cache is not None and not len(answering.cache) and ask(answering).cached is False
 
 
+def test_an_empty_answer_is_not_kept_and_a_kept_one_tells_nothing_about_a_version(answering: Answering, engine: ScriptedEngine) -> None:
+    noted: list[bool] = []
+    answering._count = lambda turn, *, failed: noted.append(failed)  # type: ignore[method-assign]
+    said, engine.reply = engine.reply, ""
+    assert ask(answering).cached is False and answering.cache is not None and not len(answering.cache)
+    engine.reply = said
+    assert [ask(answering).cached for _ in range(3)] == [False, True, True]
+    assert noted == [True, False]
+
+
 def test_changed_removed_restored_and_relabelled_documents(answering: Answering, knowledge: Knowledge, tmp_path: Path) -> None:
     file = tmp_path / "documents" / "visiting.md"
     before = file.read_text("utf-8")
@@ -217,12 +228,16 @@ def test_over_http_it_is_marked_counted_and_takes_feedback(tmp_path: Path) -> No
             body = {"model": "medical/rag", "messages": [{"role": "user", "content": ZH.question}]}
             first, second = (http.post("/v1/chat/completions", json=body).json() for _ in range(2))
             stream = http.post("/v1/chat/completions", json={**body, "stream": True}).text
-            metrics = http.get("/metrics").text
+            # A stream is counted when its connection ends, which may be after its last line was read.
+            wanted = 'appliance_answer_cache_total{domain="medical",outcome="hit"} 2.0'
+            end = time.monotonic() + 10
+            while wanted not in (metrics := http.get("/metrics").text) and time.monotonic() < end:
+                time.sleep(0.05)
             rated = http.post("/v1/feedback", json={"id": second["id"], "rating": "up"})
         knowledge.workspace.close()
     said = [one["choices"][0]["message"]["content"] for one in (first, second)]
     assert said[0] == said[1] and "第4词" in stream and stream.endswith("data: [DONE]\n\n")
     assert (first["appliance"]["cached"], second["appliance"]["cached"]) == (False, True) and '"cached":true' in stream
-    assert 'appliance_answer_cache_total{domain="medical",outcome="hit"} 2.0' in metrics
+    assert wanted in metrics
     assert 'appliance_answer_cache_total{domain="medical",outcome="miss"} 1.0' in metrics
     assert first["id"] != second["id"] and rated.status_code < 300, rated.text

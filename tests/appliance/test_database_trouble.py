@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -171,6 +175,27 @@ def test_the_gateway_says_503_while_the_database_is_damaged(filled: Workspace) -
         database.close()
         place.write_bytes(sound)
         assert http.post("/v1/answer", **ask).status_code == 200  # type: ignore[arg-type]
+
+
+def test_reading_does_not_wait_for_the_threads_that_wait_to_write(workspace: Workspace) -> None:
+    waiting = threading.Barrier(26)
+
+    def write() -> None:
+        waiting.wait(30)
+        with workspace.db.write():
+            pass
+
+    with ThreadPoolExecutor(25) as pool:
+        with workspace.db.write():
+            done = [pool.submit(write) for _ in range(25)]
+            waiting.wait(30)
+            # Each of them holds a connection by now.
+            time.sleep(0.3)
+            started = time.monotonic()
+            assert asyncio.run(workspace.db.look(workspace.db.setting, "nothing")) is None
+            assert time.monotonic() - started < 10
+        for one in done:
+            one.result(60)
 
 
 def test_the_lock_of_a_killed_process_that_nobody_has_waited_for(workspace: Workspace) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gate_support import Bench, right, rows, wrong
 
 from appliance.cli.main import run as command
+from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo
 from appliance.evaluation import cache as run_cache
 from appliance.evaluation import runs as evaluation
@@ -219,3 +221,14 @@ def test_a_wrong_answer_is_worth_less_than_none(bench: Bench) -> None:
     bench.script[None] = wrong
     summary = ran(bench, dataset(bench), ("base",))
     assert summary["arms"]["base"]["utility"] == -0.5 and summary["arms"]["base"]["hallucination"] == 1
+
+
+def test_the_experts_of_both_runs_are_heard_by_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.evaluation.page.finished_before", lambda *_: SimpleNamespace(id="before", path="before"))
+    monkeypatch.setattr("appliance.evaluation.page.load", lambda path: path.name)
+    monkeypatch.setattr("appliance.evaluation.page.expert_utilities", lambda _, run: {("q", run): 1.0, ("both", "x"): float(run == "now")})
+    monkeypatch.setattr("appliance.evaluation.page.judge", lambda threshold, now, before, scoring: (now, before, dict(scoring.experts)))
+    workspace: Any = SimpleNamespace(db=None, root=Path("runs"), config=Config())
+    run: Any = SimpleNamespace(id="now", path="now", summary={}, dataset="d")
+    (found,) = hold(workspace, GateFile((Threshold("utility", low=0.0, against="last"),)), run)
+    assert found == ("now", "before", {("q", "now"): 1.0, ("q", "before"): 1.0, ("both", "x"): 1.0})  # type: ignore[comparison-overlap]

@@ -47,6 +47,14 @@ def texts(database: Database) -> str:
     return str(rows)
 
 
+def test_a_nul_in_a_question_is_not_written(start: Callable[..., Served], database: Database) -> None:
+    # PostgreSQL takes none, and with it none of the answers that wait to be written.
+    served = start(FakeAnswering(numbered=True), feedback=KEPT)
+    served.http().post("/v1/answer", json={"question": "What\0 is it?", "domain": "medical"})
+    served.feedback.flush()
+    assert "What\ufffd is it?" in texts(database)
+
+
 def test_without_retention_only_what_was_sent_is_stored(start: Callable[..., Served], database: Database) -> None:
     served = start(FakeAnswering(numbered=True))
     plain, sent = asked(served), asked(served)

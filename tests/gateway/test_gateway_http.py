@@ -158,6 +158,8 @@ def test_without_keys_only_loopback_names_are_served(start: Callable[..., Served
         b"[" * 9000,
         b'{"question": ' + b"9" * 5000 + b"}",
         b'{"question": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}], "model": "\\ud800"}',
+        b'{"question": "a", "history": [{"role": "user", "content": "\\ud83d"}], '
+        b'"model": "auto", "messages": [{"role": "user", "content": "a \\ud83d"}]}',
         b'{"question": "a", "constraints": {"max_latency_ms": NaN}, "temperature": NaN}',
         b'{"question": "a", "constraints": {"max_latency_ms": 1e999}}',
     ],
