@@ -239,14 +239,17 @@ class IngestConfig(Section):
 class AnsweringConfig(Section):
     """Limits of one answer; `support` is the share of a sentence that a passage must support for a citation.
 
-    Its default was chosen by ``benchmarks/citation_support.py``. A gateway keeps up to `cache_mb` MiB of generated answers for the next
-    time that the very same is asked (some 3 KB an answer; 0: none; see `appliance.answers.cache`).
+    Its default was chosen by ``benchmarks/citation_support.py``. A quote that answers a question for a description, symptoms, treatment,
+    reasons, steps or a list is up to `quote_characters` long (0: two sentences, as for every other question). A gateway keeps up to
+    `cache_mb` MiB of generated answers for the next time that the very same is asked (some 3 KB an answer; 0: none; see
+    `appliance.answers.cache`).
     """
 
     max_tokens: int = Field(default=128, ge=1, le=32_768)
     max_question_chars: int = Field(default=8_000, ge=100)
     max_history_messages: int = Field(default=20, ge=0)
     passage_tokens: int = Field(default=500, ge=64)
+    quote_characters: int = Field(default=1600, ge=0, le=20_000)
     support: float = Field(default=0.7, ge=0, le=1)
     cache_mb: int = Field(default=32, ge=0, le=65_536)
 
@@ -264,10 +267,10 @@ class RouterConfig(Section):
 
 
 class ServerConfig(Section):
-    """Where `appliance serve` listens. Keys are required unless it listens on loopback only; for administration always.
+    """Where `appliance serve` listens. Keys are required unless it listens on loopback only (both ports); for administration always.
 
-    With `admin_port` the administration (``/v1/admin``) is served there and nowhere else, on `admin_host`. A file sent in has at most
-    `max_upload_bytes`.
+    With `admin_port` the administration (``/v1/admin``, ``/v1/review``, ``/v1/expert``) is served there and nowhere else, on `admin_host`.
+    A file sent in has at most `max_upload_bytes`.
     """
 
     host: str = "127.0.0.1"
