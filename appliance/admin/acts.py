@@ -21,6 +21,7 @@ from appliance.errors import UsageError
 from appliance.evaluation.runs import parse_arms
 from appliance.jobs.jobs import STATES, Job, Jobs
 from appliance.jobs.schedule import Schedule
+from appliance.knowledge.documents import listed
 from appliance.knowledge.index_status import index_status
 from appliance.types import Caller
 from finetune.settings import settings_from, yields
@@ -74,20 +75,7 @@ class Administration(Rights):
         """The live documents that the caller may see, `limit` of all after `offset` looked through; `next` is where to go on."""
         self.asked(caller, domain)
         page = self.service.knowledge.documents.page(domain, limit, offset, caller.scope.domains)
-        rows = [
-            {
-                "domain": info.domain,
-                "doc_id": info.id,
-                "title": info.title,
-                "lang": info.lang,
-                "labels": sorted(info.labels),
-                "chunks": chunks,
-                "sha256": info.sha256,
-                "updated_at": info.updated_at.isoformat(timespec="seconds"),
-            }
-            for info, chunks in page
-            if info.labels <= caller.scope.labels
-        ]
+        rows = [listed(info, chunks) for info, chunks in page if info.labels <= caller.scope.labels]
         return {"documents": rows, "next": offset + limit if len(page) == limit else None}
 
     def remove_documents(self, caller: Caller, domain: str, ids: Sequence[str]) -> dict[str, Any]:
@@ -260,19 +248,7 @@ class Administration(Rights):
     def verified(self, caller: Caller, domain: str | None) -> list[dict[str, Any]]:
         """The approved answers that the caller may see."""
         self.asked(caller, domain)
-        return [
-            {
-                "id": answer.id,
-                "domain": answer.domain,
-                "question": answer.question,
-                "answer": answer.answer,
-                "approved_by": answer.approved_by,
-                "created_at": answer.created_at.isoformat(timespec="seconds"),
-                "suspended": answer.suspended,
-            }
-            for answer in self.service.verified.all(domain)
-            if self.sees(caller, answer)
-        ]
+        return [answer.to_json() for answer in self.service.verified.all(domain) if self.sees(caller, answer)]
 
     def approve(self, caller: Caller, domain: str, question: str, answer: str, doc_ids: Sequence[str], approved_by: str) -> dict[str, Any]:
         """Approve an answer, resting on documents that the caller may see."""

@@ -42,6 +42,18 @@ class Verified:
     created_at: datetime
     suspended: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """The answer as a row of a list, without its citations."""
+        return {
+            "id": self.id,
+            "domain": self.domain,
+            "question": self.question,
+            "answer": self.answer,
+            "approved_by": self.approved_by,
+            "created_at": self.created_at.isoformat(timespec="seconds"),
+            "suspended": self.suspended,
+        }
+
 
 class VerifiedAnswers:
     """The approved answers of a workspace."""

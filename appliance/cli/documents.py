@@ -28,22 +28,12 @@ def document() -> None:
 @pass_session
 def list_documents(session: Session, domain: str | None, limit: int, offset: int, as_json: bool) -> None:
     """The live documents, by domain and id."""
+    from appliance.knowledge.documents import listed
+
     if domain:
         session.workspace.check_domain(domain)
     documents = _knowledge(session).documents
-    rows = [
-        {
-            "domain": info.domain,
-            "doc_id": info.id,
-            "title": info.title,
-            "lang": info.lang,
-            "labels": sorted(info.labels),
-            "chunks": chunks,
-            "updated_at": info.updated_at.isoformat(timespec="seconds"),
-            "sha256": info.sha256,
-        }
-        for info, chunks in documents.page(domain, limit, offset)
-    ]
+    rows = [listed(info, chunks) for info, chunks in documents.page(domain, limit, offset)]
     columns = ("domain", "doc_id", "title", "lang", "chunks", "updated_at")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
     total = documents.count(domain)

@@ -51,18 +51,7 @@ def list_verified(session: Session, domain: str | None, as_json: bool) -> None:
     """Every approved answer, and why it is suspended if it is."""
     if domain:
         session.workspace.check_domain(domain)
-    rows = [
-        {
-            "id": answer.id,
-            "domain": answer.domain,
-            "question": answer.question,
-            "answer": answer.answer,
-            "approved_by": answer.approved_by,
-            "created_at": answer.created_at.isoformat(timespec="seconds"),
-            "suspended": answer.suspended,
-        }
-        for answer in _answers(session).all(domain)
-    ]
+    rows = [answer.to_json() for answer in _answers(session).all(domain)]
     columns = ("id", "domain", "question", "answer", "approved_by", "suspended")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 

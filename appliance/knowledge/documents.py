@@ -9,7 +9,21 @@ from appliance.adapters.registry import Registry
 from appliance.answers.verified import VerifiedAnswers
 from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
-from retrieval.types import DocumentKey
+from retrieval.types import DocumentInfo, DocumentKey
+
+
+def listed(info: DocumentInfo, chunks: int) -> dict[str, Any]:
+    """A live document as a row of a list."""
+    return {
+        "domain": info.domain,
+        "doc_id": info.id,
+        "title": info.title,
+        "lang": info.lang,
+        "labels": sorted(info.labels),
+        "chunks": chunks,
+        "sha256": info.sha256,
+        "updated_at": info.updated_at.isoformat(timespec="seconds"),
+    }
 
 
 def show(knowledge: Knowledge, key: DocumentKey) -> dict[str, Any]:
