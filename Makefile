@@ -42,7 +42,7 @@ test: setup
 
 # Real models and processes at smoke sizes, then everything at full size.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not full"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "slow or full or not slow"

@@ -26,7 +26,6 @@ sys.path.append(str(Path(__file__).parent.parent / "gateway"))
 from gateway_real import APPROVED
 from lying_engine import LyingEngine, lying
 
-pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]
 
 ASKED = [
@@ -99,7 +98,9 @@ async def _load(url: str, seconds: float, streams: int) -> list[Asked]:
         return [asked for found in await asyncio.gather(*(stream(number) for number in range(streams))) for asked in found]
 
 
-@pytest.mark.parametrize(("warm", "seconds"), [pytest.param(30, 60, id="1m"), pytest.param(120, 600, id="10m", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("warm", "seconds"), [pytest.param(30, 60, id="1m", marks=pytest.mark.slow), pytest.param(120, 600, id="10m", marks=pytest.mark.full)]
+)
 def test_memory_stays_where_it_is(running: Running, warm: float, seconds: float) -> None:
     watched = psutil.Process(running.process.pid)
 
@@ -118,6 +119,7 @@ def test_memory_stays_where_it_is(running: Running, warm: float, seconds: float)
     assert growth < 0.02, f"{growth:.1%} after {len(found)} answers, from {before / 2**20:.0f} MiB"
 
 
+@pytest.mark.slow
 def test_a_locked_database_costs_no_answer(running: Running) -> None:
     other = sqlite3.connect(running.root / "appliance.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -129,11 +131,12 @@ def test_a_locked_database_costs_no_answer(running: Running) -> None:
     assert found and not [asked.error for asked in found if asked.error]
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_no_answer_that_has_begun(running: Running) -> None:
     running.engine.words, running.engine.pause = 100, 0.02
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(lambda: asyncio.run(_load(running.url, 3, 12)))
-        while running.engine.sent < 20:
+        while running.engine.sent < 20 and not load.done():
             time.sleep(0.05)
         running.process.terminate()
         found = load.result(120)
