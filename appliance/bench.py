@@ -155,7 +155,7 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Aske
                         first = time.perf_counter() - started
                     cached = cached or bool(chunk.get("appliance", {}).get("cached"))
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Asked(error=type(error).__name__)
+        return Asked(error="broken off" if first else type(error).__name__)
     total = time.perf_counter() - started
     return Asked((first or total) * 1000, total * 1000, "" if done else "broken off", cached)
 

@@ -141,7 +141,7 @@ def test_sigterm_under_load_loses_no_answer_that_has_begun(running: Running) -> 
         running.process.terminate()
         found = load.result(120)
     assert running.process.wait(60) == 0
-    # Who came too late was not let in; nobody who was in was broken off.
-    assert {asked.error for asked in found if asked.error} <= {"ConnectError", "RemoteProtocolError", "shutting_down"}
+    # Who came too late was not let in, or hung up on before a word was said; nobody who was in was broken off.
+    assert {asked.error for asked in found if asked.error} <= {"ConnectError", "ReadError", "RemoteProtocolError", "shutting_down"}
     assert sum(not asked.error for asked in found) >= 4
     assert not [asked.error for asked in found if asked.error == "broken off"]
