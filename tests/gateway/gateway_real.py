@@ -54,7 +54,8 @@ def make_knowledge(root: Path, engine_url: str = "", **settings: str) -> Knowled
         for name, text in files.items():
             (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (root / folder / name).write_text(text, "utf-8")
-    engine = {"kind": "openai", "url": engine_url or "http://127.0.0.1:9/v1", "model": "m", "languages": '["en", "zh"]'}
+    elsewhere = {"kind": "openai", "url": engine_url or "http://127.0.0.1:9/v1", "model": "m"}
+    engine = {"languages": '["en", "zh"]'} | (elsewhere if settings.get("kind", "openai") == "openai" else {})
     Workspace.create(root / "workspace").close()
     flags = {f"engines.default.{name}": value for name, value in {**engine, **settings}.items()}
     workspace = Workspace(root / "workspace", flags)

@@ -174,7 +174,7 @@ def test_a_client_that_goes_ends_the_work(both: tuple[Served, LyingEngine], lie:
 
 
 def test_an_engine_that_cannot_be_started_does_not_stop_the_rest(tmp_path: Path) -> None:
-    with gateway(tmp_path, "null", kind="local", base="path:/nowhere/at/all", model="null") as served:
+    with gateway(tmp_path, "", kind="local", base="path:/nowhere/at/all") as served:
         assert ask(served, "rag").json()["error"]["code"] == "engine_unavailable"
         still_served(served)
 
