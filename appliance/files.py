@@ -11,36 +11,45 @@ from typing import TextIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file that takes the place of `path` when the block ends; if it fails, `path` stays as it was.
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write what takes the place of `path`, durably, when the block ends; if it fails, `path` stays as it was.
 
     Raises OSError if the folder cannot be written.
     """
     # A name of its own, because two processes may write the same file at once: the last one stays.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        yield place
+        sync(place)
+        place.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """`whole_file` for bytes in hand."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """`beside` as an open UTF-8 text file."""
+    with beside(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def write_whole(path: Path, text: str) -> None:
     """`whole_file` for a text in hand."""
     with whole_file(path) as file:
         file.write(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`beside` for bytes in hand."""
+    with beside(path) as place:
+        place.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Flush one file, or a folder's own entries (after a rename inside it), to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

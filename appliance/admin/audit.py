@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import whole_file
 from appliance.store import audit_log
 from appliance.store.database import Database, utcnow
 from appliance.store.schema import audit
@@ -118,21 +118,12 @@ def export(database: Database, file: Path) -> Verdict:
     verdict = verify(database)
     if not verdict.ok:
         raise ApplianceError(f"the audit log is broken: {verdict.problem}; nothing was exported")
-    beside = file.with_name(f".{file.name}.partial")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n") as out:
-            head = {"seq": 0, "sha256": audit_log.GENESIS}
-            for seq, text, sha256 in entries(database):
-                out.write(f"{text}\n")
-                head = {"seq": seq, "sha256": sha256}
-            out.write(audit_log.canonical({"head": head}) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    with whole_file(file) as out:
+        head = {"seq": 0, "sha256": audit_log.GENESIS}
+        for seq, text, sha256 in entries(database):
+            out.write(f"{text}\n")
+            head = {"seq": seq, "sha256": sha256}
+        out.write(audit_log.canonical({"head": head}) + "\n")
     return Verdict(int(str(head["seq"])), str(head["sha256"]))
 
 

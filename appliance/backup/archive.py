@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import sync
 
 MANIFEST = "manifest.json"
 DATABASE = "appliance.db"
@@ -130,15 +131,6 @@ def _linked(source: Path, target: Path) -> bool:
         # Another file system, or one without links.
         return False
     return True
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Backup:

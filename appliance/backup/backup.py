@@ -18,9 +18,10 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import tomlkit
 
-from appliance.backup.archive import DATABASE, Backup, Manifest, Progress, is_zip, place, sealed, sync, write
+from appliance.backup.archive import DATABASE, Backup, Manifest, Progress, is_zip, place, sealed, write
 from appliance.config import FILE_NAME
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import sync
 from appliance.store.audit_log import GENESIS, HEAD
 from appliance.workspace import FOLDERS, Workspace
 

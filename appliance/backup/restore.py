@@ -14,10 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.backup.archive import DATABASE, Backup, Progress, sync
+from appliance.backup.archive import DATABASE, Backup, Progress
 from appliance.backup.backup import KEPT
 from appliance.config import FILE_NAME
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import sync
 from appliance.knowledge.forgetting import forget
 from appliance.store import audit_log
 from appliance.store.database import Database

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from appliance.errors import ApplianceError, UsageError
+from appliance.files import beside
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
@@ -258,8 +258,5 @@ def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
 
 def _write(path: Path, pairs: list[Pair]) -> None:
     """Write the pairs beside the final name, then move them there: a killed run leaves no half file under it."""
-    beside = path.with_suffix(".tmp")
-    write_pairs(pairs, beside)
-    with beside.open("rb") as written:
-        os.fsync(written.fileno())
-    beside.replace(path)
+    with beside(path) as place:
+        write_pairs(pairs, place)

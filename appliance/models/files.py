@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from appliance.errors import ApplianceError
+from appliance.files import sync
 
 # What is being done, how much is done, and the whole if known (bytes). May be called from another thread.
 Progress = Callable[[str, int, int | None], None]
@@ -73,15 +74,6 @@ def sync_tree(folder: Path) -> None:
         if path.is_file():
             path.chmod(0o644)
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Flush one file, or a folder's own entries (after a rename inside it)."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def folder_size(folder: Path) -> int:
