@@ -49,7 +49,7 @@ class Load:
     errors: dict[str, int]
 
 
-def measure(
+async def measure(
     url: str,
     key: str | None,
     domain: str | None,
@@ -65,24 +65,11 @@ def measure(
     `arms` may hold ``auto``; without `domain` only that. One answer an arm is asked before and not counted. Raises ApplianceError where
     the address does not answer, or answers something else than an appliance does.
     """
-    return asyncio.run(_measure(url.rstrip("/"), key, domain, arms, questions, concurrency, seconds, max_tokens, progress))
-
-
-async def _measure(
-    url: str,
-    key: str | None,
-    domain: str | None,
-    arms: Sequence[str],
-    questions: Sequence[str],
-    concurrency: Sequence[int],
-    seconds: float,
-    max_tokens: int,
-    progress: Callable[[str], None],
-) -> list[Load]:
     import httpx
 
     from appliance.engines.plain_http import mounts
 
+    url = url.rstrip("/")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     loads: list[Load] = []
     async with httpx.AsyncClient(headers=headers, timeout=_PATIENCE, mounts=mounts(url, max(concurrency))) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def bench(
     if domain is None and (named != ["auto"] or questions is None):
         domain = session.workspace.only_domain(None)
     asked = _from_file(questions) if questions is not None else _from_workspace(session.workspace, domain, dataset)
-    loads = measure(url, os.environ.get(key_env), domain, named, asked, steps, seconds, max_tokens, say)
+    loads = asyncio.run(measure(url, os.environ.get(key_env), domain, named, asked, steps, seconds, max_tokens, say))
     if png is not None:
         write_bytes(png, plot(loads, limit_ms))
     rows = [{**asdict(load), "within_limit": load.answers > 0 and load.p95 <= limit_ms} for load in loads]

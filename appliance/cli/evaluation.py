@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from appliance.cli.experts import expert
 from appliance.cli.injection import injection
 from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, table
 from appliance.errors import DONE, GATE_MISSED, UsageError
+
+if TYPE_CHECKING:
+    from appliance.datasets.registry import DatasetInfo
+    from appliance.service import Service
 
 
 @click.group(name="eval")
@@ -22,6 +26,24 @@ def eval() -> None:
 
 eval.add_command(injection)
 eval.add_command(expert)
+
+
+def _asked(service: Service, info: DatasetInfo, arms: list[str], split: str, **how: Any) -> dict[str, Any]:
+    """The summary of a run of `arms` over a data set; `split` may be "all", `how` is that of `evaluate`."""
+    from appliance.evaluation.runs import evaluate
+
+    together = service.workspace.config.engines["default"].max_batch
+
+    async def go(progress: Progress) -> dict[str, Any]:
+        try:
+            return await evaluate(
+                service, info, arms, split=None if split == "all" else split, concurrency=together, progress=progress, **how
+            )
+        finally:
+            await service.answering.close()
+
+    with Progress() as progress:
+        return asyncio.run(go(progress))
 
 
 @eval.command()
@@ -56,7 +78,7 @@ def run(
     """
     from appliance.datasets.registry import Datasets
     from appliance.evaluation.page import keep_page
-    from appliance.evaluation.runs import evaluate, find, parse_arms
+    from appliance.evaluation.runs import find, parse_arms
     from appliance.service import open_service
     from eval.report import table as report
 
@@ -64,27 +86,8 @@ def run(
     info = Datasets(session.workspace).get(dataset)
     names = parse_arms(arms)
 
-    async def go(progress: Progress) -> dict[str, Any]:
-        try:
-            return await evaluate(
-                service,
-                info,
-                names,
-                split=None if split == "all" else split,
-                limit=limit,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                concurrency=session.workspace.config.engines["default"].max_batch,
-                progress=progress,
-                run_id=run_id,
-                fresh=fresh,
-            )
-        finally:
-            await service.answering.close()
-
-    with Progress() as progress:
-        summary = asyncio.run(go(progress))
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    summary = _asked(service, info, names, split, limit=limit, run_id=run_id, fresh=fresh, **sampling)
     for path in keep_page(session.workspace, find(service, summary["run_id"])):
         if path.suffix == ".html":
             say(f"page: {path}")
@@ -159,7 +162,7 @@ def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json:
     """
     from appliance.datasets.registry import Datasets
     from appliance.evaluation.page import hold
-    from appliance.evaluation.runs import evaluate, find, parse_arms
+    from appliance.evaluation.runs import find, parse_arms
     from appliance.service import open_service
     from eval.gate import read, verdict_json
     from eval.gate import table as verdict_table
@@ -170,24 +173,8 @@ def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json:
         info = Datasets(session.workspace).get(wanted.dataset)
         names = parse_arms(",".join(wanted.arms))
 
-        async def go(progress: Progress) -> dict[str, Any]:
-            try:
-                return await evaluate(
-                    service,
-                    info,
-                    names,
-                    split=None if wanted.split == "all" else wanted.split,
-                    limit=wanted.limit,
-                    max_tokens=wanted.max_tokens,
-                    concurrency=session.workspace.config.engines["default"].max_batch,
-                    progress=progress,
-                    fresh=fresh,
-                )
-            finally:
-                await service.answering.close()
-
-        with Progress() as progress:
-            run_id = asyncio.run(go(progress))["run_id"]
+        asked = _asked(service, info, names, wanted.split, limit=wanted.limit, max_tokens=wanted.max_tokens, fresh=fresh)
+        run_id = asked["run_id"]
     found = find(service, run_id or "last")
     verdicts = hold(session.workspace, wanted, found)
     missed = sum(verdict.status == "missed" for verdict in verdicts)
