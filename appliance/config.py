@@ -17,12 +17,12 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from appliance.errors import UsageError
-from appliance.eval_settings import EvalConfig
 from appliance.settings import (
     AnsweringConfig,
     DatabaseConfig,
     DomainConfig,
     EngineConfig,
+    EvalConfig,
     FeedbackConfig,
     GatewayConfig,
     IngestConfig,

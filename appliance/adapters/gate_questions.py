@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from appliance.adapters.registry import AdapterVersion
 from appliance.datasets.registry import DatasetInfo, Datasets
@@ -112,8 +111,3 @@ def _leaked(info: DatasetInfo, pool: Sequence[Pair], trained: Trained) -> dict[i
 def _place(identity: str) -> str:
     """An order that has nothing to do with the file's, and stays when questions come or go."""
     return hashlib.sha256(identity.encode()).hexdigest()
-
-
-def left_out_words(left_out: Mapping[str, Any]) -> str:
-    """The counts as one sentence part, '' for none."""
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
