@@ -67,12 +67,14 @@ def _enough(check: str, have: int, want: int, remedy: str) -> Finding:
 def _cpu() -> Finding:
     import torch
 
+    from retrieval.threads import cores
+
     capability = torch.backends.cpu.get_cpu_capability()
     good = capability not in ("DEFAULT", "default")
     return Finding(
         "cpu",
         "ok" if good else "warning",
-        f"{capability}, {torch.get_num_threads()} threads",
+        f"{capability}, {cores()} threads",
         "" if good else "a CPU with AVX2 is several times faster",
     )
 

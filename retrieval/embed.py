@@ -103,10 +103,13 @@ class SentenceTransformerEmbedder:
             if self._model is None:
                 from sentence_transformers import SentenceTransformer
 
+                from retrieval.threads import alone
+
                 if not (self.path / "modules.json").is_file():
                     raise RetrievalError(
                         f"{self.path}: no sentence-transformers model here (modules.json is missing); check the embedding model setting"
                     )
+                alone()
                 with ONE_AT_A_TIME:
                     self._model = SentenceTransformer(str(self.path), local_files_only=True)
             return self._model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from appliance.engines.layers import Rows, Weights, serve_linears, weights_of
 from appliance.engines.prompt_cache import PromptCache
 from appliance.engines.variants import Layer, read_config, read_lora, read_prefix
 from retrieval.loading import ONE_AT_A_TIME
+from retrieval.threads import cores, take
 
 
 class Generation:
@@ -29,7 +29,8 @@ class Generation:
     def __init__(
         self, path: Path, rows: int, threads: int | None, weights: Weights = "float32", merge: bool = False, prompt_cache: int = 0
     ) -> None:
-        torch.set_num_threads(threads or _threads())
+        # One core is for everything else: the threads of a product wait for the slowest of them (docs/local-engine.md has figures).
+        take(threads or max(1, cores() - 1))
         self._path, self._merge = path, merge
         self._model: Any = _loaded(path)
         self._config = self._model.config.get_text_config()
@@ -155,13 +156,6 @@ class Generation:
 
     def _plain_weights(self) -> Callable[[str], Tensor]:
         return weights_of(_loaded(self._path))
-
-
-def _threads() -> int:
-    """All cores but one, which is for everything else: the threads of a product wait for the slowest of them, so one that shares its core
-    costs more than it brings (measured in docs/local-engine.md)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), cores - 1))
 
 
 def _loaded(path: Path) -> Any:
