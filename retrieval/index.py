@@ -124,7 +124,8 @@ class Index:
         weights = [(word, self._rarity(word, visible)) for word in words_of(query, dictionaries)[:MAX_QUERY_TERMS]]
         if len(self._stems) > _KEPT_STEMS:
             self._stems = {}
-        return Evidence(query, passages, self.generation, signals(everything, passages, weights, asked.rules, dictionaries, self._stems))
+        numbers = signals(query, everything, passages, weights, asked.rules, dictionaries, self._stems)
+        return Evidence(query, passages, self.generation, numbers)
 
     def candidates(
         self, query: str, scope: Scope, candidates: int = 100, vocabularies: Sequence[Vocabulary] = ()

@@ -18,12 +18,13 @@ from retrieval.vocabulary import Rule
 TOP = 10
 NAMES = (
     *("dense_top", "dense_gap", "dense_entropy", "lexical_top", "lexical_gap", "lexical_share", "lexical_entropy", "agreement"),
-    *("overlap", "term_coverage", "coverage_all", "title_coverage", "rarity", "rarest", "rarest_found"),
-    *("documents", "top_days", "newest_days", "oldest_days", "passages"),
+    *("overlap", "term_coverage", "coverage_all", "title_coverage", "title_asked", "rarity", "rarest"),
+    *("rarest_found", "documents", "top_days", "newest_days", "oldest_days", "passages"),
 )
 
 
 def signals(
+    query: str,
     found: Candidates,
     passages: Sequence[Passage],
     weights: Sequence[tuple[str, float]],
@@ -40,7 +41,9 @@ def signals(
     ages = [(now - passage.document.updated_at).total_seconds() / 86_400 for passage in passages]
     words = [word for word, _ in weights]
     covered = [_has(words, rules, dictionaries, _whole(passage), stems) for passage in passages]
-    titled = _has(words, rules, dictionaries, passages[0].document.title, stems) if passages else set()
+    title = passages[0].document.title if passages else ""
+    titled = _has(words, rules, dictionaries, title, stems)
+    named = words_of(title, dictionaries)
     total = sum(weight for _, weight in weights)
     rarest, weight_of_it = max(weights, key=lambda entry: entry[1], default=("", 0.0))
     both = sum(passage.dense_rank is not None and passage.lexical_rank is not None for passage in passages)
@@ -61,6 +64,7 @@ def signals(
         "term_coverage": share(covered[0]) if covered else 0.0,
         "coverage_all": share(set().union(*covered)),
         "title_coverage": share(titled),
+        "title_asked": len(_has(named, (), dictionaries, query, stems)) / len(named) if named else 0.0,
         "rarity": total / len(weights) if weights else 0.0,
         "rarest": weight_of_it,
         "rarest_found": float(any(rarest in each for each in covered)),

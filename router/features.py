@@ -11,7 +11,7 @@ Group = Literal["question", "evidence", "adapter", "freshness", "scenario"]
 Row = tuple[float, ...]
 
 # Raised when the features below change: a router trained with others is not used.
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
     Feature("e_term_coverage", "evidence", "the question's words in the best passage", "最佳段落对问题关键词的覆盖"),
     Feature("e_coverage_all", "evidence", "the question's words in all passages", "全部段落对问题关键词的覆盖"),
     Feature("e_title_coverage", "evidence", "the question's words in the title", "标题对问题关键词的覆盖"),
+    Feature("e_title_asked", "evidence", "the title's words in the question", "问题对标题用词的覆盖"),
     Feature("e_rarest_found", "evidence", "the rarest word was found", "是否找到最罕见的词"),
     Feature("e_top_chars", "evidence", "length of the best passage", "最佳段落的长度", log=True),
     Feature("e_foreign", "evidence", "the best passage is in another language", "最佳段落为另一种语言"),

@@ -1,8 +1,9 @@
 """A trained router's predictions: small models of the utility of each arm, kept as plain JSON and evaluated in plain Python.
 
-Two kinds are known. A linear model is ``intercept + sum(weight * (x - center) / scale)``. Trees are a sum of regression trees
-(gradient boosting: Friedman 2001, "Greedy function approximation"). Both say how much each feature contributed: for a
-linear model its term, for trees the changes of the node values along the path (Saabas 2014, "Interpreting random forests").
+Three kinds are known. A linear model is ``intercept + sum(weight * (x - center) / scale)``. Trees are a sum of regression trees
+(gradient boosting: Friedman 2001, "Greedy function approximation"). A blend is the mean of others. All say how much each feature
+contributed: for a linear model its term, for trees the changes of the node values along the path (Saabas 2014, "Interpreting random
+forests"), for a blend the mean of both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 from router.features import NAMES, VERSION, Row
 from router.types import ARMS, Arm
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class ModelError(ValueError):
@@ -75,10 +76,29 @@ class Trees:
 
 
 @dataclass(frozen=True, slots=True)
+class Blend:
+    """The mean of at least one other; each is off in its own way, which the mean evens out (Breiman 1996, "Stacked regressions")."""
+
+    members: tuple[Linear | Trees, ...]
+
+    @property
+    def start(self) -> float:
+        return math.fsum(member.start for member in self.members) / len(self.members)
+
+    def parts(self, row: Row) -> list[float]:
+        """What each feature adds to `start`."""
+        each = [member.parts(row) for member in self.members]
+        return [math.fsum(column) / len(self.members) for column in zip(*each, strict=True)]
+
+
+Predictor = Linear | Trees | Blend
+
+
+@dataclass(frozen=True, slots=True)
 class ArmModel:
     """The utility expected of one arm: ``offset + slope * prediction``, kept within [low, high]; offset and slope calibrate it."""
 
-    predictor: Linear | Trees
+    predictor: Predictor
     offset: float
     slope: float
     low: float
@@ -122,9 +142,7 @@ class RouterModel:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        arms = {
-            arm: {**asdict(model), "kind": "linear" if isinstance(model.predictor, Linear) else "trees"} for arm, model in self.arms.items()
-        }
+        arms = {arm: {**asdict(model), "predictor": _plain(model.predictor)} for arm, model in self.arms.items()}
         return {
             "format": FORMAT,
             "feature_version": VERSION,
@@ -155,9 +173,27 @@ def model_from_json(data: Mapping[str, Any]) -> RouterModel:
         raise ModelError(f"it is damaged ({error!r}); train it again: appliance router train") from error
 
 
+def _plain(predictor: Predictor) -> dict[str, Any]:
+    if isinstance(predictor, Blend):
+        return {"kind": "blend", "members": [_plain(member) for member in predictor.members]}
+    return {"kind": "linear" if isinstance(predictor, Linear) else "trees", **asdict(predictor)}
+
+
 def _arm(data: Mapping[str, Any]) -> ArmModel:
-    predictor = _linear(data["predictor"]) if data["kind"] == "linear" else _trees(data["predictor"])
+    given = data["predictor"]
+    predictor = _blend(given) if given["kind"] == "blend" else _single(given)
     return ArmModel(predictor, *(_number(data[name]) for name in ("offset", "slope", "low", "high")))
+
+
+def _blend(data: Mapping[str, Any]) -> Blend:
+    members = tuple(_single(member) for member in data["members"])
+    if not members:
+        raise ModelError("a blend is of nothing")
+    return Blend(members)
+
+
+def _single(data: Mapping[str, Any]) -> Linear | Trees:
+    return _linear(data) if data["kind"] == "linear" else _trees(data)
 
 
 def _linear(data: Mapping[str, Any]) -> Linear:

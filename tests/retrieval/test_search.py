@@ -15,7 +15,7 @@ from retrieval.types import RetrievalError, Scope
 
 SIGNALS = {
     *("dense_top", "dense_gap", "dense_entropy", "lexical_top", "lexical_gap", "lexical_share", "lexical_entropy", "agreement"),
-    *("overlap", "term_coverage", "coverage_all", "title_coverage", "rarity", "rarest", "rarest_found"),
+    *("overlap", "term_coverage", "coverage_all", "title_coverage", "title_asked", "rarity", "rarest", "rarest_found"),
     *("documents", "top_days", "newest_days", "oldest_days", "passages"),
 }
 
@@ -122,3 +122,19 @@ def test_wrong_arguments(knowledge: Knowledge, docs: Path) -> None:
         Index.open(knowledge.store, knowledge.vectors, knowledge.embedder, 99)
     with pytest.raises(ValueError, match="k="):
         knowledge.index().search("x", Scope(), k=0)
+
+
+@pytest.mark.parametrize(
+    ("title", "question", "share"),
+    [
+        ("Depression", "What is depression?", 1.0),
+        ("Postpartum depression", "What is depression?", 0.5),
+        ("Fees of the depression clinics", "depression", 1 / 3),
+        ("高血压用药", "高血压用药期间能喝酒吗？", 1.0),
+        ("Ward 7", "depression", 0.0),
+    ],
+)
+def test_how_much_of_a_title_is_asked_for(knowledge: Knowledge, tmp_path: Path, title: str, question: str, share: float) -> None:
+    body = "高血压患者在用药期间不应饮酒。" if title.startswith("高") else "Depression is treated here, on every weekday."
+    knowledge.ingest(write(tmp_path / "one" / "a.md", f"# {title}\n\n{body}\n"))
+    assert knowledge.search(question).signals["title_asked"] == pytest.approx(share)

@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 
 from router.features import NAMES
 from router.fit import NEVER, Family, Labelled, cross_validated, families, fold_of, risk_threshold, train
-from router.model import Linear, ModelError, Trees, model_from_json
+from router.model import Blend, Linear, ModelError, Predictor, model_from_json
 
 FAMILIES = {family.name: family for family in families()}
 
@@ -25,7 +25,7 @@ def matrix(questions: list[Labelled], arm: str) -> tuple[np.ndarray, np.ndarray]
     return np.array([question.row for question in known]), np.array([question.utility[arm] for question in known])  # type: ignore[index]
 
 
-def predicted(model: Linear | Trees, rows: np.ndarray) -> np.ndarray:
+def predicted(model: Predictor, rows: np.ndarray) -> np.ndarray:
     return np.array([model.start + sum(model.parts(tuple(row))) for row in rows])
 
 
@@ -49,13 +49,25 @@ def test_trees_in_plain_python_are_scikit_learns() -> None:
     assert np.allclose(predicted(ours, x.astype(np.float32).astype(float)), theirs.predict(x))
 
 
-def test_what_is_there_is_found_and_stored_without_loss() -> None:
+def test_both_together_are_the_mean_of_each() -> None:
+    x, y = matrix(labelled(120), "rag")
+    both, ridge, trees = (FAMILIES[name].fit(x, y) for name in ("ridge and trees", "ridge-30", "trees"))
+    assert isinstance(both, Blend) and len(both.members) == 2
+    assert np.allclose(predicted(both, x), (predicted(ridge, x) + predicted(trees, x)) / 2)
+
+
+@pytest.mark.parametrize("among", [None, *FAMILIES])
+def test_what_is_there_is_found_and_stored_without_loss(among: str | None) -> None:
     questions = labelled(120)
-    model = train(questions)
+    model = train(questions, None if among is None else [FAMILIES[among]])
     again = model_from_json(json.loads(json.dumps(model.to_json())))
-    assert again == model and model.kind != "mean" and model.langs == ("en", "zh") and model.questions == 120
+    assert again == model and (among or model.kind != "mean") and model.langs == ("en", "zh") and model.questions == 120
     for question in questions[:20]:
         assert again.expected(question.row) == model.expected(question.row)
+
+
+def test_it_learns_whom_to_ask() -> None:
+    questions = labelled(120)
     models = cross_validated(questions, lambda inside: train(inside, [FAMILIES["mean"], FAMILIES["trees"]]))
     worth = [
         question.utility[max(found, key=lambda arm: found[arm])]
@@ -131,7 +143,9 @@ def test_a_prediction_stays_within_what_was_seen() -> None:
         ({"grid": []}, "missing"),
         ({"arms": {}}, "missing"),
         ({"langs": None}, "damaged"),
-        ({"arms": {"refuse": {"kind": "linear", "predictor": {}}}}, "damaged"),
+        ({"arms": {"refuse": {"predictor": {"kind": "linear"}}}}, "damaged"),
+        ({"arms": {"refuse": {"predictor": {"kind": "blend", "members": []}}}}, "of nothing"),
+        ({"arms": {"refuse": {"predictor": {"kind": "blend", "members": [{"kind": "blend", "members": []}]}}}}, "damaged"),
         ({"arms": []}, "missing"),
         ({"arms": "refuse"}, "damaged"),
         ({"threshold": "high"}, "damaged"),
