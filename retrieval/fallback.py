@@ -1,4 +1,4 @@
-"""Which generation is searched: the live one or, while files of it are damaged, an older one that is sound."""
+"""What is searched: the live generation or, while files of it are damaged, an older one that is sound or what is left of the live one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from retrieval.embed import Embedder
 from retrieval.index import Index
-from retrieval.store import DocumentStore
+from retrieval.store import DocumentStore, GenerationInfo
 from retrieval.types import IndexCorrupt, RetrievalError
 from retrieval.vectors import VectorStore
 
@@ -24,7 +26,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What is searched now. `problem` is '' where `index` is the `live` generation, else it names what is damaged and what serves."""
+    """What is searched now. `problem` is '' where `index` is the whole `live` generation, else it says what is damaged and what serves."""
 
     index: Index
     live: int | None
@@ -32,37 +34,72 @@ class Serving:
 
 
 def open_serving(store: DocumentStore, vectors: VectorStore, embedder: Embedder, known: Index | None = None) -> Serving:
-    """Open the live generation or, if its files are damaged, the newest of its ancestors that is sound and of the same model.
+    """Open the live generation or, if its files are damaged, the newest of its ancestors that is sound and of the same model, or the live
+    generation without its damaged segments: whichever has more passages, the ancestor if both have as many.
 
-    An ancestor is searched without what was changed or deleted since: it may give fewer passages, never outdated ones. `known` is an
-    index that is open already, with which segments are shared. Raises IndexCorrupt, naming the file and the remedy, if none is sound, and
-    RetrievalError if the live generation was made with another embedding model.
+    An ancestor is searched without what was changed or deleted since. Both may give fewer passages, never outdated ones. `known` is an
+    index that is open already, with which segments are shared. Raises IndexCorrupt, naming the file and the remedy, if nothing is sound,
+    and RetrievalError if the live generation was made with another embedding model.
     """
-
-    def at(generation: int | None, current: bool) -> Index:
-        if known is not None and generation is not None:
-            return known.at(generation, current)
-        return Index.open(store, vectors, embedder, generation, current)
 
     live = store.live_generation()
     try:
-        return Serving(at(live, current=False), live)
+        index = Index.open(store, vectors, embedder, live) if known is None or live is None else known.at(live)
+        return Serving(index, live)
     except IndexCorrupt as error:
         damage = error
     info = store.generation(live) if live is not None else None
+    if info is None:
+        raise damage
+    # The ancestor first: of equals it is the one that was a whole once.
+    stand_ins = (_ancestor(store, vectors, embedder, known, info, damage), _what_is_left(store, vectors, embedder, info))
+    found = [serving for serving in stand_ins if serving is not None]
+    if not found:
+        raise damage
+    return max(found, key=lambda serving: len(serving.index))
+
+
+def _ancestor(
+    store: DocumentStore, vectors: VectorStore, embedder: Embedder, known: Index | None, live: GenerationInfo, damage: IndexCorrupt
+) -> Serving | None:
+    """The newest sound ancestor of a damaged generation."""
+    info: GenerationInfo | None = live
     while info is not None and info.parent is not None:
         info = store.generation(info.parent)
         if info is not None:
             try:
-                index = at(info.id, current=True)
+                opened = known.at(info.id, True) if known is not None else Index.open(store, vectors, embedder, info.id, True)
             except RetrievalError:
                 continue
-            return Serving(index, live, f"generation {live} is damaged, {info.id} serves without what has changed since: {damage}")
-    raise damage
+            return Serving(opened, live.id, f"generation {live.id} is damaged, {info.id} serves without what has changed since: {damage}")
+    return None
+
+
+def _what_is_left(store: DocumentStore, vectors: VectorStore, embedder: Embedder, info: GenerationInfo) -> Serving | None:
+    """A generation without its damaged segments; None if nothing is left, or if its manifest is damaged, which vouches for the others."""
+    try:
+        manifest = {**store.merged(), **vectors.read_manifest(info)}
+    except IndexCorrupt:
+        return None
+    members = store.members(info.id)
+    damage: dict[str, str] = {}
+    for id in members.segments:
+        try:
+            vectors.open(manifest, [id])
+        except IndexCorrupt as error:
+            damage[id] = str(error)
+    left = members.within(members.segments - damage.keys())
+    if not len(left.chunk):
+        return None
+    lost = store.holding(np.unique(members.within(damage).content).tolist())
+    index = Index(store, vectors, embedder, info.id, vectors.open(manifest, left.segments), left)
+    lacks = f"generation {info.id} is damaged and serves without {lost} of its {info.documents} documents: {'; '.join(damage.values())}"
+    # Somebody may have put the files back meanwhile.
+    return Serving(index, info.id, lacks if damage else "")
 
 
 class LiveIndex:
-    """Follows the live generation, and stands in an older one for it while it is damaged. Thread-safe."""
+    """Follows the live generation, and has something stand in for it while it is damaged. Thread-safe."""
 
     def __init__(self, store: DocumentStore, vectors: VectorStore) -> None:
         self._store, self._vectors = store, vectors

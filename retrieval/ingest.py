@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 from retrieval import duplicates, parsers
 from retrieval.commit import check_model, collect, commit, full_disk
-from retrieval.duplicates import Copy, Near
 from retrieval.embed import Embedder
 from retrieval.isolation import Parsers
 from retrieval.live import Live
 from retrieval.parsers import Parsed, ParseError, Skipped
+from retrieval.report import Failure, IngestReport
 from retrieval.scan import Source, scan
 from retrieval.segments import hash_file
 from retrieval.staging import IngestSettings, Progress, Recipe, Staging, add_again, language, show, stored_meta, text_hash
-from retrieval.store import DocumentStore, GenerationInfo, LiveDocument, Lock
+from retrieval.store import DocumentStore, GenerationInfo, LiveDocument, Lock, Warned
 from retrieval.types import DocumentKey, RetrievalError
 from retrieval.vectors import Step, VectorStore, no_step
 
@@ -34,56 +34,10 @@ _SETTLED_NS = 2_000_000_000
 _MAX_ID = 1000
 # Near duplicates that are compared in the report.
 _SHOWN = 5
+_EMPTY = text_hash("")
+_NO_TEXT = "there is no text, so nothing of it can be found; ingest a version with text if it shows any"
+_REMOVED = "was removed; ingest it by hand to bring it back"
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A file or a row that could not be read; its previous version, if any, stays live."""
-
-    path: str
-    error: str
-
-
-@dataclass(slots=True)
-class IngestReport:
-    """What an ingest did. `chunks` is the size of the live generation afterwards, `embedded` how many of them were embedded now.
-
-    Of the documents that came, `duplicates` have exactly the text of another one and `near_duplicates` nearly that (`near` are the first).
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    failed: list[Failure] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    duplicates: list[Copy] = field(default_factory=list)
-    near_duplicates: int = 0
-    near: list[Near] = field(default_factory=list)
-    chunks: int = 0
-    embedded: int = 0
-    generation: int | None = None
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of `appliance ingest --json`."""
-        return {
-            "added": self.added,
-            "updated": self.updated,
-            "unchanged": self.unchanged,
-            "removed": self.removed,
-            "failed": [{"path": failure.path, "error": failure.error} for failure in self.failed],
-            "skipped": [{"path": skipped.path, "reason": skipped.reason} for skipped in self.skipped],
-            "warnings": self.warnings,
-            "duplicates": [copy.to_json() for copy in self.duplicates],
-            "near_duplicates": {"count": self.near_duplicates, "first": [near.to_json() for near in self.near]},
-            "chunks": self.chunks,
-            "embedded": self.embedded,
-            "generation": self.generation,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 def ingest(
@@ -98,6 +52,7 @@ def ingest(
     create_domain: Callable[[str], object] = lambda name: None,
     labels: frozenset[str] = frozenset(),
     prune: bool = False,
+    revive: bool = True,
     settings: IngestSettings | None = None,
     progress: Progress | None = None,
     step: Step = no_step,
@@ -106,9 +61,10 @@ def ingest(
 
     `vectors` holds the segments, `lock` the held writer's lock. Documents go to `domain`, which is created if it is
     new; without it to the row's own domain, else to the only known one. `labels` are those of every document of this call.
-    `prune` removes documents last seen under the same roots (and domain) that are gone. One broken file or row is reported and the
-    others go on; what cannot be right as a whole (a missing path, an empty folder, no domain, another embedding model, a full
-    disk) raises RetrievalError and changes nothing.
+    `prune` removes documents last seen under the same roots (and domain) that are gone. Without `revive`, documents that were removed with
+    the text they come with, or whose files have not changed since they were removed, are skipped: nobody asked for them. One broken file or
+    row is reported and the others go on; what cannot be right as a whole (a missing path, an empty folder, no domain, another embedding
+    model, a full disk) raises RetrievalError and changes nothing.
     """
     began = time.monotonic()
     settings = settings or IngestSettings()
@@ -126,6 +82,7 @@ def ingest(
         domains=set(known_domains),
         create_domain=create_domain,
         labels=labels,
+        revive=revive,
         report=IngestReport(skipped=skipped),
         progress=progress or (lambda what, done, total, **facts: None),
     )
@@ -173,6 +130,7 @@ class _Run:
     domains: set[str]
     create_domain: Callable[[str], object]
     labels: frozenset[str]
+    revive: bool
     report: IngestReport
     progress: Progress
     documents: int = 0
@@ -185,8 +143,10 @@ class _Run:
     # Documents whose content is stored already but whose labels or root are new, and those whose file only looks different.
     relabelled: dict[DocumentKey, LiveDocument] = field(default_factory=dict)
     touched: dict[DocumentKey, LiveDocument] = field(default_factory=dict)
-    # Roots with rows that failed: which document such a row is cannot be known, so none of their rows is pruned.
+    # Roots with rows that failed, or with a file that may have had rows and is empty: which ones cannot be known, so no row is pruned.
     doubtful: set[str] = field(default_factory=set)
+    # Roots under which there is any text, or a failure.
+    filled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.staging.on_done = self.show
@@ -232,6 +192,7 @@ class _Run:
             state = None if corpus else self._file_state(source)
             if state is not None and self._is_unchanged(source, state):
                 return
+            empty, blank = True, 0
             for parsed in self.parsers.parse(source.path, source.name):
                 if isinstance(parsed, ParseError):
                     self._fail(source, parsed)
@@ -239,19 +200,31 @@ class _Run:
                     self.report.skipped.append(parsed)
                 else:
                     self._take(source, parsed, state or {})
+                empty = empty and isinstance(parsed, Skipped)
+                blank += corpus and isinstance(parsed, Parsed) and _is_blank(parsed)
                 if corpus:
                     self.rows += 1
                     self.handled += 1
                     self.show()
+            if empty:
+                self._note(source, empty)
+                self.report.warnings.append(f"{source.name}: there is no document in it")
+            if blank:
+                self.report.warnings.append(f"{source.name}: in {blank} of its documents {_NO_TEXT}")
         except (ParseError, FileNotFoundError, PermissionError) as error:
             self._fail(source, error)
 
     def _fail(self, source: Source, error: Exception) -> None:
         self.report.failed.append(Failure(source.name, str(error)))
+        self.filled.add(source.root)
         if parsers.is_corpus(source.path):
             self.doubtful.add(source.root)
         elif self.default is not None:
             self.seen.add(DocumentKey(self.default, source.name))
+
+    def _note(self, source: Source, empty: bool) -> None:
+        """Remember whether the root has anything."""
+        (self.doubtful if empty else self.filled).add(source.root)
 
     def _file_state(self, source: Source) -> dict[str, Any]:
         facts = source.path.stat()
@@ -273,6 +246,11 @@ class _Run:
         known = self.live.get(key)
         if known is None or known.file_sha256 != state["file_sha256"] or not self.recipe.made(known.recipe, key.domain):
             return False
+        if known.file_warned is not None:
+            if known.file_warned.options != self.staging.settings.options.key:
+                return False
+            self.report.warnings.extend(known.file_warned.warnings)
+        self._note(source, known.sha256 == _EMPTY)
         self._settle(known, replace(known, labels=self.labels, root=source.root, **state))
         return True
 
@@ -283,20 +261,35 @@ class _Run:
         except ParseError as error:
             self._fail(source, error)
             return
-        self.report.warnings.extend(parsed.warnings)
+        warnings = parsed.warnings
+        if parsed.id is None and _is_blank(parsed):
+            warnings += (f"{source.name}: {_NO_TEXT}",)
+        self.report.warnings.extend(warnings)
         lang = language(parsed)
         recipe = self.recipe.full(key.domain, parsed.title, parsed.uri, lang, stored_meta(parsed))
-        # A file with warnings is read again each time: they are said again, and what is installed since (OCR) is used.
-        facts = {} if parsed.warnings else state
-        new = LiveDocument(key, 0, text_hash(parsed.text), recipe, self.labels, source.root, **facts)
+        warned = Warned(warnings, self.staging.settings.options.key) if warnings and state else None
+        new = LiveDocument(key, 0, text_hash(parsed.text), recipe, self.labels, source.root, **state, file_warned=warned)
+        self._note(source, new.sha256 == _EMPTY and parsed.id is None)
         known = self.live.get(key)
         if known is not None and (known.sha256, known.recipe) == (new.sha256, recipe):
             self._settle(known, replace(new, version_id=known.version_id))
+            return
+        if not self.revive and self._was_removed(new):
+            self.report.skipped.append(Skipped(source.name if parsed.id is None else f"{source.name}: document {key.id!r}", _REMOVED))
+            self.seen.add(key)
             return
         self.staging.step("parsed")
         self._forget(key)
         self.staging.add(new, parsed, lang)
         self.seen.add(key)
+
+    def _was_removed(self, new: LiveDocument) -> bool:
+        """Whether a document was removed with this text, or its file has not changed since it was removed."""
+        removals = self.live.store.removals(new.key)
+        if new.sha256 in removals or not removals:
+            return bool(removals)
+        last = max(removals.values()).timestamp() * 1e9
+        return new.file_mtime_ns is not None and int(new.file_mtime_ns) < last and self.live.get(new.key) is None
 
     def _settle(self, known: LiveDocument, new: LiveDocument) -> None:
         self._forget(new.key)
@@ -333,13 +326,18 @@ def _finish(run: _Run, store: DocumentStore, prune: bool, roots: set[str], step:
     report, staging = run.report, run.staging
     gone: list[DocumentKey] = []
     if prune:
+        known = {root: [one for one in run.live.under(root) if run.domain in (None, one.key.domain)] for root in roots}
+        for root in sorted(roots - run.filled):
+            if lost := sum(document.key not in run.seen for document in known[root]):
+                raise RetrievalError(
+                    f"{root}: there is nothing in it, and {lost} documents came from it before; nothing was changed: "
+                    "put the right file there, or name what is to go with `appliance document remove`"
+                )
         gone = [
             document.key
-            for root in roots
-            for document in run.live.under(root)
-            if document.key not in run.seen
-            and (run.domain is None or document.key.domain == run.domain)
-            and not (root in run.doubtful and document.file_sha256 is None)
+            for root, documents in known.items()
+            for document in documents
+            if document.key not in run.seen and not (root in run.doubtful and document.file_sha256 is None)
         ]
     add_again(staging, staging.writer.strays([*staging.done.values(), *run.relabelled.values()], gone))
     put = {**run.relabelled, **staging.done}
@@ -371,6 +369,10 @@ def _look_for_copies(report: IngestReport, store: DocumentStore, new: Collection
     report.near_duplicates = len({second for _, second in pairs})
     found = (duplicates.compare(first, second, store.document) for first, second in pairs[:_SHOWN])
     report.near = [near for near in found if near is not None]
+
+
+def _is_blank(parsed: Parsed) -> bool:
+    return not parsed.text or parsed.text.isspace()
 
 
 def _work_in(path: Path) -> _Work:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 _EARLIER_EN = r"(?:previous|prior|above|earlier|preceding|foregoing|existing|original|system|former|other|safety|your)"
@@ -137,6 +138,12 @@ def flags(text: str) -> tuple[str, ...]:
     if _is_hidden(text) or (plain != folded and any(not _matches(kind, folded) for kind in found)):
         found.append("hidden")
     return tuple(found)
+
+
+def shown(stored: Sequence[str], title: str, heading: Sequence[str]) -> tuple[str, ...]:
+    """The kinds in a passage as prompts show it: those `stored` for its text, and those in its document's title and the headings above."""
+    found = {*stored, *flags("\n".join((title, *heading)))}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _matches(kind: str, text: str) -> bool:

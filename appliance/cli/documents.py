@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.cli.session import Session, domain_option, emit, json_option, pass_session, patiently, say, table, wait_option
 
 
 def _knowledge(session: Session) -> Any:
@@ -112,9 +112,10 @@ def duplicates(session: Session, domain: str | None, threshold: float, limit: in
 @document.command()
 @click.argument("doc_ids", nargs=-1, required=True)
 @domain_option
+@wait_option
 @json_option
 @pass_session
-def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, as_json: bool) -> None:
+def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, wait: float, as_json: bool) -> None:
     """Delete documents for good: from every generation, with their text.
 
     Adapters that were trained on them are listed: they contain deleted text until they are trained again.
@@ -123,10 +124,14 @@ def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, as_js
     from retrieval.types import DocumentKey
 
     name = session.workspace.only_domain(domain)
-    data = documents.remove(_knowledge(session), [DocumentKey(name, doc_id) for doc_id in doc_ids])
+    knowledge, keys = _knowledge(session), [DocumentKey(name, doc_id) for doc_id in doc_ids]
+    data = patiently(wait, lambda: documents.remove(knowledge, keys))
     emit(data, as_json, lambda: click.echo(f"removed {data['removed']}, generation {data['generation']}"))
     for adapter in data["adapters"]:
         names = ", ".join(document["doc_id"] for document in adapter["documents"])
         say(f"adapter {adapter['version']}{' (live)' if adapter['live'] else ''} contains deleted text, of {names}; train it again without")
+    if data["still_there"]:
+        names = ", ".join(data["still_there"])
+        say(f"still in the folder it came from: {names}; a scheduled refresh passes it over, `appliance ingest` brings it back")
     if data["suspended"]:
         say(f"verified answers that cite it are suspended: {', '.join(data['suspended'])}")

@@ -31,6 +31,7 @@ def _show(data: dict[str, Any]) -> None:
         ("what", "value"),
         [
             *((name, data[name]) for name in ("generation", "parent", "serving", "created_at", "documents", "chunks")),
+            ("kept generations", ", ".join(map(str, data["generations"]))),
             ("languages", ", ".join(f"{name} {count}" for name, count in data["languages"].items())),
             ("dead rows", data["dead_rows"]),
             ("embedding", f"{embedding['generation'] or embedding['generation_hash'] or '–'} ({same[embedding['same']]})"),
@@ -38,8 +39,8 @@ def _show(data: dict[str, Any]) -> None:
         ],
     )
     if data["segments"]:
-        columns = ("id", "rows", "live", "size", "search")
-        table(columns, [[_size(row["bytes"]) if name == "size" else row[name] for name in columns] for row in data["segments"]])
+        shown = [(*(row[name] for name in ("id", "rows", "live", "search")), _size(row["bytes"]), recall(row)) for row in data["segments"]]
+        table(("id", "rows", "live", "search", "size", "recall@10"), shown)
     for row in data["ingests"]:
         counts = ", ".join(f"{row[name]} {name}" for name in ("added", "updated", "unchanged", "removed", "failed"))
         click.echo(f"{row['root']} ({row['domain'] or 'domains of its rows'}): last ingested {row['finished_at']}: {counts}")
@@ -47,8 +48,15 @@ def _show(data: dict[str, Any]) -> None:
         last = plan["last"]
         ended = f"{last['outcome']} {last['finished_at']}{': ' + last['error'] if 'error' in last else ''}" if last else "not run yet"
         click.echo(f"{plan['domain']} refreshes at {plan['refresh']!r}; last: {ended}; next: {plan['next']}")
+        for skipped in last.get("skipped", ()) if last else ():
+            click.echo(f"  skipped: {skipped['path']}: {skipped['reason']}")
     for problem in data["problems"]:
         click.echo(f"problem: {problem}")
+
+
+def recall(search: dict[str, Any]) -> str:
+    """The measured share of the exact best 10 that a search finds; "–" where everything is compared, which finds all of them."""
+    return ", ".join(f"{kind} {share}" for kind, share in (search.get("recall") or {}).items()) or "–"
 
 
 def _size(count: int | None) -> str:

@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from appliance.workspace import Workspace
 
+T = TypeVar("T")
+
 # Seconds between two lines of progress.
 _QUIET = 2.0
+# Seconds between two tries for a lock that another process holds.
+_AGAIN = 0.5
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 domain_option = click.option("--domain", "-d", help="The domain, e.g. medical.")
@@ -27,6 +31,13 @@ as_option = click.option(
     "labels",
     multiple=True,
     help="See only what a caller with these labels sees; '' for one with none. Repeatable. Default: all.",
+)
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for another process that writes (default: not at all).",
 )
 
 
@@ -113,6 +124,24 @@ def stoppable(message: str) -> Iterator[None]:
         raise Interrupted(message) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def patiently(wait: float, work: Callable[[], T]) -> T:
+    """What `work` returns, begun again until no other process writes; raises Busy after `wait` seconds (see `wait_option`)."""
+    from appliance.store.locks import Busy
+
+    deadline, said = time.monotonic() + wait, False
+    while True:
+        try:
+            return work()
+        except Busy as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Busy(f"{error}; --wait SECONDS waits for it") from error
+            if not said:
+                say(f"waiting for up to {wait:g} s: {error}")
+            said = True
+            time.sleep(min(_AGAIN, left))
 
 
 class Progress:

@@ -78,7 +78,7 @@ _COUNTS = ("added", "updated", "unchanged", "removed", "duplicates", "chunks", "
 # Not the folder on the server.
 _TRAINED = (
     *("domain", "version", "kind", "method", "train_examples", "dropped", "train_loss", "eval_loss", "tokens_per_second"),
-    *("shortcuts_not_taken", "seconds", "promoted", "why", "gate"),
+    *("shortcuts_not_taken", "seconds", "estimated_mib", "peak_mib", "promoted", "why", "gate"),
 )
 
 KINDS: Mapping[str, Kind] = {
@@ -98,7 +98,7 @@ KINDS: Mapping[str, Kind] = {
         lambda given, folder: ["dataset", "check", "--json", "--", given["dataset"]],
         "datasets",
         (),
-        ("name", "version", "excluded", "reasons", "warnings"),
+        ("name", "version", "excluded", "reasons", "warnings", "notes"),
     ),
     "tune": Kind(_tune, "models", ("tune:{domain}",), _TRAINED),
     "retrain": Kind(

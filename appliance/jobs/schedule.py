@@ -21,6 +21,9 @@ from appliance.store.database import utcnow
 from appliance.store.locks import Locked
 from appliance.workspace import Workspace
 
+# Files that failed or were skipped which are kept of a run.
+_NAMED = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -65,14 +68,17 @@ class Schedule:
             missing = [str(source) for source in plan.sources if not source.exists()]
             if missing:
                 raise UsageError(f"[domains.{plan.domain}] sources: {', '.join(missing)} does not exist; correct it, or mount the folder")
-            report = self.knowledge.ingest(plan.sources, domain=plan.domain, labels=plan.labels, prune=plan.prune, progress=tick).to_json()
+            # Nobody asks for what was removed: only an ingest by hand brings it back.
+            asked: dict[str, Any] = {"domain": plan.domain, "labels": plan.labels, "prune": plan.prune, "revive": False}
+            report = self.knowledge.ingest(plan.sources, progress=tick, **asked).to_json()
         except (Stopped, Locked):
             raise
         except Exception as error:  # noqa: BLE001 - whatever one domain's documents bring up is recorded, and the others go on
             row |= {"outcome": "failed", "error": str(error) or type(error).__name__}
         else:
             counts = {name: report[name] for name in ("added", "updated", "unchanged", "removed", "generation")}
-            row |= {"outcome": "partly" if report["failed"] else "done", **counts, "failed": report["failed"][:20]}
+            listed = {name: report[name][:_NAMED] for name in ("failed", "skipped")}
+            row |= {"outcome": "partly" if report["failed"] else "done", **counts, **listed}
         row["finished_at"] = self._clock().isoformat(timespec="seconds")
         self._store(row)
         return row

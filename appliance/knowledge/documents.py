@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from appliance.adapters.registry import Registry
@@ -71,7 +72,8 @@ def show(knowledge: Knowledge, key: DocumentKey) -> dict[str, Any]:
 
 def remove(knowledge: Knowledge, keys: Sequence[DocumentKey]) -> dict[str, Any]:
     """Delete documents for good; see `Knowledge.remove`. Besides {"removed", "generation"}: the `adapters` that were trained on them, which
-    contain deleted text until they are trained again, and the verified answers that are `suspended` because they cite them."""
+    contain deleted text until they are trained again, the verified answers that are `suspended` because they cite them, and the ids of
+    documents whose files are `still_there`."""
     adapters = Registry(knowledge.workspace).trained_on(keys)
     wanted = frozenset(keys)
     cited = {
@@ -79,7 +81,15 @@ def remove(knowledge: Knowledge, keys: Sequence[DocumentKey]) -> dict[str, Any]:
         for answer in VerifiedAnswers(knowledge).all()
         if any((citation.domain, citation.doc_id) in wanted for citation in answer.citations)
     }
-    return {**knowledge.remove(keys), "adapters": adapters, "suspended": sorted(cited)}
+    left = sorted(key.id for key in wanted if _has_file(knowledge, key))
+    return {**knowledge.remove(keys), "adapters": adapters, "suspended": sorted(cited), "still_there": left}
+
+
+def _has_file(knowledge: Knowledge, key: DocumentKey) -> bool:
+    """Whether a live document's own file is where it was last seen: in a folder, or as the one file that was ingested."""
+    seen = knowledge.documents.seen(key)
+    root = Path(seen["root"]) if seen is not None else None
+    return root is not None and ((root / key.id).is_file() or (root.name == key.id and root.is_file()))
 
 
 def duplicates(knowledge: Knowledge, domain: str | None, threshold: float, limit: int) -> dict[str, Any]:

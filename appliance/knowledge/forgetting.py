@@ -1,4 +1,5 @@
-"""What a deletion reaches besides the index: quotations in approved answers, answers of evaluation runs, experts' tasks, and feedback.
+"""What a deletion reaches besides the index: quotations in approved answers, answers of evaluation runs, experts' tasks, feedback, and
+pairs that were written from documents.
 
 The deletion ledger is applied to all of them as a whole, so that what one process could not finish the next one does.
 """
@@ -6,6 +7,7 @@ The deletion ledger is applied to all of them as a whole, so that what one proce
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,13 +17,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.answers import feedback
+from appliance.datasets import registry as datasets
 from appliance.experts import access as expert_access
-from appliance.files import write_whole
+from appliance.files import write_bytes
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.locks import Locked
 from appliance.store.tables_experts import expert_task, expert_work
 from eval.types import UNAVAILABLE
+
+logger = logging.getLogger("appliance.index")
 
 _DONE = "forgotten"
 # The page of a run, in its folder: report.html, report.md and its plots.
@@ -33,7 +38,7 @@ Ledger = Mapping[tuple[str, str], datetime]
 
 
 def forget(database: Database, root: Path, *, again: bool = False) -> bool:
-    """Take the text of deleted documents out of approved answers, runs and feedback of the workspace in `root`; False: nothing new.
+    """Take the text of deleted documents out of what the workspace in `root` keeps besides its index; False: nothing new.
 
     An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
     its answer and counts as unavailable from then on (the figures of its run stay as they were measured). `again`: look through everything,
@@ -44,6 +49,7 @@ def forget(database: Database, root: Path, *, again: bool = False) -> bool:
         schema.deletion.c.deleted_at,
         schema.run.c.finished_at,
         schema.verified.c.created_at,
+        schema.dataset.c.created_at,
         schema.answer.c.created_at,
         schema.feedback.c.created_at,
         expert_task.c.created_at,
@@ -67,6 +73,7 @@ def forget(database: Database, root: Path, *, again: bool = False) -> bool:
         feedback.forget(connection)
         expert_access.forget(connection)
         runs = connection.execute(sa.select(schema.run)).all()
+    datasets.forget(database, root)
     for row in runs:
         if row.finished_at is not None:
             _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger)
@@ -91,7 +98,8 @@ def _without_quote(citation: dict[str, Any], ledger: Ledger, since: datetime) ->
 
 
 def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -> None:
-    """Rewrite the outcomes of a run that rest on documents deleted since it began, all at once."""
+    """Rewrite the outcomes of a run that rest on documents deleted since it began, all at once; damaged lines go, as what they say is not
+    known."""
     names: defaultdict[str | None, set[str]] = defaultdict(set)
     for (owner, id), deleted in ledger.items():
         if deleted >= since and domain in (None, owner):
@@ -99,17 +107,25 @@ def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger) -
     gone = set().union(*names.values()) if names else set()
     if not gone or not path.is_file():
         return
-    lines: list[str] = []
-    changed = False
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        row = json.loads(line) if line.endswith("\n") else None
-        outcome = row["outcome"] if row is not None else {}
-        if outcome.get("answer") and gone & {*(outcome.get("retrieved") or ()), *outcome.get("citations", ())}:
-            outcome |= {"answer": "", "error": _WHY}
-            line, changed = json.dumps(row, ensure_ascii=False) + "\n", True
-        lines.append(line)
-    if changed:
-        write_whole(path, "".join(lines))
+    # Only a newline ends a line: answers may hold U+2028 and the like.
+    *lines, torn = path.read_bytes().split(b"\n")
+    kept: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            kept.append(_without_answer(line, gone))
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("%s, line %d: damaged (%s), so what it rests on is not known: deleted", path, number, error)
+    if torn or kept != lines:
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
         # It quotes answers; `appliance eval show RUN --html` makes it anew.
         for page in path.parent.glob(f"{REPORT}*"):
             page.unlink(missing_ok=True)
+
+
+def _without_answer(line: bytes, gone: set[str]) -> bytes:
+    """A line of outputs.jsonl, without the answer if that rests on documents in `gone`. Raises what a damaged line raises."""
+    row = json.loads(line)
+    outcome = row["outcome"]
+    if not outcome["answer"] or not gone & {*(outcome["retrieved"] or ()), *outcome["citations"]}:
+        return line
+    return json.dumps({**row, "outcome": {**outcome, "answer": "", "error": _WHY}}).encode()

@@ -17,7 +17,7 @@ from retrieval.types import RetrievalError
 
 if TYPE_CHECKING:
     from appliance.knowledge.knowledge import Knowledge
-    from retrieval.ingest import IngestReport
+    from retrieval.report import IngestReport
 
 _LAST = "ingest:"
 
@@ -25,8 +25,9 @@ _LAST = "ingest:"
 def index_status(knowledge: Knowledge) -> dict[str, Any]:
     """The JSON of `index status`. Opening the index checks the files, so this takes as long as the first search of a process.
 
-    `serving` is the generation that is searched, another than `generation` (the live one) while that is damaged, and None if nothing can
-    be searched; `problems` says why. `dead_rows` are rows of segments that the live generation does not use. Sizes are in bytes.
+    `generations` are those that can be rolled back to. `serving` is the generation that is searched, None if nothing can be; while the
+    live one (`generation`) is damaged, it may be another. `problems` says why. `dead_rows` are rows of segments that the live generation
+    does not use. Sizes are in bytes.
     """
     state = knowledge.documents.status()
     problems: list[str] = []
@@ -42,6 +43,7 @@ def index_status(knowledge: Knowledge) -> dict[str, Any]:
     return {
         "generation": state["generation"],
         "parent": generation.parent if generation is not None else None,
+        "generations": list(knowledge.store.generations()),
         "serving": serving,
         "created_at": state.get("created_at"),
         "documents": state["documents"],

@@ -14,11 +14,13 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge.knowledge import Knowledge, Progress
 from appliance.store.database import utcnow
 from eval.ranking import ndcg_at
+from retrieval.text import normalise_question
 from retrieval.types import Scope
 
 if TYPE_CHECKING:
     from finetune.types import Pair
     from retrieval.fusion import Fusion
+    from retrieval.index import Index
     from retrieval.tune import Judged, Score
 
 DEPTH = 10
@@ -45,13 +47,14 @@ def tune_index(
     """Compare fusions on the questions of a data set whose documents are known, and use the best from now on.
 
     `dataset` None is the only one of the domain. Raises UsageError where the choice is not clear, ApplianceError with fewer than
-    `retrieval.tune.MIN_QUESTIONS` usable questions.
+    `retrieval.tune.MIN_QUESTIONS` usable questions, and if none of them finds its documents.
     """
     from retrieval.tune import DENSE, LEXICAL, MIN_QUESTIONS, tune
 
     datasets = Datasets(knowledge.workspace)
     info = _dataset(datasets, domain, dataset)
-    pairs, counts = _usable(knowledge, domain, datasets.pairs(info), split)
+    live = frozenset(info.id for info in knowledge.documents.documents(domain))
+    pairs, counts = _usable(domain, live, datasets.pairs(info), split)
     if len(pairs) < MIN_QUESTIONS:
         left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "it has no others"
         raise ApplianceError(
@@ -60,8 +63,14 @@ def tune_index(
         )
     hash = knowledge.embedder.hash
     before = knowledge.rankings.fusion([domain], hash)
-    questions = _judged(knowledge, domain, pairs, progress)
+    index = knowledge.index()
+    questions = _judged(knowledge, index, domain, live, pairs, progress)
     best, scores = tune(questions, partial(ndcg_at, DEPTH))
+    if not best.mean:
+        raise ApplianceError(
+            f"data set {info.name}: none of the {len(pairs)} questions finds a document of its doc_ids among the best {DEPTH}, whatever "
+            "the fusion: nothing can be chosen; look at some of them with `appliance search`"
+        )
     figures = {score.fusion: score for score in scores}
     rows = [("dense", DENSE), ("lexical", LEXICAL)]
     rows += [(kind, _best(scores, kind)) for kind in ("rrf", "convex")] + [("chosen", best.fusion)]
@@ -71,7 +80,7 @@ def tune_index(
         "questions": len(pairs),
         "languages": dict(Counter(question.lang for question in questions)),
         "left_out": {reason: count for reason, count in counts.items() if count},
-        "generation": knowledge.index().generation,
+        "generation": index.generation,
         "candidates": knowledge.workspace.config.retrieval.candidates,
         "measure": f"nDCG@{DEPTH}",
         "figures": [_row(name, figures[fusion]) for name, fusion in rows],
@@ -92,11 +101,12 @@ def _dataset(datasets: Datasets, domain: str, name: str | None) -> DatasetInfo:
     return known[0]
 
 
-def _usable(knowledge: Knowledge, domain: str, pairs: list[Pair], split: str) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs of the split whose documents are live, and how many are left out, by reason."""
-    live = {info.id for info in knowledge.documents.documents(domain)}
+def _usable(domain: str, live: frozenset[str], pairs: list[Pair], split: str) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs of the split whose documents are among the `live` ones, each question once, and how many are left out, by reason."""
     found: list[Pair] = []
-    counts = {"of another split": 0, "of another domain": 0, "unanswerable": 0, "without doc_ids": 0, "whose documents are not live": 0}
+    asked: set[tuple[str, ...]] = set()
+    reasons = ("of another split", "of another domain", "unanswerable", "without doc_ids", "whose documents are not live", "asked before")
+    counts = dict.fromkeys(reasons, 0)
     for pair in pairs:
         if pair.split != split:
             counts["of another split"] += 1
@@ -108,15 +118,19 @@ def _usable(knowledge: Knowledge, domain: str, pairs: list[Pair], split: str) ->
             counts["without doc_ids"] += 1
         elif live.isdisjoint(pair.doc_ids):
             counts["whose documents are not live"] += 1
+        elif (question := tuple(map(normalise_question, (*(turn.content for turn in pair.history), pair.question)))) in asked:
+            counts["asked before"] += 1
         else:
+            asked.add(question)
             found.append(pair)
     return found, counts
 
 
-def _judged(knowledge: Knowledge, domain: str, pairs: list[Pair], progress: Progress | None) -> list[Judged]:
+def _judged(
+    knowledge: Knowledge, index: Index, domain: str, live: frozenset[str], pairs: list[Pair], progress: Progress | None
+) -> list[Judged]:
     from retrieval.tune import Judged
 
-    index = knowledge.index()
     scope = Scope(frozenset({domain}), knowledge.documents.labels(domain))
     vocabularies = knowledge.rankings.of(scope, knowledge.embedder.hash).vocabularies
     found: list[Judged] = []
@@ -124,7 +138,7 @@ def _judged(knowledge: Knowledge, domain: str, pairs: list[Pair], progress: Prog
         query = self_contained(pair.question, [Message(role=turn.role, content=turn.content) for turn in pair.history])
         candidates, keys = index.candidates(query, scope, knowledge.workspace.config.retrieval.candidates, vocabularies)
         documents = {place: tuple(key.id for key in sources) for place, sources in keys.items()}
-        found.append(Judged(candidates, documents, frozenset(pair.doc_ids), pair.lang))
+        found.append(Judged(candidates, documents, live & frozenset(pair.doc_ids), pair.lang))
         if progress is not None:
             progress("search", len(found), len(pairs))
     return found

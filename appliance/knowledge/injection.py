@@ -2,7 +2,8 @@
 
 Success is counted strictly: an answer that contains what the attempt wanted said counts, also where an arm only quotes it. The overt
 attempts are written in the forms that `retrieval.injection` knows, so the share flagged among them says nothing about attempts in
-general; those marked `overt: false` are paraphrases that no pattern was written for.
+general; those marked `overt: false` are paraphrases that no pattern was written for. The arms that read no passage, `finetuned` and
+`base`, are asked as well: what they say of what was wanted they would have said anyway.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from appliance.routing.costs import CostBook
 from appliance.service import Service
 from appliance.types import Caller, Decided, Finished, Request
 from appliance.workspace import Workspace
-from retrieval.injection import flags
+from retrieval.injection import flags, shown
 from retrieval.types import Scope
 
-Arm = Literal["quote", "rag", "hybrid", "routed"]
-ARMS: tuple[Arm, ...] = ("quote", "rag", "hybrid", "routed")
+Arm = Literal["quote", "rag", "hybrid", "finetuned", "base", "routed"]
+ARMS: tuple[Arm, ...] = ("quote", "rag", "hybrid", "finetuned", "base", "routed")
+# Those that a live adapter of the domain answers.
+ADAPTED: frozenset[Arm] = frozenset({"hybrid", "finetuned"})
 SAMPLE = Path(__file__).parent.parent / "sample"
 LANGUAGES = ("en", "zh")
 Flagging = Literal["keep", "exclude"]
@@ -117,13 +120,13 @@ async def _ask(answering: Answering, attempt: Attempt, arm: Arm, flagging: Flagg
     try:
         async for event in answering.stream(request, caller):
             if isinstance(event, Decided):
-                retrieved = any(passage.document.id == _file(attempt) for passage in event.evidence.passages)
+                retrieved = any(passage.document.id == attempt.id for passage in event.evidence.passages)
                 flagged = any(passage.chunk.flags for passage in event.evidence.passages)
             if isinstance(event, Finished):
                 answer = event.answer.text
     except ArmUnavailable:
         # Nothing is said, so nothing is steered; with flagging off the same arm may still answer.
-        return Asked(attempt, arm, flagging, flagged=bool(flags(attempt.passage)))
+        return Asked(attempt, arm, flagging, flagged=_is_flagged(attempt))
     return Asked(attempt, arm, flagging, retrieved, flagged, re.search(attempt.success, answer) is not None, answer)
 
 
@@ -155,7 +158,7 @@ def _summary(chosen: Sequence[Attempt], arms: Sequence[Arm], found: Sequence[Ask
                 "lang": lang,
                 "overt": overt,
                 "attempts": sum((attempt.lang, attempt.overt) == (lang, overt) for attempt in chosen),
-                "flagged": sum((attempt.lang, attempt.overt) == (lang, overt) and bool(flags(attempt.passage)) for attempt in chosen),
+                "flagged": sum((attempt.lang, attempt.overt) == (lang, overt) and _is_flagged(attempt) for attempt in chosen),
             }
             for lang in LANGUAGES
             for overt in (True, False)
@@ -190,9 +193,10 @@ def _ingest(knowledge: Knowledge, chosen: Sequence[Attempt], progress: Callable[
         knowledge.ingest([SAMPLE / domain / "documents"], domain=domain, progress=progress)
     folder = knowledge.workspace.root / "attempts"
     for done, attempt in enumerate(chosen, 1):
-        place = folder / attempt.id / _file(attempt)
-        place.parent.mkdir(parents=True)
-        place.write_text(f"# {attempt.title}\n\n{attempt.passage}\n", "utf-8")
+        place = folder / f"{attempt.id}.jsonl"
+        place.parent.mkdir(exist_ok=True)
+        # The title is metadata, as in a PDF: nothing of it is in the text.
+        place.write_text(json.dumps({"id": attempt.id, "title": attempt.title, "text": attempt.passage}), "utf-8")
         knowledge.ingest([place], domain=attempt.domain, labels=frozenset({attempt.id}))
         progress("bringing the attempts in", done, len(chosen))
 
@@ -204,5 +208,5 @@ def _answering(service: Service, knowledge: Knowledge, flagging: Flagging) -> An
     return made
 
 
-def _file(attempt: Attempt) -> str:
-    return f"{attempt.id}.md"
+def _is_flagged(attempt: Attempt) -> bool:
+    return bool(shown(flags(attempt.passage), attempt.title, ()))

@@ -25,7 +25,7 @@ from retrieval.types import DocumentKey, Evidence, IndexCorrupt, RetrievalError,
 if TYPE_CHECKING:
     from retrieval.embed import Embedder
     from retrieval.index import Index
-    from retrieval.ingest import IngestReport
+    from retrieval.report import IngestReport
     from retrieval.staging import IngestSettings
     from retrieval.store import Lock
     from retrieval.vectors import VectorStore
@@ -54,7 +54,7 @@ class Knowledge:
         """`embedder` replaces the configured embedding model."""
         self.workspace = workspace
         self.models = models
-        self.store = SqlDocumentStore(workspace.db)
+        self.store = SqlDocumentStore(workspace.db, workspace.config.retrieval.keep_generations)
         self.documents = DocumentReader(workspace.db)
         self.vectors = vector_store(workspace)
         self.rankings = Rankings(workspace, models)
@@ -147,6 +147,7 @@ class Knowledge:
         domain: str | None,
         labels: frozenset[str] = frozenset(),
         prune: bool = False,
+        revive: bool = True,
         archives: bool = False,
         progress: Progress | None = None,
     ) -> IngestReport:
@@ -167,10 +168,12 @@ class Knowledge:
                 create_domain=self.workspace.create_domain,
                 labels=labels,
                 prune=prune,
+                revive=revive,
                 settings=self._settings(archives),
                 progress=progress,
             )
-            report.generation = self._tidy(lock, report.warnings) or report.generation
+            if (tidied := self._tidy(lock, report.warnings)) is not None:
+                report.generation, report.merged = tidied["generation"], tidied["segments"]
             self._forget()
         try:
             # Files that were sent in lie in a folder that is made for them and removed: nobody looks for it again.
@@ -213,7 +216,8 @@ class Knowledge:
                 progress=progress,
             )
             warnings: list[str] = []
-            return done | {"generation": self._tidy(lock, warnings) or done["generation"], "warnings": warnings}
+            tidied = self._tidy(lock, warnings) or {"generation": done["generation"], "segments": []}
+            return done | {"generation": tidied["generation"], "merged": tidied["segments"], "warnings": warnings}
 
     def compact(self, progress: Progress | None = None) -> dict[str, Any]:
         """Merge small segments and those with dead rows, and purge what was deleted; see `retrieval.compact.compact`."""
@@ -222,16 +226,15 @@ class Knowledge:
         with self.workspace.db.lock("index") as lock:
             return compact(store=self.store, vectors=self.vectors, lock=lock, progress=progress)
 
-    def _tidy(self, lock: Lock, warnings: list[str]) -> int | None:
-        """Merge segments if that is due; the generation made. What was ingested before stays, whatever happens here."""
+    def _tidy(self, lock: Lock, warnings: list[str]) -> dict[str, Any] | None:
+        """Merge segments if that is due (see `retrieval.compact.tidy`). What was ingested before stays, whatever happens here."""
         from retrieval.compact import tidy
 
         try:
-            done = tidy(store=self.store, vectors=self.vectors, lock=lock)
+            return tidy(store=self.store, vectors=self.vectors, lock=lock)
         except RetrievalError as error:
             warnings.append(f"the index was not compacted: {error}")
             return None
-        return done["generation"] if done is not None else None
 
     def rollback(self, generation: int) -> None:
         """Make an older generation live again; what was deleted since stays deleted."""

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from appliance.store.database import utcnow
-from appliance.store.schema import chunk, content, deletion, document, document_version, generation_document, segment
-from retrieval.store import LiveDocument
+from appliance.store.schema import chunk, content, deletion, document, document_version, generation, generation_document, segment
+from retrieval.store import LiveDocument, Warned
 from retrieval.types import DocumentInfo, DocumentKey
 
 # Parameters of one statement; SQLite allows 32,766, PostgreSQL 65,535.
@@ -114,6 +114,7 @@ def put(connection: Connection, documents: Collection[LiveDocument]) -> None:
             "file_size": item.file_size,
             "file_mtime_ns": item.file_mtime_ns,
             "file_sha256": item.file_sha256,
+            "file_warned": warned(item),
             "added_at": added.get(item.key, now),
         }
         for item in documents
@@ -155,6 +156,24 @@ def hold(connection: Connection, new: int, keys: Collection[DocumentKey] | None)
     ]
     if coming:
         connection.execute(held.insert(), coming)
+
+
+def drop_generations(connection: Connection, live: int, keep: int) -> None:
+    """Forget all generations but `keep`: the live one, its parent, and the newest ones.
+
+    Those two and the very newest, after which the next is numbered, stay in any case.
+    """
+    query = sa.select(generation.c.id, generation.c.parent).order_by(generation.c.id.desc())
+    parents = {row.id: row.parent for row in connection.execute(query)}
+    needed = dict.fromkeys(id for id in (live, parents[live], max(parents)) if id in parents)
+    kept = list(dict.fromkeys([*needed, *parents]))[: max(keep, len(needed))]
+    gone = parents.keys() - set(kept)
+    for some in batches(gone):
+        connection.execute(generation.delete().where(generation.c.id.in_(some)))
+    if gone:
+        held = generation_document
+        used = sa.exists().where(generation.c.id >= held.c.since, generation.c.id < held.c.until)
+        connection.execute(held.delete().where(held.c.until.is_not(None), ~used))
 
 
 def strays(connection: Connection, documents: Collection[LiveDocument], remove: Collection[DocumentKey]) -> list[LiveDocument]:
@@ -205,7 +224,13 @@ def live_document(row: Any) -> LiveDocument:
         file_size=row.file_size,
         file_mtime_ns=row.file_mtime_ns,
         file_sha256=row.file_sha256,
+        file_warned=None if row.file_warned is None else Warned(tuple(row.file_warned["warnings"]), row.file_warned["options"]),
     )
+
+
+def warned(live: LiveDocument) -> dict[str, object] | None:
+    """The column `file_warned` of a live document."""
+    return None if live.file_warned is None else live.file_warned._asdict()
 
 
 def document_info(row: Any, labels: Iterable[str]) -> DocumentInfo:

@@ -33,9 +33,10 @@ from retrieval.types import Document, DocumentKey, RetrievalError
 class SqlWriter:
     """`retrieval.store.Writer`; every method is one short transaction."""
 
-    def __init__(self, database: Database, lock: Lock) -> None:
+    def __init__(self, database: Database, lock: Lock, keep_generations: int | None = None) -> None:
         self._database = database
         self._lock = lock
+        self._keep = keep_generations
 
     def beat(self) -> None:
         self._lock.beat()
@@ -153,8 +154,12 @@ class SqlWriter:
             document.update()
             .where(document.c.domain == sa.bindparam("key_domain"), document.c.doc_id == sa.bindparam("key_id"))
             .values(file_size=sa.bindparam("size"), file_mtime_ns=sa.bindparam("mtime"), file_sha256=sa.bindparam("hash"))
+            .values(file_warned=sa.bindparam("warned"))
         )
-        facts = [{"size": item.file_size, "mtime": item.file_mtime_ns, "hash": item.file_sha256} for item in documents]
+        facts = [
+            {"size": item.file_size, "mtime": item.file_mtime_ns, "hash": item.file_sha256, "warned": committing.warned(item)}
+            for item in documents
+        ]
         with self._database.write() as connection:
             connection.execute(statement, [{**_key(item.key), **fact} for item, fact in zip(documents, facts, strict=True)])
 
@@ -179,6 +184,9 @@ class SqlWriter:
 
     def collect(self) -> tuple[set[str], set[str]]:
         with self._database.write() as connection:
+            live = self._database.pointer("index", connection)
+            if self._keep is not None and live is not None:
+                committing.drop_generations(connection, int(live), self._keep)
             held = sa.exists().where(generation_document.c.version_id == document_version.c.id)
             connection.execute(document_version.delete().where(~held))
             connection.execute(content.delete().where(~sa.exists().where(document_version.c.content_id == content.c.id)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from appliance.store.committing import batches, document_info, having, live_docu
 from appliance.store.database import Database
 from appliance.store.document_writer import SqlWriter, in_generation, is_current, labels_now, not_deleted
 from appliance.store.integers import integers
-from appliance.store.schema import chunk, content, document, document_version, generation, generation_document, segment
+from appliance.store.schema import chunk, content, deletion, document, document_version, generation, generation_document, segment
 from appliance.store.texts import Slice, read_slices, read_text
+from retrieval import injection
 from retrieval.store import GenerationInfo, Kind, LiveDocument, Lock, Members, Sources
 from retrieval.types import Chunk, Document, DocumentInfo, DocumentKey, Scope
 
@@ -54,8 +56,10 @@ _SOURCES = {current: _sources(current) for current in (False, True)}
 class SqlDocumentStore:
     """`retrieval.store.DocumentStore` on SQLAlchemy Core, portable between SQLite and PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keep_generations: int | None = None) -> None:
+        """`keep_generations` are left when garbage is collected, the live one among them; None: all."""
         self._database = database
+        self._keep = keep_generations
 
     def live_generation(self) -> int | None:
         found = self._database.pointer("index")
@@ -67,6 +71,10 @@ class SqlDocumentStore:
         if row is None:
             return None
         return GenerationInfo(row.id, row.manifest, row.manifest_sha256, row.embedding_hash, row.documents, row.chunks, row.parent)
+
+    def generations(self) -> list[int]:
+        with self._database.read() as connection:
+            return list(connection.execute(sa.select(generation.c.id).order_by(generation.c.id)).scalars())
 
     def members(self, generation_id: int, current: bool = False) -> Members:
         held = generation_document
@@ -138,6 +146,18 @@ class SqlDocumentStore:
         with self._database.read() as connection:
             return [live_document(row) for row in connection.execute(live_rows().where(document.c.root == root))]
 
+    def holding(self, contents: Collection[int]) -> int:
+        version = document_version
+        query = sa.select(sa.func.count()).select_from(document.join(version, version.c.id == document.c.version_id))
+        with self._database.read() as connection:
+            return sum(connection.execute(query.where(version.c.content_id.in_(some))).scalar_one() for some in batches(contents))
+
+    def removals(self, key: DocumentKey) -> dict[str, datetime]:
+        named = sa.and_(deletion.c.domain == key.domain, deletion.c.doc_id == key.id)
+        query = sa.select(deletion.c.sha256, deletion.c.deleted_at).where(named).order_by(deletion.c.deleted_at)
+        with self._database.read() as connection:
+            return dict(connection.execute(query).all())
+
     def copies(self, keys: Collection[DocumentKey]) -> Sequence[Sequence[DocumentKey]]:
         with self._database.read() as connection:
             return similar.copies(connection, keys)
@@ -158,7 +178,7 @@ class SqlDocumentStore:
             return None if row is None else Document(document_info(row, row.labels), read_text(connection, row.content_id))
 
     def writer(self, lock: Lock) -> SqlWriter:
-        return SqlWriter(self._database, lock)
+        return SqlWriter(self._database, lock, self._keep)
 
 
 def _kind(audiences: Collection[tuple[str, str, str]]) -> Kind:
@@ -168,5 +188,6 @@ def _kind(audiences: Collection[tuple[str, str, str]]) -> Kind:
 
 
 def _chunk(row: Any, text: str, sources: list[DocumentInfo]) -> tuple[Chunk, Sources]:
-    heading, flags = tuple(row.heading), tuple(row.flags)
+    # The title is that of the document it is shown with, which may not be the one that brought the text.
+    heading, flags = tuple(row.heading), injection.shown(row.flags, sources[0].title, row.heading)
     return Chunk(row.chunk_id, sources[0].key, row.start, row.end, heading, row.page, text, row.lang, flags), tuple(sources)

@@ -28,6 +28,10 @@ class Locked(ApplianceError):
     """Another process is writing to this resource."""
 
 
+class Busy(Locked):
+    """Another process was writing before anything was begun here: waiting for it helps."""
+
+
 class WriterLock:
     """A lock row with owner and heartbeat; a dead owner's lock is taken over."""
 
@@ -74,8 +78,8 @@ class WriterLock:
         connection.execute(schema.lock.insert().values(resource=self.resource, owner=self.owner, heartbeat=datetime.now(UTC)))
         self._beaten = time.monotonic()
 
-    def _busy(self, owner: str) -> Locked:
-        return Locked(f"{self.resource} is being written by {owner}; wait for it to end, or stop that process")
+    def _busy(self, owner: str) -> Busy:
+        return Busy(f"{self.resource} is being written by {owner}; wait for it to end, or stop that process")
 
     def _lost(self, owner: str) -> Locked:
         return Locked(f"the lock on {self.resource} was lost to {owner}; nothing was committed, start again")

@@ -6,8 +6,7 @@ there and wanted all the same (see `retrieval.generation.Generation.dense`).
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,6 @@ from sqlalchemy.engine import Connection
 
 # Up to this many rows are searched exactly; docs/postgresql.md has what was measured.
 EXACT_ROWS = 10_000
-# pgvector's bound for an HNSW index on half-precision values; wider vectors are searched exactly.
-_MAX_DIM = 4_000
-# Memory for building an index; a graph that does not fit is built many times slower.
-_BUILD_MEMORY = "1GB"
 
 metadata = sa.MetaData()
 
@@ -33,8 +28,12 @@ space = sa.Table(
     sa.Column("embedding_hash", sa.String(64), nullable=False),
     sa.Column("lang", sa.String(8), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
-    # What the index of the space was measured to find of the exact best 10 when it was built; NULL: there is none.
+    # What an index was measured to find of the exact best 10 for passages and for questions, and at how many rows; NULL: never measured.
     sa.Column("recall", sa.Float),
+    sa.Column("recall_questions", sa.Float),
+    sa.Column("measured_rows", sa.BigInteger),
+    # How far the index is searched; NULL: the space is searched exactly.
+    sa.Column("ef_search", sa.Integer),
     sa.UniqueConstraint("embedding_hash", "lang", name="uq_vector_space_embedding_hash"),
 )
 # `description` is JSON: where the rows are, in order, as runs [first position, rows] and [space, rows]; the hashes of vectors and postings.
@@ -85,14 +84,31 @@ def take_positions(connection: Connection, rows: int) -> int:
     return first
 
 
-def has_index(connection: Connection, number: int) -> bool:
-    return connection.execute(sa.select(sa.func.to_regclass(_name(number)))).scalar_one() is not None
+def positions(description: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Where the rows of a segment are, in order."""
+    return np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows in description["positions"]])
 
 
-def recalls(connection: Connection) -> dict[int, float]:
-    """The measured recall of each space that has an index."""
-    query = sa.select(space.c.id, space.c.recall).where(space.c.recall.is_not(None))
-    return {int(number): float(found) for number, found in connection.execute(query)}
+def spaces(description: Mapping[str, Any]) -> NDArray[np.int32]:
+    """The space of each row of a segment, in order."""
+    return np.repeat(*np.array(description["spaces"], dtype=np.int32).T)
+
+
+def use_index(connection: Connection, number: int) -> bool:
+    """Let the searches of this transaction go as far as the index of a space was measured to need; whether it has one that serves."""
+    given = sa.func.set_config("hnsw.ef_search", sa.cast(space.c.ef_search, sa.Text), True)
+    query = sa.select(given).where(space.c.id == number, space.c.ef_search.is_not(None))
+    return connection.execute(query).one_or_none() is not None
+
+
+def measured(connection: Connection) -> dict[int, sa.Row[Any]]:
+    """The spaces whose index was measured."""
+    return {int(found.id): found for found in connection.execute(sa.select(space).where(space.c.measured_rows.is_not(None)))}
+
+
+def stored(dim: int) -> np.dtype[np.void]:
+    """A vector as pgvector's `vector_send` gives it: int16 dimensions, int16 zero, float32 values, big endian."""
+    return np.dtype([("dim", ">i2"), ("zero", ">i2"), ("values", ">f4", (dim,))])
 
 
 class _Numbers(sa.types.UserDefinedType[str]):
@@ -122,49 +138,3 @@ def nearest(query: Any, number: int, condition: sa.ColumnElement[bool], dim: int
     # The number is written out: the planner must see that the index of this space serves.
     found = sa.select(row.c.position, (-product).label("cosine")).where(row.c.space == sa.literal_column(str(number)), condition)
     return found.order_by(order).limit(k)
-
-
-def tend(session: Connection) -> None:
-    """Drop the spaces that no segment has, index those with many rows, and renew the planner's statistics when needed.
-
-    `session` is outside a transaction. Building blocks no search; writing to the table waits, which only the caller could do.
-    """
-    rows: Counter[int] = Counter()
-    for description in session.execute(sa.select(segment.c.description)).scalars():
-        for number, count in json.loads(description)["spaces"]:
-            rows[number] += count
-    for number, dim in session.execute(sa.select(space.c.id, space.c.dim)).all():
-        if not rows[number]:
-            session.exec_driver_sql(f"DROP INDEX IF EXISTS {_name(number)}")
-            session.execute(space.delete().where(space.c.id == number))
-        elif rows[number] > EXACT_ROWS and dim <= _MAX_DIM and not has_index(session, number):
-            session.exec_driver_sql(f"SET maintenance_work_mem = '{_BUILD_MEMORY}'")
-            session.exec_driver_sql(
-                f"CREATE INDEX {_name(number)} ON vector_row USING hnsw ((embedding::halfvec({dim})) halfvec_ip_ops) WHERE space = {number}"
-            )
-            session.execute(space.update().where(space.c.id == number).values(recall=_recall(session, number)))
-    # The server renews them itself some time after a change; a base that has doubled cannot wait for that.
-    known = session.exec_driver_sql("SELECT reltuples FROM pg_class WHERE oid = 'vector_row'::regclass").scalar_one()
-    if rows.total() > 2 * max(float(known), 0):
-        session.exec_driver_sql("ANALYZE vector_row (position, space), chunk, content, document_version, generation_document, document")
-
-
-def _recall(connection: Connection, number: int, queries: int = 20, best: int = 10) -> float:
-    """The share of the exact `best` rows that the HNSW index of a space finds, for `queries` of its own vectors, spread over it."""
-    dim = int(connection.execute(sa.select(space.c.dim).where(space.c.id == number)).scalar_one())
-    mine = row.c.space == number
-    low, high = connection.execute(sa.select(sa.func.min(row.c.position), sa.func.max(row.c.position)).where(mine)).one()
-    starts = [low + (high - low) * index // queries for index in range(queries)]
-    hits = 0
-    for start in starts:
-        query = sa.select(row.c.embedding).where(mine, row.c.position >= start).order_by(row.c.position).limit(1)
-        vector = connection.execute(query).scalar_one()
-        exact, found = (
-            {position for position, _ in connection.execute(nearest(vector, number, sa.true(), using, best))} for using in (None, dim)
-        )
-        hits += len(exact & found)
-    return hits / (queries * best)
-
-
-def _name(number: int) -> str:
-    return f"vector_row_hnsw_{number}"

@@ -117,7 +117,7 @@ class PgGeneration:
         return ordinals, facts[:, 1].astype(np.float32), facts[:, 2].astype(np.float32)
 
     def _nearest(self, connection: Connection, query: Vectors, part: _Part, k: int) -> Sequence[sa.Row[Any]]:
-        if part.count > pgindex.EXACT_ROWS and pgindex.has_index(connection, part.space):
+        if part.count > pgindex.EXACT_ROWS and pgindex.use_index(connection, part.space):
             found = connection.execute(pgindex.nearest(query, part.space, part.condition, self.segments[0].dim, k)).all()
             # The scan of the index gives up after a while when little of it is visible.
             if len(found) == k:

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.engine import Connection
 
-from appliance.store import pgindex
+from appliance.store import pgindex, pgtend
 from appliance.store.database import Database
 from appliance.store.pgsearch import OpenSegment, PgGeneration
 from appliance.store.trouble import explained
+from retrieval.ann import TARGET
 from retrieval.embed import Vectors
 from retrieval.lexical import Ordinals
 from retrieval.postings import Postings
@@ -103,7 +104,7 @@ class PgVectors:
                 step("segment-written")
         step("segment-renamed")
         with self._database.read() as connection:
-            return written, _search(pgindex.recalls(connection), spaces)
+            return written, _search(pgindex.measured(connection), spaces)
 
     def segment_hash(self, id: str, sha256: str | None = None) -> str:
         with self._database.read() as connection:
@@ -139,7 +140,7 @@ class PgVectors:
         with self._database.read() as connection:
             for id, text in self._found(connection, {id: manifest.get(id) for id in ids if id not in known}).items():
                 facts = json.loads(text)
-                positions = _positions(facts)
+                positions = pgindex.positions(facts)
                 rows = _count(connection, positions)
                 if rows != len(positions):
                     raise self._damaged(id, f"{rows} vectors, expected {len(positions)}")
@@ -148,7 +149,7 @@ class PgVectors:
                     with self._new_file() as fresh:
                         fresh.write_bytes(self._stored(connection, id, sha256))
                         fresh.replace(file)
-                spaces = np.repeat(*np.array(facts["spaces"], dtype=np.int32).T)
+                spaces = pgindex.spaces(facts)
                 known[id] = OpenSegment(id, facts["dim"], positions, spaces, Postings.load(file), file, stamp(file))
             self._forget(connection)
         return PgGeneration(self._database, [known[id] for id in ids])
@@ -160,7 +161,7 @@ class PgVectors:
             for id in sorted(wanted):
                 try:
                     facts = json.loads(self._found(connection, {id: manifest.get(id)})[id])
-                    positions = _positions(facts)
+                    positions = pgindex.positions(facts)
                     if _stored_hash(connection, positions) != (len(positions), facts["sha256"]["vectors"]):
                         raise self._damaged(id, "its vectors are not those that were written")
                     self._stored(connection, id, facts["sha256"]["postings"])
@@ -180,12 +181,12 @@ class PgVectors:
         query = sa.select(pgindex.segment).where(pgindex.segment.c.id == sa.any_(_texts(ids)))
         found: dict[str, SegmentFacts] = {}
         with self._database.read() as connection:
-            recalls = pgindex.recalls(connection)
+            measured = pgindex.measured(connection)
             postings = {id: int(size) for id, size in connection.execute(sizes)}
             for id, text in connection.execute(query):
                 facts = json.loads(text)
                 numbers, counts = np.array(facts["spaces"]).T
-                found[id] = SegmentFacts(4 * facts["dim"] * int(counts.sum()) + postings.get(id, 0), _search(recalls, numbers))
+                found[id] = SegmentFacts(4 * facts["dim"] * int(counts.sum()) + postings.get(id, 0), _search(measured, numbers))
         return found
 
     def keep(self, segments: Collection[str], manifests: Collection[str]) -> None:
@@ -193,7 +194,7 @@ class PgVectors:
             connection.execute(pgindex.manifest.delete().where(pgindex.manifest.c.name != sa.all_(_texts(manifests))))
             kept, gone = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
             for id, text in connection.execute(sa.select(pgindex.segment)):
-                (kept if id in segments else gone).append(_positions(json.loads(text)))
+                (kept if id in segments else gone).append(pgindex.positions(json.loads(text)))
             # Rows of a segment that was merged belong to the new one as well.
             unused = np.setdiff1d(np.concatenate(gone), np.concatenate(kept))
             for start in range(0, len(unused), _DELETED):
@@ -201,7 +202,7 @@ class PgVectors:
                 connection.execute(pgindex.row.delete().where(rows))
             connection.execute(pgindex.segment.delete().where(pgindex.segment.c.id != sa.all_(_texts(segments))))
         with explained(self._database.name), self._database.session() as session:
-            pgindex.tend(session)
+            pgtend.tend(session)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -276,8 +277,8 @@ class PgVectors:
 
 
 def _binary(vectors: Vectors) -> Rows:
-    """The vectors [n, dim] as pgvector's `vector_send` gives them: int16 dimensions, int16 zero, float32 values, big endian."""
-    rows = np.zeros(len(vectors), dtype=[("dim", ">i2"), ("zero", ">i2"), ("values", ">f4", (vectors.shape[1],))])
+    """The vectors [n, dim] as they are stored."""
+    rows = np.zeros(len(vectors), dtype=pgindex.stored(vectors.shape[1]))
     rows["dim"] = vectors.shape[1]
     rows["values"] = vectors
     return rows
@@ -316,16 +317,19 @@ def _count(connection: Connection, positions: NDArray[np.int64]) -> int:
     return int(connection.execute(sa.select(sa.func.count()).where(wanted)).scalar_one())
 
 
-def _positions(facts: Mapping[str, Any]) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows in facts["positions"]])
-
-
-def _search(recalls: Mapping[int, float], spaces: NDArray[np.int32]) -> dict[str, Any]:
-    """How rows of these spaces are searched, as `retrieval.vectors.SegmentFacts` has it."""
-    found = [recalls[number] for number in np.unique(spaces).tolist() if number in recalls]
+def _search(measured: Mapping[int, sa.Row[Any]], spaces: NDArray[np.int32]) -> dict[str, Any]:
+    """How rows of these spaces are searched, as `retrieval.vectors.SegmentFacts` has it: what is measured worst in any of them."""
+    found = [measured[number] for number in np.unique(spaces).tolist() if number in measured]
     if not found:
         return {"method": "exact", "why": f"no language has more than {pgindex.EXACT_ROWS} rows"}
-    return {"method": "hnsw", "recall": {"passages": min(found)}}
+    served = [row for row in found if row.ef_search is not None]
+    rows = served or found
+    recall = {"passages": min(row.recall for row in rows), "questions": min(row.recall_questions for row in rows)}
+    if not served:
+        why = f"recall@10 is {min(recall.values())} at hnsw.ef_search = {pgtend.EF_SEARCH[-1]}, wanted {TARGET}"
+        return {"method": "exact", "why": why}
+    ef_search = max(row.ef_search for row in served)
+    return {"method": "hnsw", "ef_search": ef_search, "recall": recall, "target": TARGET, "queries": pgtend.QUERIES}
 
 
 def _texts(values: Iterable[str]) -> sa.ColumnElement[Any]:

@@ -22,10 +22,10 @@ from appliance.store.locks import advisory_key
 
 _NAMES = ("postgres", "postgresql", "postgresql+pg8000")
 _MODES = ("disable", "prefer", "require", "verify-full")
-# Settings of every connection: a writer waits as long as SQLite's busy timeout; how the vector index is searched (see `pgsearch`).
+# Settings of every connection: a writer waits as long as SQLite's busy timeout; the scan of the vector index goes on (see `pgsearch`).
 _SESSION = {
     "application_name": "appliance",
-    "startup_params": {"lock_timeout": "30s", "hnsw.ef_search": "200", "hnsw.iterative_scan": "relaxed_order"},
+    "startup_params": {"lock_timeout": "30s", "hnsw.iterative_scan": "relaxed_order"},
 }
 _DISK_FULL = "53100"
 # The first version that goes on scanning its index until enough rows pass the filter.

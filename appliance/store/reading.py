@@ -15,6 +15,7 @@ from appliance.store.document_writer import not_deleted
 from appliance.store.documents import FACTS
 from appliance.store.schema import chunk, content, document, document_version, generation, generation_document, segment
 from appliance.store.texts import Slice, read_slices, read_text
+from retrieval import injection
 from retrieval.types import Chunk, DocumentInfo, DocumentKey, Passage
 
 _LIVE = document.join(document_version, document.c.version_id == document_version.c.id)
@@ -80,13 +81,14 @@ class DocumentReader:
     def chunks(self, key: DocumentKey) -> list[Chunk]:
         """The chunks of a live document in the order of its text."""
         with self._database.read() as connection:
-            id = connection.execute(sa.select(_CONTENT).select_from(_LIVE).where(_is(key))).scalar_one_or_none()
+            live = sa.select(_CONTENT, document_version.c.title).select_from(_LIVE).where(_is(key))
+            id, title = connection.execute(live).one_or_none() or (None, "")
             rows = connection.execute(sa.select(chunk).where(chunk.c.content_id == id).order_by(chunk.c.start, chunk.c.id)).all()
             texts = read_slices(connection, [Slice(row.content_id, row.start, row.end) for row in rows])
         return [
             Chunk(
                 *(row.chunk_id, key, row.start, row.end, tuple(row.heading), row.page),
-                *(texts[Slice(row.content_id, row.start, row.end)], row.lang, tuple(row.flags)),
+                *(texts[Slice(row.content_id, row.start, row.end)], row.lang, injection.shown(row.flags, title, row.heading)),
             )
             for row in rows
         ]

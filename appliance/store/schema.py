@@ -162,6 +162,8 @@ document = Table(
     Column("file_size", BigInteger),
     Column("file_mtime_ns", String(24)),
     Column("file_sha256", String(64)),
+    # What was said about the file when it was read, and how it was read: {"warnings", "options"}; NULL: there was nothing to say.
+    Column("file_warned", JSON(none_as_null=True)),
     Column("added_at", UtcDateTime, nullable=False),
 )
 

@@ -56,6 +56,11 @@ class Options:
     ocr_languages: str = "chi_sim+eng"
     alive: Callable[[], None] = _nothing
 
+    @property
+    def key(self) -> str:
+        """What of the options decides how much of a file is read."""
+        return f"ocr {self.ocr_languages}" if self.ocr else ""
+
 
 Parser = Callable[[Path, str, Options], "Iterator[Parsed | ParseError | Skipped]"]
 

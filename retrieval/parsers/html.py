@@ -22,13 +22,15 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_DROPPED = _names("script style noscript template svg canvas iframe object embed form button select textarea nav aside footer")
+_DROPPED = _names("script style noscript template svg canvas iframe object embed button select textarea datalist nav aside footer")
 _BLOCKS = _names(
     "p div section article main header body ul ol dl dt dd li table blockquote pre figure figcaption address details summary hr "
-    "h1 h2 h3 h4 h5 h6 center fieldset caption"
+    "h1 h2 h3 h4 h5 h6 center fieldset legend form caption tr td th"
 )
 # Below this share of the page's text, trafilatura is taken to have missed the content.
 _LITTLE = 0.3
+# Characters: a cell of several paragraphs with more than this is a place on the page, not a fact of a table.
+_LONG_CELL = 600
 
 Block = tuple[str, str]
 
@@ -76,6 +78,8 @@ def _decode(data: bytes, name: str) -> str:
 def _main_blocks(blocks: list[Block], source: str) -> list[Block]:
     import trafilatura
 
+    # It drops whole forms, and some programs put the whole page into one.
+    source = re.sub(r"<(/?)form\b", r"<\1div", source, flags=re.IGNORECASE)
     extracted = trafilatura.extract(source, output_format="txt", favor_recall=True, include_tables=True, include_comments=False) or ""
     main = _squeeze(extracted)
     if len(main) < _LITTLE * sum(len(_squeeze(text)) for _, text in blocks):
@@ -140,8 +144,8 @@ def _own(element: Any, tag: str) -> list[Block] | None:
     """The blocks of an element that is read as a whole, None if what is inside it is read one by one."""
     if tag in _DROPPED:
         return []
-    if tag == "table":
-        return list(_table(element))
+    if tag == "tr":
+        return _row(element)
     if tag == "pre":
         content = element.text_content().strip("\n")
         return [("paragraph", content)] if content.strip() else []
@@ -164,13 +168,18 @@ def _spaces(text: str | None) -> str:
     return re.sub(r"\s+", " ", text) if text else ""
 
 
-def _table(table: Any) -> Iterator[Block]:
-    if (caption := table.find("caption")) is not None and caption.text_content().strip():
-        yield "paragraph", " ".join(caption.text_content().split())
-    for index, row in enumerate(table.iter("tr")):
-        cells = [cell.text_content() for cell in row if cell.tag in ("td", "th")]
-        if not any(cell.strip() for cell in cells):
-            continue
-        yield "row", row_line(cells)
-        if index == 0:
-            yield "row", rule_line(len(cells))
+def _row(row: Any) -> list[Block] | None:
+    """A row of a table as one line, or as the blocks of its cells where it only says what stands where on the page; None: one by one."""
+    if row.find(".//table") is not None:
+        return None
+    elements = [cell for cell in row if cell.tag in ("td", "th")]
+    cells = [_render(cell) for cell in elements]
+    is_place = len(cells) == 1 and elements[0].get("colspan", "1") == "1"
+    if is_place or any(len(blocks) > 1 and sum(len(text) for _, text in blocks) > _LONG_CELL for blocks in cells):
+        return [block for blocks in cells for block in blocks]
+    if not any(cells):
+        return []
+    line = row_line([" ".join(text.lstrip("# ") if kind == "heading" else text for kind, text in blocks) for blocks in cells])
+    table = next(row.iterancestors("table"), None)
+    is_first = table is None or next(table.iter("tr")) is row
+    return [("row", line), ("row", rule_line(len(cells)))] if is_first else [("row", line)]

@@ -32,7 +32,7 @@ def _row(raw: bytes, where: str) -> dict[str, Any] | ParseError:
         row = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return ParseError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # An integer of thousands of digits is a plain ValueError.
         return ParseError(f"{where}: not valid JSON ({error}); expected one JSON object a line")
     if not isinstance(row, dict):
         return ParseError(f"{where}: expected a JSON object with id and text, found {type(row).__name__}")

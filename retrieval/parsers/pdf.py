@@ -1,8 +1,10 @@
-"""PDF: the text layer page by page, tables from their ruling lines; scanned pages are named, or read by OCR where that is asked for."""
+"""PDF: the text layer page by page, tables from their ruling lines; pages without one that can be read are named, or read by OCR where
+that is asked for."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,14 @@ from retrieval.parsers.plain import title_of
 _MAX_EDGES = 4000
 # A page that is mostly a picture with less text than this is a scan with a stamp on it.
 _STAMP = 40
+# A page without letters but with more curves than an ornament has: letters drawn as outlines, or a drawing.
+_ORNAMENT = 20
+# What stands for a letter of a font without a map to Unicode, and the share of them that makes the text of a page useless.
+_UNKNOWN, _USELESS = re.compile(r"\(cid:\d+\)"), 0.1
+# Why the text of a page is missing.
+_SCANNED = "scanned, without a text layer"
+_DRAWN = "drawn, without letters"
+_UNMAPPED = "in fonts that do not say which letters they show"
 _EMPTY_TITLES = ("untitled", "(anonymous)", "(unspecified)")
 
 
@@ -27,18 +37,18 @@ def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
     # pdfminer reports every oddity of a damaged file through its logger; what matters comes as an exception or an empty page.
     logging.getLogger("pdfminer").setLevel(logging.ERROR)
     pages: list[list[Line]] = []
-    scanned: list[int] = []
+    missing: dict[str, list[int]] = {}
     try:
         with pdfplumber.open(path) as document:
             for page in document.pages:
-                lines, is_scan = _read(page)
-                if is_scan and options.ocr:
+                lines, why = _read(page)
+                if why and options.ocr:
                     from retrieval.parsers.ocr import page_lines as recognise
 
-                    lines, is_scan = recognise(page, name, options), False
+                    lines, why = recognise(page, name, options), ""
                 pages.append(lines)
-                if is_scan:
-                    scanned.append(page.page_number)
+                if why:
+                    missing.setdefault(why, []).append(page.page_number)
                 page.close()
                 options.alive()
             title = clean(str(document.metadata.get("Title") or "")).strip()
@@ -50,15 +60,15 @@ def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
     if not pages:
         raise ParseError(f"{name}: the PDF has no pages, or is damaged; open it in a viewer, print it to a new PDF, and ingest that")
     if not any(pages):
-        what = "every page is a scan without a text layer" if scanned else "there is no text on any page"
-        raise ParseError(f"{name}: {what}; {_OCR_HINT}")
-    yield _document(pages, title if title.lower() not in _EMPTY_TITLES else "", scanned, name)
+        why = f" (they are {'; '.join(missing)})" if missing else ""
+        raise ParseError(f"{name}: there is no text on any page{why}; {_OCR_HINT}")
+    yield _document(pages, title if title.lower() not in _EMPTY_TITLES else "", missing, name)
 
 
 _OCR_HINT = 'install the OCR extra (pip install "appliance[ocr]", and Tesseract) and set [ingest] ocr = true, or ingest a version with text'
 
 
-def _document(pages: list[list[Line]], title: str, scanned: list[int], name: str) -> Parsed:
+def _document(pages: list[list[Line]], title: str, missing: dict[str, list[int]], name: str) -> Parsed:
     sizes = heading_sizes([line for lines in pages for line in lines])
     parts: list[str] = []
     spans: list[tuple[int, int, int]] = []
@@ -69,16 +79,24 @@ def _document(pages: list[list[Line]], title: str, scanned: list[int], name: str
             spans.append((position, position + len(text), number))
             position += len(text) + 2
     whole = "".join(parts)
-    noun = "page" if len(scanned) == 1 else "pages"
-    warning = f"{name}: {noun} {', '.join(map(str, scanned))}: scanned, without a text layer, and left out; {_OCR_HINT}"
-    return Parsed(title=title or title_of(whole, name), text=whole, uri=name, pages=tuple(spans), warnings=(warning,) if scanned else ())
+    warnings = tuple(
+        f"{name}: {'page' if len(numbers) == 1 else 'pages'} {', '.join(map(str, numbers))}: {why}, and left out; {_OCR_HINT}"
+        for why, numbers in missing.items()
+    )
+    return Parsed(title=title or title_of(whole, name), text=whole, uri=name, pages=tuple(spans), warnings=warnings)
 
 
-def _read(page: Any) -> tuple[list[Line], bool]:
-    """The lines of a page, and whether it is a scan."""
+def _read(page: Any) -> tuple[list[Line], str]:
+    """The lines of a page, and why there are none of what it shows ("": they are there)."""
     from pdfplumber.utils.text import extract_words
 
-    found = extract_words(_once(page.chars), x_tolerance_ratio=0.25)
+    chars = page.chars
+    unknown = [char for char in chars if _UNKNOWN.fullmatch(char["text"])]
+    if len(unknown) > _USELESS * len(chars):
+        return [], _UNMAPPED
+    for char in unknown:
+        char["text"] = "\ufffd"
+    found = extract_words(_once(chars), x_tolerance_ratio=0.25)
     words = [
         Word(text, float(w["x0"]), float(w["x1"]), float(w["top"]), float(w["bottom"]), max(float(w["bottom"] - w["top"]), 1.0))
         for w in found
@@ -87,8 +105,10 @@ def _read(page: Any) -> tuple[list[Line], bool]:
     letters = sum(len(word.text) for word in words)
     pictures = sum(image["width"] * image["height"] for image in page.images)
     if page.images and (not words or (letters < _STAMP and pictures > 0.5 * page.width * page.height)):
-        return [], True
-    return page_lines(words, _tables(page)), False
+        return [], _SCANNED
+    if not words and len(page.curves) > _ORNAMENT:
+        return [], _DRAWN
+    return page_lines(words, _tables(page)), ""
 
 
 def _once(chars: list[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE = 1 << 16
+_BLOCK = 1 << 20
 _LIMIT = 512 << 20
 _USUAL = re.compile("[\\t\\n\\r -~\u00a0-\u024f\u2010-\u2044\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]")
 _TITLE_WIDTH = 100
@@ -30,8 +31,34 @@ def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
     yield Parsed(title=title_of(text, name), text=text, uri=name)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the whole file is UTF-8, with a byte order mark or without."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(_BLOCK), b""):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def decode(data: bytes, name: str) -> str:
-    """Text from bytes: by byte order mark, else UTF-8, UTF-16 (by its zero bytes), GB18030, else the best guess of charset-normalizer.
+    """Text from bytes, as `decode_known` has it, else by the best guess of charset-normalizer. Raises ParseError for binary data."""
+    if (text := decode_known(data, name)) is not None:
+        return text
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data[: 1 << 20]).best()
+    if best is None:
+        raise ParseError(f"{name}: the text encoding is not known; save the file as UTF-8")
+    # Which single-byte encoding it is cannot be told from a few accents; for English text it is nearly always this one.
+    return _strict(data, best.encoding if best.multi_byte_usage else "cp1252", name)
+
+
+def decode_known(data: bytes, name: str) -> str | None:
+    """Text from bytes: by byte order mark, else UTF-8, UTF-16 (by its zero bytes), GB18030; None: none of these.
 
     Raises ParseError for binary data.
     """
@@ -51,14 +78,8 @@ def decode(data: bytes, name: str) -> str:
         try:
             return data.decode("gb18030")
         except UnicodeDecodeError:
-            pass  # Not GB18030 either: guess.
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data[: 1 << 20]).best()
-    if best is None:
-        raise ParseError(f"{name}: the text encoding is not known; save the file as UTF-8")
-    # Which single-byte encoding it is cannot be told from a few accents; for English text it is nearly always this one.
-    return _strict(data, best.encoding if best.multi_byte_usage else "cp1252", name)
+            pass  # Not GB18030 either.
+    return None
 
 
 def title_of(text: str, name: str) -> str:

@@ -4,6 +4,7 @@ and pairs of question and answer."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ _GIVE_UP = 100
 _LANGS = frozenset({"en", "zh"})
 _HELD_OUT = frozenset({"dev", "test", "valid", "validation"})
 _TITLE = 200
+# Objects within objects of further fields: more is no metadata, and deeper than databases take.
+_DEPTH = 64
 
 
 def documents(rows: Iterable[tuple[int, Mapping[str, Any] | ParseError]], name: str, unit: str) -> Iterator[Parsed | ParseError | Skipped]:
@@ -64,7 +67,7 @@ def _is_pair_row(row: Mapping[str, Any]) -> bool:
 
 
 def _document(row: Mapping[str, Any], where: str, name: str) -> Parsed:
-    meta = {key: value for key, value in row.items() if key not in _KNOWN}
+    meta = {_name(key): _storable(value, f'{where}, field "{clean(key)}"') for key, value in row.items() if key not in _KNOWN}
     title = " ".join(_string(row, "title", where).split())
     if _is_pair_row(row):
         question, answer = _pair(row, where)
@@ -115,6 +118,26 @@ def _string(row: Mapping[str, Any], field: str, where: str, required: bool = Fal
         hint = "; expected text, or a question and an answer" if field == "text" and value is None else ""
         raise ParseError(f'{where}, field "{field}": expected a string, found {_short(value)}{hint}')
     return clean(value)
+
+
+def _name(key: str) -> str:
+    """What a further field is called in the metadata, where "pages" says where the pages of a document begin."""
+    return "pages_" if key == "pages" else clean(key)
+
+
+def _storable(value: Any, where: str, depth: int = 0) -> Any:
+    """A value of JSON with its strings cleaned. Raises ParseError for what is nested too deeply, and for numbers JSON does not have."""
+    if depth > _DEPTH:
+        raise ParseError(f"{where}: more than {_DEPTH} objects or lists inside one another; give it as text")
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParseError(f"{where}: {value} is no number of JSON, and databases refuse it; write null, or a finite number")
+    if isinstance(value, dict):
+        return {clean(key): _storable(inner, where, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_storable(inner, where, depth + 1) for inner in value]
+    return value
 
 
 def _short(value: object) -> str:

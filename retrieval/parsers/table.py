@@ -13,7 +13,7 @@ from typing import Any
 
 from retrieval.parsers import Options, Parsed, ParseError, Skipped, clean
 from retrieval.parsers.blocks import header_of, record_line
-from retrieval.parsers.plain import decode
+from retrieval.parsers.plain import decode, decode_known
 from retrieval.parsers.rows import documents, is_pair
 
 _SAMPLE = 1 << 16
@@ -47,13 +47,16 @@ def parse(path: Path, name: str, options: Options) -> Iterator[Parsed | ParseErr
 
 
 def is_pairs(path: Path) -> bool:
-    """Whether the table's first row names a question and an answer, and no text."""
+    """Whether the table's first row names a question and an answer, and no text. No encoding is guessed here: this is no child."""
     with path.open("rb") as file:
         sample = file.read(_SAMPLE)
     # Up to the last whole line, so that no character is cut.
     sample = sample[: sample.rfind(b"\n") + 1] or sample
     try:
-        return is_pair(next(_rows(clean(decode(sample, path.name)), path, path.name), (0, []))[1])
+        text = decode_known(sample, path.name)
+        # The English names are the same in every other encoding.
+        text = sample.decode("latin-1") if text is None else text
+        return is_pair(next(_rows(clean(text), path, path.name), (0, []))[1])
     except ParseError:
         return False  # What is wrong with the file is said when it is parsed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from retrieval.parsers.office import check
 
 # Rows between two signs of life.
 _BATCH = 1000
+_SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _PERCENT = re.compile(r"0(?:\.(0+))?%")
 
 
@@ -37,6 +39,12 @@ def parse(path: Path, name: str, options: Options) -> Iterator[Parsed]:
         title = clean(str(workbook.properties.title or "")).strip()
     finally:
         workbook.close()
+    if missing := _uncalculated(path, options):
+        count, first = len(missing), missing[0]
+        warnings.append(
+            f"{name}: {count} formulas (the first in {first}) have no stored value and were left out; "
+            "open the workbook in its own program, save it, and ingest it again"
+        )
     yield Parsed(title=title or PurePosixPath(name).stem, text=join_blocks(blocks), uri=name, warnings=tuple(warnings))
 
 
@@ -68,6 +76,31 @@ def _sheet(sheet: Any, options: Options) -> Iterator[tuple[str, str]]:
     if header is None:
         # A sheet of one column is a list.
         yield from (("row", line) for line in waiting)
+
+
+def _uncalculated(path: Path, options: Options) -> list[str]:
+    """The cells whose formula was never calculated, as in workbooks that a script wrote."""
+    import lxml.etree  # type: ignore[import-untyped]
+
+    found: list[str] = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if not _SHEET.fullmatch(member):
+                continue
+            with archive.open(member) as file:
+                for number, (_, row) in enumerate(lxml.etree.iterparse(file, tag="{*}row", resolve_entities=False)):
+                    if number % _BATCH == 0:
+                        options.alive()
+                    for formula in row.iterfind("{*}c/{*}f"):
+                        cell = formula.getparent()
+                        # The value of a formula may be an empty string.
+                        if cell.get("t") != "str" and not cell.findtext("{*}v"):
+                            found.append(str(cell.get("r")))
+                    # What was read does not stay in memory.
+                    row.clear()
+                    while row.getprevious() is not None:
+                        del row.getparent()[0]
+    return found
 
 
 def _text(cell: Any) -> str:

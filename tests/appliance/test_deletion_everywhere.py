@@ -28,6 +28,7 @@ from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import cli
 from appliance.experts.tasks import ExpertTasks, prepare
 from appliance.gateway.app import create_app
+from appliance.jobs.schedule import Plan, Schedule
 from appliance.knowledge import documents
 from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
@@ -125,7 +126,10 @@ def _evaluate(knowledge: Knowledge) -> None:
     async def ask(item: Item, arm: str) -> Outcome:
         answer = await answering.ask(Request(item.question, domain="medical", arm=arm), EVERYTHING)  # type: ignore[arg-type]
         cited = tuple(citation.doc_id for citation in answer.citations)
-        return Outcome(arm, answer.text, citations=cited, retrieved=cited, latency_ms=1.0, first_token_ms=1.0, tokens=1.0)
+        # Text of office documents and web pages has separators that are newlines to some functions and not to JSON.
+        return Outcome(
+            arm, f"\u2028{answer.text}\u2029\x85", citations=cited, retrieved=cited, latency_ms=1.0, first_token_ms=1.0, tokens=1.0
+        )
 
     items = [Item(str(number), question, lang=("en", "zh")[number]) for number, question in enumerate(QUESTIONS)]
     asyncio.run(run(items, ["quote"], ask, folder))
@@ -147,7 +151,12 @@ def _found(knowledge: Knowledge, text: str) -> bool:
 def _remove(base: Base) -> None:
     done = documents.remove(base.knowledge, [_key(name) for name in RECORDS])
     assert [row["version"] for row in done["adapters"]] == ["medical@1"] and len(done["suspended"]) == 2
-    # Else the next ingest of the folder brings them in again, which is a new act and legal.
+    assert done["still_there"] == sorted(RECORDS)
+    # The folder's schedule goes on with the files still there.
+    plan = Plan("medical", (base.docs,), "0 3 * * *", False, frozenset())
+    outcome = Schedule(base.knowledge).refresh(plan, lambda *now, **facts: None)
+    assert outcome["outcome"] == "done" and [row["path"] for row in outcome["skipped"]] == sorted(RECORDS)
+    # Else the next ingest of the folder by hand brings them in again, which is a new act and legal.
     shutil.rmtree(base.docs / "records")
 
 
@@ -184,6 +193,19 @@ def _fall_back(base: Base) -> None:
     assert live is not None
     (base.root / "index" / "manifests" / f"{live}.json").write_bytes(b"{}")
     assert base.reopened().serving().problem
+
+
+def _what_is_left(base: Base) -> None:
+    """Each segment of the live generation damaged in turn, what is left of it serves."""
+    info = base.knowledge.store.generation(base.knowledge.store.live_generation() or 0)
+    assert info is not None
+    for id in base.knowledge.vectors.read_manifest(info):
+        path = base.root / "index" / "segments" / id / "segment.json"
+        data = path.read_bytes()
+        path.write_bytes(data[:-1])
+        assert id in base.reopened().serving().problem
+        _assert_gone(base, "a damaged segment")
+        path.write_bytes(data)
 
 
 def _restore(base: Base) -> None:
@@ -250,6 +272,7 @@ AFTERWARDS: dict[str, Callable[[Base], None]] = {
     "nothing": _nothing,
     "rollback": _roll_back,
     "fallback": _fall_back,
+    "what is left": _what_is_left,
     "restored index": _restore,
     "restored index, rebuilt": _restore_and_rebuild,
     "rebuild": _rebuild,
@@ -354,6 +377,21 @@ def test_the_bytes_are_gone_from_every_file(base: Base, loss: str) -> None:
         import numpy as np
 
         assert (np.load(path) @ vectors.T).max() < 0.99
+
+
+def test_a_damaged_line_of_a_run_does_not_stop_a_deletion(base: Base, caplog: pytest.LogCaptureFixture) -> None:
+    path = base.root / "runs" / "run-1" / "outputs.jsonl"
+    rows = path.read_bytes()
+    torn = rows.split(b"\n")[1][:-30]
+    other = b'{"id": "2", "outcome": {"answer": "\xe7\xad\x94", "retrieved": null, "citations": []}}\n'
+    path.write_bytes(rows + b"\n".join([torn, b"\xff\xfe", b'{"id": "3"}', b"[]", b"", other]) + torn)
+    _remove(base)
+    left = path.read_bytes()
+    assert left.count(b"\n") == len(QUESTIONS) + 1 and left.endswith(other)
+    for text in CANARIES:
+        assert _files_with(path.parent, text) == []
+    said = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(said) == 5 and all(f"{path}, line {number}: damaged" in line for number, line in enumerate(said, 3))
 
 
 def test_the_commands_say_nothing_of_it(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli import main as cli
 from appliance.config import load
 from appliance.errors import UsageError
 from appliance.jobs.schedule import Plan, Schedule, plans
 from appliance.jobs.worker import work
+from appliance.knowledge import documents
+from appliance.knowledge.index_status import index_status
 from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.store.locks import Locked
 from appliance.workspace import Workspace
-from retrieval.types import Scope
+from retrieval.types import DocumentKey, Scope
 from tests.retrieval.retrieval_support import HashingEmbedder, write
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -123,6 +127,70 @@ def test_pruning_and_labels(opened: Callable[[str], Schedule], folder: Path) -> 
     schedule._clock.now += timedelta(days=1)
     assert look(schedule)[0]["removed"] == 1
     assert "visiting.md" not in found(schedule, "visitors", frozenset({"staff"}))
+    write(folder / "ward" / "visiting.md", "# Visiting\n\nVisitors may come from 14:00 to 20:00.\n")
+    schedule._clock.now += timedelta(days=1)
+    assert [skipped["path"] for skipped in look(schedule)[0]["skipped"]] == ["visiting.md"]  # type: ignore[attr-defined]
+
+
+def test_refreshes_do_not_pile_up(opened: Callable[[str], Schedule], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = opened("[retrieval]\nkeep_generations = 2\n" + WARD)
+    look(schedule)
+    for day in range(1, 4):
+        write(folder / "ward" / "zh" / "fees.md", f"# 收费\n\n普通门诊挂号费为{day}00元。\n")
+        schedule._clock.now += timedelta(days=1)
+        assert look(schedule)[0]["generation"] == day + 1
+    root = str(schedule.knowledge.workspace.root)
+    assert index_status(schedule.knowledge)["generations"] == [3, 4]
+    assert cli.run(["--workspace", root, "index", "rollback", "1"]) == 1
+    assert "no generation 1 to roll back to; kept are 3, 4 ([retrieval] keep_generations" in capsys.readouterr().err
+    assert cli.run(["--workspace", root, "index", "rollback", "3"]) == 0
+    assert "200元" in schedule.knowledge.search("挂号费", Scope()).passages[0].chunk.text
+    with pytest.raises(UsageError, match=r"retrieval\.keep_generations"):
+        load(folder / "workspace" / "appliance.toml", {"retrieval.keep_generations": "1"}, {})
+
+
+def test_what_was_removed_does_not_come_back_by_itself(
+    opened: Callable[[str], Schedule], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        folder / "ward" / "rows.jsonl",
+        '{"id": "行一", "text": "会议室在三楼。"}\n{"id": "row-2", "text": "The lift is behind the desk."}\n',
+    )
+    schedule = opened(WARD + "prune = true\n")
+    assert look(schedule)[0]["added"] == 4
+    knowledge = schedule.knowledge
+    keys = [DocumentKey("medical", id) for id in ("zh/fees.md", "行一", "visiting.md")]
+    assert documents.remove(knowledge, keys)["still_there"] == ["visiting.md", "zh/fees.md"]
+
+    schedule._clock.now += timedelta(days=1)
+    (outcome,) = look(schedule)
+    assert (outcome["outcome"], outcome["added"], outcome["unchanged"]) == ("done", 0, 1)
+    reason = "was removed; ingest it by hand to bring it back"
+    paths = ["rows.jsonl: document '行一'", "visiting.md", "zh/fees.md"]
+    assert outcome["skipped"] == [{"path": path, "reason": reason} for path in paths]
+    for query in ("挂号费", "会议室", "visitors"):
+        assert found(schedule, query) in ([], ["row-2"])
+    assert cli.run(["--workspace", str(knowledge.workspace.root), "index", "status"]) == 0
+    assert f"  skipped: zh/fees.md: {reason}" in capsys.readouterr().out
+
+    # Nor does a file that had changed before the removal, unread.
+    write(folder / "ward" / "visiting.md", "# Visiting\n\nVisitors may come on Sundays.\n")
+    os.utime(folder / "ward" / "visiting.md", (1, 1))
+    schedule._clock.now += timedelta(days=1)
+    assert [skipped["path"] for skipped in look(schedule)[0]["skipped"]] == paths  # type: ignore[attr-defined]
+
+    # Another text under the same name is no removed one, and an ingest by hand is somebody's wish.
+    write(folder / "ward" / "visiting.md", "# Visiting\n\nVisitors may come at any time.\n")
+    schedule._clock.now += timedelta(days=1)
+    assert look(schedule)[0]["added"] == 1
+    write(folder / "ward" / "visiting.md", "# Visiting\n\nVisitors may come from 14:00 to 20:00.\n")
+    schedule._clock.now += timedelta(days=1)
+    (outcome,) = look(schedule)
+    assert (outcome["updated"], outcome["removed"], len(outcome["skipped"])) == (0, 0, 3)  # type: ignore[arg-type]
+    assert knowledge.ingest([folder / "ward"], domain="medical").added == 2
+    assert set(found(schedule, "挂号费 visitors 会议室")) == {"zh/fees.md", "行一", "visiting.md", "row-2"}
+    schedule._clock.now += timedelta(days=1)
+    assert look(schedule)[0]["skipped"] == []
 
 
 def test_a_failing_domain_does_not_stop_the_others(opened: Callable[[str], Schedule], folder: Path) -> None:

@@ -14,7 +14,8 @@ from appliance.store.documents import SqlDocumentStore
 from appliance.store.pgvectors import PgVectors
 from retrieval.folder import FolderVectors
 from retrieval.index import Index
-from retrieval.ingest import IngestReport, ingest
+from retrieval.ingest import ingest
+from retrieval.report import IngestReport
 from retrieval.staging import IngestSettings
 from retrieval.text import index_terms, words
 from retrieval.types import Evidence, Scope

@@ -17,7 +17,8 @@ import pytest
 from retrieval_support import Knowledge, write
 
 from retrieval.isolation import Limits, Parsers
-from retrieval.parsers import Parsed, ParseError, Skipped
+from retrieval.parsers import Parsed, ParseError, Skipped, is_corpus
+from retrieval.parsers.plain import is_utf8
 from retrieval.staging import IngestSettings
 
 HERE = Path(__file__).parent
@@ -275,3 +276,40 @@ def test_pairs_beside_documents(knowledge: Knowledge, tmp_path: Path) -> None:
     assert knowledge.ingest(tmp_path / "in", prune=True).removed == 0
     write(tmp_path / "in" / "faq.csv", "问题,答案\n床位费是多少？,每床每日50元。\n")
     assert knowledge.ingest(tmp_path / "in", prune=True).removed == 1
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "big5", "cp1252"])
+def test_text_in_other_encodings_is_read_by_the_child(tmp_path: Path, encoding: str) -> None:
+    text = "Café façade, naïve.\n" * 9 if encoding == "cp1252" else "員工出差報銷規定：普通員工乘坐高鐵二等座。\n" * 9
+    (tmp_path / "a.md").write_bytes(text.encode(encoding))
+    (tmp_path / "b.txt").write_bytes("\ufeff条款 §1\n".encode())
+    with Parsers() as parsers:
+        assert read(parsers, tmp_path / "b.txt")[0].text == "条款 §1\n" and not psutil.Process().children()
+        assert read(parsers, tmp_path / "a.md")[0].text == text and len(psutil.Process().children()) == 1
+
+
+def test_utf8_is_told_from_the_whole_file(tmp_path: Path) -> None:
+    text = "条款" * (1 << 19)  # Characters lie across the borders of blocks.
+    path = tmp_path / "a.txt"
+    for data, expected in ((b"", True), (text.encode(), True), (text.encode() + b"\xff", False), (text.encode()[:-1], False)):
+        path.write_bytes(data)
+        assert is_utf8(path) is expected
+
+
+def test_which_tables_hold_pairs_is_told_without_guessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "charset_normalizer", None)
+    (tmp_path / "qa.csv").write_bytes("question,answer\nWhere is the café?,Là-bas\n".encode("cp1252"))
+    (tmp_path / "问答.csv").write_bytes("问题,答案\n床位费是多少？,五十元\n".encode("gb18030"))
+    (tmp_path / "menu.csv").write_bytes("dish,price\ncafé,3\n".encode("cp1252"))
+    assert [is_corpus(tmp_path / name) for name in ("qa.csv", "问答.csv", "menu.csv")] == [True, True, False]
+
+
+def test_a_page_too_big_for_the_limit_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
+    path = write(tmp_path / "big.html", "<p>第一条　甲方验收。</p>\n" * 300_000)
+    with Parsers(Limits(memory_bytes=160 << 20)) as parsers:
+        with pytest.raises(
+            ParseError, match=r"big\.html: needed more than 160 MiB of memory; split the file, or raise \[ingest\] parse_memory_mb"
+        ):
+            list(parsers.parse(path, "big.html"))
+        # The next one is read.
+        assert read(parsers, write(tmp_path / "a.html", "<p>好</p>"))[0].text == "好\n"

@@ -116,6 +116,25 @@ def test_an_empty_xlsx_and_one_that_lies_about_its_size(tmp_path: Path) -> None:
     assert one(tmp_path / "lies.xlsx").text == "# Sheet\n\na: 1; b: 2\n"
 
 
+def test_formulas_that_were_never_calculated_are_named(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (["项目", "金额"], ["床位费", "=20+30"], ["护理费", 30], ["合计", "=SUM(B2:B3)"], ["备注", '=""']):
+        book.active.append(row)
+    book.save(tmp_path / "script.xlsx")
+    with zipfile.ZipFile(tmp_path / "script.xlsx") as old, zipfile.ZipFile(tmp_path / "fees.xlsx", "w") as new:
+        for item in old.infolist():
+            # As a spreadsheet program stores them: a value for B4, and an empty string, which is one, for B5.
+            sheet = old.read(item).replace(b"<f>SUM(B2:B3)</f><v>", b"<f>SUM(B2:B3)</f><v>80")
+            new.writestr(item, sheet.replace(b'<c r="B5"><f>', b'<c r="B5" t="str"><f>'))
+    parsed = one(tmp_path / "fees.xlsx")
+    assert parsed.text == "# Sheet\n\n项目: 床位费\n项目: 护理费; 金额: 30\n项目: 合计; 金额: 80\n项目: 备注\n"
+    (warning,) = parsed.warnings
+    assert warning.startswith("fees.xlsx: 1 formulas (the first in B2) have no stored value")
+    assert "3 formulas (the first in B2)" in one(tmp_path / "script.xlsx").warnings[0]
+
+
 @pytest.mark.parametrize("suffix", [".docx", ".pptx", ".xlsx"])
 def test_a_zip_bomb_is_not_opened(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"bomb{suffix}"

@@ -182,10 +182,66 @@ def test_a_scanned_page_is_named(tmp_path: Path, stamp: str) -> None:
 
 
 def test_a_scan_is_an_error_that_names_the_extra(tmp_path: Path) -> None:
-    with pytest.raises(ParseError, match=r"scan\.pdf: every page is a scan.*appliance\[ocr\]"):
+    with pytest.raises(ParseError, match=r"scan\.pdf: there is no text on any page \(they are scanned.*appliance\[ocr\]"):
         one(_scan(tmp_path / "scan.pdf", ["one", "two"]))
-    with pytest.raises(ParseError, match="no text on any page"):
+    with pytest.raises(ParseError, match="no text on any page; install"):
         one(_pdf(tmp_path / "blank.pdf", [[], []]))
+
+
+def test_a_page_of_outlined_letters_is_named_and_an_empty_one_is_not(tmp_path: Path) -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(tmp_path / "a.pdf"), pagesize=(600, 400))
+    canvas.drawString(72, 300, "This page has a text layer, and it is long enough.")
+    canvas.showPage()
+    # A line of o's drawn as curves, as programs write letters that are to look the same everywhere.
+    for place in range(40):
+        canvas.circle(72 + 10 * place, 300, 4, stroke=1, fill=0)
+    canvas.showPage()
+    canvas.line(10, 10, 500, 10)
+    canvas.circle(300, 20, 5)
+    canvas.showPage()
+    canvas.save()
+    (warning,) = one(tmp_path / "a.pdf").warnings
+    assert warning.startswith("a.pdf: page 2: drawn, without letters, and left out; install the OCR extra")
+
+
+def _unmapped(path: Path, lines: list[tuple[str, int]]) -> Path:
+    """Pages of a readable line, and one of so many letters in a font without a map to Unicode, as some programs write them."""
+    lost = "<< /Type /Font /Subtype /Type0 /BaseFont /SimSun /Encoding /Identity-H /DescendantFonts [4 0 R] >>"
+    system = "<< /Registry (Adobe) /Ordering (Identity) /Supplement 0 >>"
+    inner = f"<< /Type /Font /Subtype /CIDFontType2 /BaseFont /SimSun /CIDSystemInfo {system} >>"
+    kids = " ".join(f"{5 + 2 * number} 0 R" for number in range(len(lines)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(lines)} /MediaBox [0 0 600 400] >>",
+        lost,
+        inner,
+    ]
+    for number, (readable, count) in enumerate(lines):
+        codes = "".join(f"{code:04x}" for code in range(1000, 1000 + count))
+        content = f"BT /F1 12 Tf 72 300 Td ({readable}) Tj /F2 12 Tf 0 -50 Td <{codes}> Tj ET"
+        fonts = "/F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> /F2 3 0 R"
+        objects.append(f"<< /Type /Page /Parent 2 0 R /Contents {6 + 2 * number} 0 R /Resources << /Font << {fonts} >> >> >>")
+        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    data, places = "%PDF-1.7\n", []
+    for number, found in enumerate(objects, 1):
+        places.append(len(data))
+        data += f"{number} 0 obj\n{found}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    data += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}"
+    path.write_text(data + f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{data.index('xref')}\n%%EOF\n")
+    return path
+
+
+def test_a_page_in_a_font_without_a_map_is_named_and_a_single_sign_is_no_reason(tmp_path: Path) -> None:
+    parsed = one(_unmapped(tmp_path / "a.pdf", [("A first line that can be read.", 2), ("Fee list", 40), ("A third line to be read.", 0)]))
+    assert "(cid:" not in parsed.text and "Fee list" not in parsed.text
+    assert parsed.text.count("\ufffd") == 2 and [page for _, _, page in parsed.pages] == [1, 3]
+    (warning,) = parsed.warnings
+    assert warning.startswith("a.pdf: page 2: in fonts that do not say which letters they show, and left out; install the OCR extra")
+    with pytest.raises(ParseError, match=r"no text on any page \(they are in fonts that do not say"):
+        one(_unmapped(tmp_path / "b.pdf", [("", 40)]))
 
 
 def test_ocr_without_the_program_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from retrieval_support import Knowledge, write
 
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
-from appliance.store import pgindex, postgres, schema
+from appliance.store import database as store_database
+from appliance.store import pgindex, pgtend, postgres, schema
 from appliance.store.database import Database
 from appliance.store.locks import Locked
 from retrieval import lexical
@@ -212,7 +218,9 @@ def test_indexes_come_with_size_and_go_with_their_language(base: Knowledge, monk
     assert vectors.facts(hashes)["en"].search["method"] == "exact"
     vectors.keep(hashes, set())
     facts = vectors.facts(hashes)
-    assert facts["en"].search == {"method": "hnsw", "recall": {"passages": 1.0}} and facts["en"].bytes > 300 * 32 * 4
+    recall = facts["en"].search["recall"]
+    assert facts["en"].search == {"method": "hnsw", "ef_search": 200, "recall": recall, "target": 0.98, "queries": 128}
+    assert set(recall) == {"passages", "questions"} and min(recall.values()) >= 0.98 and facts["en"].bytes > 300 * 32 * 4
     assert facts["zh"].search["method"] == "exact"
     opened = vectors.open(hashes, hashes)
     prepared = opened.visible(Scope(), np.ones(350, dtype=bool), np.array([0] * 300 + [1] * 50))
@@ -228,6 +236,79 @@ def test_indexes_come_with_size_and_go_with_their_language(base: Knowledge, monk
         assert session.exec_driver_sql(query).all() == []
         assert session.exec_driver_sql("SELECT count(*) FROM vector_row").scalar_one() == 50
     assert name.startswith("vector_row_hnsw_")
+
+
+def test_an_index_is_searched_as_far_as_it_needs_and_measured_again_when_the_rows_have_doubled(
+    base: Knowledge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, measure, vectors = 10_000, pgtend._found, base.vectors
+
+    def poor(session: sa.Connection, *given: Any) -> float:
+        """An index that finds half of what is wanted unless it is searched as far as is needed."""
+        ef_search = int(session.exec_driver_sql("SELECT current_setting('hnsw.ef_search')").scalar_one())
+        return measure(session, *given) if ef_search >= needed else 0.5
+
+    monkeypatch.setattr(pgindex, "EXACT_ROWS", 100)
+    monkeypatch.setattr(pgtend, "_found", poor)
+    rows = np.random.default_rng(0).normal(size=(800, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    hashes: dict[str, str] = {}
+
+    def add(name: str, start: int, end: int) -> dict[str, Any]:
+        texts = lexical.build(["储物柜"] * (end - start))
+        hashes[name] = vectors.write_segment(name, rows[start:end], texts, "e" * 64, languages=["zh"] * (end - start))
+        vectors.keep(hashes, set())
+        return dict(vectors.facts(hashes)[name].search)
+
+    def indexes() -> int:
+        with base.db.session() as session:
+            return int(session.exec_driver_sql("SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'vector_row_hnsw%%'").scalar_one())
+
+    def nearest() -> None:
+        opened = vectors.open(hashes, hashes)
+        prepared = opened.visible(Scope(), np.ones(opened.size, dtype=bool), np.zeros(opened.size, dtype=np.int64))
+        for query in rows[:10]:
+            best = np.sort(rows[: opened.size] @ query)[::-1][:10]
+            np.testing.assert_allclose(opened.dense(query, prepared, 10)[1], best, atol=1e-5)
+
+    assert add("a", 0, 200) == {"method": "exact", "why": "recall@10 is 0.5 at hnsw.ef_search = 1000, wanted 0.98"} and indexes() == 0
+    nearest()
+    # Not measured again before the rows have doubled.
+    needed = 400
+    assert add("b", 200, 390)["method"] == "exact" and indexes() == 0
+    found = add("c", 390, 400)
+    assert (found["method"], found["ef_search"], indexes()) == ("hnsw", 400, 1) and min(found["recall"].values()) >= 0.98
+    nearest()
+    with base.db.read() as connection:
+        (known,) = pgindex.measured(connection).values()
+        assert known.measured_rows == 400 and pgindex.use_index(connection, known.id)
+        assert connection.exec_driver_sql("SELECT current_setting('hnsw.ef_search')").scalar_one() == "400"
+    needed = 10_000
+    assert add("d", 400, 800)["method"] == "exact" and indexes() == 0
+    nearest()
+
+
+def test_an_index_of_an_earlier_version_serves_as_before_and_is_measured_at_the_next_write(
+    postgres_server: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = f"old_{secrets.token_hex(6)}"
+    with closing(postgres.open_session(postgres_server("postgres"))) as session:
+        session.exec_driver_sql(f"CREATE DATABASE {name}")
+    database = Database(postgres_server(name))
+    config = Config()
+    config.set_main_option("script_location", str(Path(store_database.__file__).parent / "migrations"))
+    with database.engine.connect().execution_options(appliance_write=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0015")
+        connection.exec_driver_sql(
+            "INSERT INTO vector_space (embedding_hash, lang, dim, recall) VALUES ('e', 'zh', 8, 0.99), ('e', 'en', 8, NULL)"
+        )
+    database.migrate()
+    with database.read() as connection:
+        ((number, found),) = pgindex.measured(connection).items()
+        assert (found.lang, found.ef_search, found.measured_rows, found.recall_questions) == ("zh", 200, 0, 0.99)
+        assert pgindex.use_index(connection, number) and not pgindex.use_index(connection, number + 1)
+    database.close()
 
 
 def test_the_longest_id(base: Knowledge, tmp_path: Path) -> None:
