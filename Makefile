@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 VLLM := .venv-vllm
 
-.PHONY: setup vllm demo test test-slow test-all lint audit format lock docs clean
+.PHONY: setup vllm demo test test-slow test-gpu test-all lint audit format lock docs clean
 
 setup: $(STAMP)
 	$(BIN)/appliance model pull
@@ -43,6 +43,10 @@ test: setup
 # Real models and processes at smoke sizes, then everything at full size.
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not full"
+
+# What only NVIDIA GPUs can show; skipped without one (not run: no GPU was at hand).
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs
 
 test-all: setup
 	$(BIN)/python -m pytest -m "slow or full or not slow"

@@ -110,7 +110,7 @@ def contradictions(pairs: Sequence[Pair]) -> tuple[Contradiction, ...]:
 
 def difference(one: Pair, other: Pair) -> Difference | None:
     """How the answers of two pairs that ask the same differ; None if they are the same."""
-    from retrieval.text import content_words, normalise_question
+    from retrieval.text import NO_DENIAL, content_words, normalise_question
 
     if one.answerable != other.answerable:
         return "answerable"
@@ -126,11 +126,14 @@ def difference(one: Pair, other: Pair) -> Difference | None:
     if shared >= _SAME_MATTER and max(map(len, words)) <= _LONG:
         if numbers[0] and numbers[1] and numbers[0] != numbers[1]:
             return "numbers"
-        if bool(_NEGATION.search(first)) != bool(_NEGATION.search(second)):
+        if bool(_NEGATION.search(NO_DENIAL.sub(" ", first))) != bool(_NEGATION.search(NO_DENIAL.sub(" ", second))):
             return "negation"
     return "wording"
 
 
 def _verdict(answer: str) -> bool | None:
     """What an answer that begins with yes or no says."""
-    return False if _NO.match(answer) else True if _YES.match(answer) else None
+    from retrieval.text import NO_DENIAL
+
+    denied = _NO.match(answer) and not NO_DENIAL.match(answer)
+    return False if denied else True if _YES.match(answer) else None

@@ -138,7 +138,8 @@ def half_precision(settings: TrainSettings) -> bool:
     """Whether the run computes in bfloat16. Raises TrainingError if that is asked for and the device cannot."""
     import torch
 
-    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # A GPU that only emulates it is slower with it.
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if settings.precision == "bfloat16" and not able:
         raise TrainingError('precision: "bfloat16" needs a GPU that has it; use "auto" or "float32"')
     return able and settings.precision != "float32"

@@ -1,10 +1,11 @@
-"""Chat templates for bases that have none: by name, as text, or from a file. Training and every engine take them from here."""
+"""Chat templates for bases that have none, and what a message must not spell in one. Training and every engine take both from here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from finetune.types import TrainingError
 
@@ -25,7 +26,8 @@ NAMED: Mapping[str, str] = {
         "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
     ),
 }
-_MARKER = re.compile(r"<\|[^|<>\s]+\|>|### [A-Z][a-z]+:")
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>|<<?/?[A-Za-z_]+>>?|\[/?[A-Z_]+\]|### [A-Z][a-z]+:")
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 def resolve(given: str | None, root: Path) -> str | None:
@@ -46,3 +48,23 @@ def resolve(given: str | None, root: Path) -> str | None:
 def markers(template: str) -> frozenset[str]:
     """The words in a template that begin or end a turn; in a message they would be taken for its structure."""
     return frozenset(_MARKER.findall(template))
+
+
+def control_words(tokenizer: Any) -> list[str]:
+    """What a message must not spell, longest first: the control tokens of `tokenizer`, and the `markers` of its chat template."""
+    # Some control tokens ("<tool_call>") are not marked as special; added tokens that are words or white space are no control tokens.
+    added = tokenizer.added_tokens_decoder.values()
+    words = {token.content for token in added if token.special or _BRACKETED.fullmatch(token.content)}
+    # Longest first, so that a token inside a longer one is not split out of it.
+    return sorted(words | markers(str(tokenizer.chat_template)), key=lambda word: (-len(word), word))
+
+
+def defuse(content: str, words: Iterable[str]) -> str:
+    """`content` with a space after the first character of each of `words` in it: text that can neither end a turn nor begin one.
+
+    Every message passes through here, in training as in serving, so that both have the same tokens.
+    """
+    for word in words:
+        if word in content:
+            content = content.replace(word, f"{word[:1]} {word[1:]}")
+    return content

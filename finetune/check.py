@@ -97,7 +97,7 @@ class CheckReport:
 
     `planned` are the splits that training would use, where some are not declared. `leakage` is within the data set, `shared` beyond it.
     `tokens` and `coverage` are None where there is no base model or no knowledge base to ask; `notes` say why. `compared` are the
-    names of the other sets that were looked at.
+    names of the other sets that were looked at. `excluded` rows were left out when the set was registered.
     """
 
     total: int
@@ -117,6 +117,7 @@ class CheckReport:
     personal: tuple[PersonalData, ...]
     without_documents: int
     unknown_documents: dict[str, tuple[str, ...]]
+    excluded: int = 0
     coverage: Coverage | None = None
     compared: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -57,6 +57,7 @@ def read_values(path: Path) -> dict[str, Any]:
 def _notes(translation: Translation) -> tuple[str, ...]:
     taken = ", ".join(f"{theirs} → {ours}" if theirs != ours else theirs for theirs, ours in translation.taken.items())
     without = ", ".join(f"{key} ({why})" if why else key for key, why in translation.no_meaning.items())
+    different = (f"different here: {key}: {why}" for key, why in translation.different.items())
     ignored = (f"IGNORED, would change the result: {key}: {reason}" for key, reason in translation.unsupported.items())
-    lines = (f"taken from the LLaMA-Factory file: {taken}", f"no meaning here: {without}" if without else "", *ignored)
+    lines = (f"taken from the LLaMA-Factory file: {taken}", f"no meaning here: {without}" if without else "", *different, *ignored)
     return tuple(line for line in lines if line)

@@ -15,6 +15,7 @@ from finetune.fields import TASKS, BadField, choice, nearest
 from finetune.formats import META, Layout, guess_tags, pairs_of
 from finetune.near import group
 from finetune.reading import Excluded, Row, read_rows
+from finetune.settings import held_out
 from finetune.types import DatasetError, Pair, Split, Task
 
 # Field -> the column names it is known under, the own name first. The first that a file has is taken.
@@ -109,10 +110,10 @@ def collect(where: str, rows: Sequence[Row], layout: Layout, *, skip_bad: bool, 
         seen.update((pair.id, row.number) for pair in found)
         pairs += found
     if bad and not skip_bad:
-        raise DatasetError(_summary(where, bad))
+        raise DatasetError(bad_rows(where, bad))
     if not pairs:
         none = f"; all {len(rejected)} rows were rejected" if rejected else "; expected at least one row"
-        why = f"; {_summary(where, bad)}" if bad else none
+        why = f"; {bad_rows(where, bad)}" if bad else none
         raise DatasetError(f"{where}: no usable row{why}")
     unused = tuple(name for name in columns_of(rows) if name not in layout.taken)
     return ReadResult(pairs, layout.columns, [*bad, *rejected], unused, tuple(notes))
@@ -178,8 +179,8 @@ def dataset_version(pairs: Sequence[Pair]) -> str:
     return digest.hexdigest()
 
 
-def split_pairs(pairs: Sequence[Pair], seed: int, dev_share: float = 0.1) -> list[Pair]:
-    """The same pairs, each with a split. Declared splits stay; the others go 90/10 to train and dev.
+def split_pairs(pairs: Sequence[Pair], seed: int, val_size: float = 0.1) -> list[Pair]:
+    """The same pairs, each with a split. Declared splits stay; of the others a share of `val_size` (from 1 on: so many) goes to dev.
 
     Near duplicates and the turns of one conversation never straddle the new border: an undeclared pair follows a declared
     near duplicate (test before dev before train), and groups of undeclared ones move together.
@@ -199,7 +200,7 @@ def split_pairs(pairs: Sequence[Pair], seed: int, dev_share: float = 0.1) -> lis
             loose.append(undeclared)
     random.Random(seed).shuffle(loose)
     chosen.update((number, "train") for members in loose for number in members)
-    room = max(1, round(dev_share * sum(map(len, loose))))
+    room = held_out(val_size, sum(map(len, loose)))
     held: list[list[int]] = []
     for members in loose:
         if len(members) <= room:
@@ -239,7 +240,8 @@ def asked(pair: Pair) -> str:
     return "\n".join([*(turn.content for turn in pair.history if turn.role == "user"), pair.question])
 
 
-def _summary(where: str, bad: Sequence[Excluded]) -> str:
+def bad_rows(where: str, bad: Sequence[Excluded]) -> str:
+    """What is said of rows that cannot be used: how many, the first SHOWN of them, and what to do."""
     lines = [str(item) for item in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"... and {len(bad) - SHOWN} more")

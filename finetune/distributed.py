@@ -80,14 +80,10 @@ def wait(method: str) -> None:
 
 
 def filled(columns: dict[str, list[Any]], multiple: int) -> dict[str, list[Any]]:
-    """`columns` with rows without loss at the end, until their number is a multiple: every process gets as many batches.
-
-    Raises TrainingError for a method whose loss is not a sum over tokens.
-    """
+    """`columns` with rows without loss at the end, until their number is a multiple: every process gets as many batches."""
     missing = -len(columns["input_ids"]) % multiple
-    if columns.keys() != {"input_ids", "labels"}:
-        raise TrainingError("this method trains in one process; start it without torchrun")
-    row = {"input_ids": columns["input_ids"][0][:2], "labels": [_IGNORED, _IGNORED]}
+    ids = columns["input_ids"][0][:2]
+    row = {name: [_IGNORED] * len(ids) if name.endswith("labels") else ids for name in columns}
     return {name: [*values, *([row[name]] * missing)] for name, values in columns.items()}
 
 

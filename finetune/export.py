@@ -7,10 +7,11 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.disk import sync
 from finetune.lint import CONFIG
 from finetune.tokens import load_tokenizer
 from finetune.types import TrainingError
@@ -68,17 +69,24 @@ def export(
     with _removed(staging):
         tokenizer = load_tokenizer(base, chat_template)
         try:
-            staging.mkdir(parents=True)
             model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
             both: Any = PeftModel.from_pretrained(model, str(adapter)).eval()
             wanted = _answers(both, tokenizer, prompts)
             merged = both.merge_and_unload(safe_merge=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            # The first two lines: what is wrong, and the first tensor of which it is.
+            said = " ".join(" ".join(str(error).splitlines()[:2]).split())
+            raise TrainingError(
+                f"{adapter} cannot be merged into {base}: {said}; check them with `appliance adapter lint` and `appliance model verify`"
+            ) from error
+        try:
+            staging.mkdir(parents=True)
             merged.to(getattr(torch, dtype)).save_pretrained(staging, max_shard_size=shard_size)
             del model, both, merged
             tokenizer.save_pretrained(staging)
             found: Any = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
-            raise TrainingError(f"{out}: the model could not be written ({error}); check the space, the rights and --shard-size") from error
+            raise _not_written(out, error) from error
         agreement = _compare(found.eval(), wanted)
         apart, share = _TOLERANCE[dtype]
         if agreement.logits > apart or agreement.differing > share * agreement.tokens:
@@ -87,12 +95,24 @@ def export(
                 f"(at most {apart:g} in {dtype}), {agreement.differing} of {agreement.tokens} greedy tokens differ; "
                 "nothing was written. Serve the adapter beside its base instead"
             )
-        check = {"logits": agreement.logits, "tokens": agreement.tokens, "differing": agreement.differing, "dtype": dtype}
-        (staging / FACTS).write_text(json.dumps({**(facts or {}), "check": check}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
+        check = {**asdict(agreement), "dtype": dtype}
+        try:
+            (staging / FACTS).write_text(
+                json.dumps({**(facts or {}), "check": check}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            )
+            for file in (*staging.iterdir(), staging):
+                sync(file)
+            if out.exists():
+                out.rmdir()
+            staging.rename(out)
+            sync(out.parent)
+        except OSError as error:
+            raise _not_written(out, error) from error
     return agreement
+
+
+def _not_written(out: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{out}: the model could not be written ({error}); check the space, the rights and --shard-size")
 
 
 def _kind(adapter: Path) -> str:

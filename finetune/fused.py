@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 # Logits held at once: 16 MiB as float32, which stays in a processor's cache.
-_LOGITS = 2**22
+LOGITS = 2**22
 
 
 def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,7 +98,7 @@ class _HeadLoss(torch.autograd.Function):
         wanted = [learns and value is not None and need for value, need in zip(kept, ctx.needs_input_grad, strict=False)]
         grads = [torch.zeros_like(value) if want and value is not None else None for value, want in zip(kept, wanted, strict=True)]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(16, _LOGITS // weight.shape[0])
+        rows = max(16, LOGITS // weight.shape[0])
         for start in range(0, len(targets), rows):
             part, right = hidden[start : start + rows], targets[start : start + rows, None]
             logits = matmul(part, weight, bias).float()

@@ -32,6 +32,7 @@ _RENAMED = {
     "early_stopping_steps": "patience",
     "gradient_checkpointing": "gradient_checkpointing",
     "full_determinism": "deterministic",
+    "max_samples": "max_samples",
 }
 # What their program does when a key is not given, in our words.
 _DEFAULTS: Mapping[str, Any] = {
@@ -67,7 +68,7 @@ _TRANSLATED = frozenset(
         "optim",
     }
     | {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "template", "val_size", "bf16", "packing"}
-    | {"neat_packing", "disable_gradient_checkpointing", "use_galore"}
+    | {"neat_packing", "disable_gradient_checkpointing", "use_galore", "eval_dataset", "trust_remote_code"}
     | _RENAMED.keys()
     | _VARIANTS.keys()
 )
@@ -75,7 +76,8 @@ _TRANSLATED = frozenset(
 
 @dataclass(slots=True)
 class Translation:
-    """`values` are settings of ours, `dataset` and `base` what the file names; `taken`, `no_meaning` and `unsupported` explain its keys."""
+    """`values` are settings of ours, `dataset` and `base` what the file names; `taken`, `no_meaning` and `unsupported` explain its keys,
+    `different` what is done otherwise here than the file says or leaves unsaid."""
 
     values: dict[str, Any] = field(default_factory=dict)
     dataset: str | None = None
@@ -83,6 +85,7 @@ class Translation:
     taken: dict[str, str] = field(default_factory=dict)
     no_meaning: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
+    different: dict[str, str] = field(default_factory=dict)
 
 
 def is_llama_factory(values: Mapping[str, Any]) -> bool:
@@ -91,7 +94,8 @@ def is_llama_factory(values: Mapping[str, Any]) -> bool:
 
 
 def translate(given: Mapping[str, Any], where: str, ignore_unsupported: bool = False) -> Translation:
-    """The file's keys as ours. What it leaves out takes LLaMA-Factory's default, so that the same file trains the same way.
+    """The file's keys as ours. What it leaves out takes LLaMA-Factory's default, so that the same file trains the same way but for what
+    `different` tells.
 
     Raises TrainingError naming `where` and every key that is misspelt or would change the result and is not supported;
     with `ignore_unsupported` they are only listed in the result.
@@ -208,25 +212,31 @@ class _Reading:
             local = base.startswith(("/", ".", "~")) or base.count("/") != 1
             result.base = f"path:{base}" if local else f"hub:{base}"
             result.taken["model_name_or_path"] = "base"
-        names = given.get("dataset", [])
-        listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-        if len(listed) > 1:
+        listed, measured = self._names("dataset"), self._names("eval_dataset")
+        if listed and result.values["method"] == "pretrain":
             result.unsupported["dataset"] = (
-                "several data sets; register their files as one (appliance dataset add FILE…) or write [[stages]]"
-            )
-        elif listed and result.values["method"] == "pretrain":
-            result.unsupported["dataset"] = (
-                f"{listed[0]}; stage pt reads the documents of the domain: bring the texts in with appliance ingest"
+                f"{listed}; stage pt reads the documents of the domain: bring the texts in with appliance ingest"
             )
         elif listed:
-            result.dataset = listed[0]
+            result.dataset = listed
             result.taken["dataset"] = "dataset"
-        size = given.get("val_size", 0.1)
-        if size != 0.1:
-            result.unsupported["val_size"] = f"{size}; a tenth is held out (0.1) unless the rows say their split"
-        elif "val_size" in given:
-            result.taken["val_size"] = "a tenth is held out"
+        if measured and result.values["method"] == "pretrain":
+            result.unsupported["eval_dataset"] = f"{measured}; stage pt holds out documents of the domain (val_size)"
+        elif measured:
+            result.values["eval_dataset"] = measured
+            result.taken["eval_dataset"] = "eval_dataset"
+        size = self._number("val_size", 0.0)
+        if size < 0:
+            raise TrainingError(f"{self.where}: val_size: expected a share below 1 or a number of rows, found {given['val_size']!r}")
+        if size and measured:
+            result.unsupported["val_size"] = f"{size:g}; not together with eval_dataset"
+        elif size:
+            result.values["val_size"] = size
+            result.taken["val_size"] = "val_size"
+        elif not measured:
+            result.different["val_size"] = "nothing is held out there, a tenth here: it picks the epoch, and the gate asks its questions"
         notes = {
+            "trust_remote_code": "always off: no code of a model is run",
             "template": "the tokenizer's own chat template, or the engine's chat_template, is used in training and serving alike",
             "bf16": "bfloat16 is used where the device has it",
             "packing": "batches are packed only where that is proven to change nothing",
@@ -248,6 +258,14 @@ class _Reading:
                 self.result.no_meaning[key] = "the default"
             else:
                 self.result.unsupported[key] = f"{value!r}; only {UNSUPPORTED[key]!r}" if UNSUPPORTED[key] is not None else "leave it out"
+
+    def _names(self, key: str) -> str:
+        """The data sets under `key`, as "a,b"."""
+        value = self.given.get(key, [])
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TrainingError(f"{self.where}: {key}: expected names of data sets, found {value!r}")
+        return ",".join(name.strip() for name in names if name.strip())
 
     def _number(self, key: str, default: float) -> float:
         value = self.given.get(key, default)

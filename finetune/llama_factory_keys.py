@@ -15,7 +15,7 @@ NO_MEANING = frozenset(
     dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
     dataloader_prefetch_factor dataset_dir ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
     ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval do_predict do_sample do_train eaft_alpha enable_jit_checkpoint
-    enable_liger_kernel enable_torch_profiler eval_accumulation_steps eval_dataset eval_delay eval_do_concat_batches eval_num_beams
+    enable_liger_kernel enable_torch_profiler eval_accumulation_steps eval_delay eval_do_concat_batches eval_num_beams
     eval_on_each_dataset eval_on_start eval_steps eval_strategy eval_use_gather_object evaluation_strategy export_device export_dir
     export_hub_model_id export_legacy_format export_quantization_bit export_quantization_dataset export_quantization_maxlen
     export_quantization_nsamples export_size flash_attn fp16_full_eval fp8_backend fp8_enable_fsdp_float8_all_gather
@@ -54,14 +54,14 @@ UNSUPPORTED: Mapping[str, Any] = {
     "default_system": None, "disable_shuffling": False, "double_quantization": True, "dpo_label_smoothing": 0.0, "enable_thinking": True,
     "fp16": False, "fp8": False, "freeze_extra_modules": None, "freeze_trainable_modules": "all", "galore_proj_type": "std",
     "galore_target": "all", "ignore_pad_token_for_loss": True, "init_special_tokens": "noise_init", "interleave_probs": None,
-    "label_smoothing_factor": 0.0, "ld_alpha": None, "loraplus_lr_embedding": 1e-6, "lr_scheduler_kwargs": None, "max_samples": None,
+    "label_smoothing_factor": 0.0, "ld_alpha": None, "loraplus_lr_embedding": 1e-6, "lr_scheduler_kwargs": None,
     "mask_history": False, "max_steps": -1, "mix_strategy": "concat", "mixture_of_depths": None, "model_revision": "main",
     "module_dropout": 0.0, "moe_aux_loss_coef": None, "neftune_noise_alpha": None, "new_special_tokens_config": None, "oft_block_size": 32,
     "oft_rank": 0, "oft_target": "all", "optim_args": None, "optim_target_modules": None, "pref_bco_weight": 0.0, "pref_ftx": 0.0,
     "pref_loss": "sigmoid", "preserve_thinking": False, "pure_bf16": False, "quantization_method": "bnb", "quantization_type": "nf4",
     "ref_model": None, "ref_model_adapters": None, "resize_vocab": False, "rope_scaling": None, "shift_attn": False,
     "split_special_tokens": False, "train_from_scratch": False, "train_on_prompt": False, "train_sampling_strategy": "random",
-    "trust_remote_code": False, "upcast_layernorm": False, "upcast_lmhead_output": False, "use_adam_mini": False, "use_apollo": False,
+    "upcast_layernorm": False, "upcast_lmhead_output": False, "use_adam_mini": False, "use_apollo": False,
     "use_asft_loss": False, "use_badam": False, "use_dft_loss": False, "use_eaft_loss": False, "use_hyper_parallel": False,
     "use_llama_pro": False, "use_muon": False,
 }  # fmt: skip

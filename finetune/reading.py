@@ -177,6 +177,8 @@ def _csv(path: Path, text: str, suffix: str) -> Iterator[Row]:
     header = text.split("\n", 1)[0]
     # Spreadsheets of many countries write semicolons into .csv.
     delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
+    # The limit is the process's: it is only ever raised, so that files read at once do not disturb each other. Ours is a row's error later.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_FILE_BYTES))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]

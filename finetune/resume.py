@@ -8,7 +8,6 @@ The order of the examples depends on seed and epoch alone.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import distributed
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from finetune.disk import sync
 from finetune.sharding import is_sharded, optimizer_state, put, put_optimizer_state, reshard, whole
 from finetune.types import TrainingError
 
@@ -198,8 +198,8 @@ def _seal(target: Path) -> None:
     (target / _SEAL).touch()
     # The seal is no earlier on the disk than what it vouches for.
     for file in sorted(target.iterdir(), key=lambda file: file.name == _SEAL):
-        _sync(file)
-    _sync(target)
+        sync(file)
+    sync(target)
 
 
 def _prune(root: Path, target: Path, best: Path) -> None:
@@ -226,11 +226,3 @@ def _number(root: Path, step: int | None) -> Path:
 def _is_writing(error: RuntimeError) -> bool:
     # torch.save reports a full disk like this.
     return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -59,6 +59,10 @@ class TrainSettings:
     after every `galore_every` updates, and scales the updates by `galore_scale` (arXiv:2403.03507); `dpo_beta` is how strongly
     DPO holds on to where it started (arXiv:2305.18290). `precision` "auto" is bfloat16 where a GPU has it, else float32.
 
+    What is learnt from: of each data set the first `max_samples` rows (None: all). `val_size` is the share of the pairs (from 1 on: their
+    number) that is held out where the rows do not say their split; with `eval_dataset`, the name of a data set or of several ("a, b"),
+    nothing else is.
+
     `gradient_checkpointing` computes activations again instead of keeping them: less memory, about a third more work
     (Chen et al. 2016, arXiv:1604.06174).
     """
@@ -90,6 +94,9 @@ class TrainSettings:
     over_long: str = _one_of("error", OVER_LONG)
     patience: int = _from_to(2, 0, 1000)
     threshold: float = _from_to(0.0, 0, 100)
+    max_samples: int | None = _from_to(None, 1, 10**9)
+    val_size: float = _from_to(0.1, 1e-6, 10**9)
+    eval_dataset: str | None = None
     seed: int = _from_to(42, 0, 2**32 - 1)
     deterministic: bool = False
 
@@ -120,6 +127,11 @@ class TrainSettings:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`, with the learning rate in force; `settings_from` gives settings that train the same."""
         return asdict(self) | {"learning_rate": self.rate}
+
+
+def held_out(val_size: float, count: int) -> int:
+    """How many of `count` are held out: at least one, and one stays."""
+    return max(1, min(round(val_size if val_size >= 1 else val_size * count), count - 1))
 
 
 def settings_from(values: Mapping[str, Any], base: TrainSettings | None = None, where: str = "settings") -> TrainSettings:

@@ -15,8 +15,8 @@ Shortcut = Literal["layers", "head", "packing"]
 # The largest relative difference of the loss that is allowed, and a tenth of that of the gradient; half precision has 8 bits.
 TOLERANCE = {torch.float32: 1e-4}
 TOLERANCE_HALF = 2e-2
-# Tokens of an example that are proof enough.
-_ENOUGH = 256
+# So many examples, and of each so many tokens, are proof enough: more would need more memory than the training of a large model.
+EXAMPLES, ENOUGH = 3, 64
 # Values of one gradient that are compared.
 _KEPT = 2**16
 
@@ -91,10 +91,10 @@ def _sample(trainer: Any) -> list[Any]:
     numbers = [number for number, labels in enumerate(data["labels"]) if any(label != -100 for label in labels)]
     order = sorted(numbers, key=lambda number: (lengths[number], number))
     # One example three times over shows as well what packing does.
-    chosen = [(number, _ENOUGH) for number in (order * 3)[:3]]
+    chosen = [(number, ENOUGH) for number in (order * EXAMPLES)[:EXAMPLES]]
     window = getattr(trainer.plain_model().config.get_text_config(), "sliding_window", None)
     if window is not None and lengths[order[-1]] > window:
-        chosen.append((order[-1], window + _ENOUGH))
+        chosen.append((order[-1], window + ENOUGH))
     return [{name: value[-kept:] if isinstance(value, list) else value for name, value in data[number].items()} for number, kept in chosen]
 
 

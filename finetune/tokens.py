@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.chat_templates import control_words, defuse
 from finetune.settings import TrainSettings
 from finetune.types import Example, TrainingError, Turn
+
+# Raised when the same example becomes other tokens: no run goes on from a checkpoint made with the former ones.
+ENCODING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,16 @@ class Encoded:
 
 def load_tokenizer(base: Path, chat_template: str | None = None) -> Any:
     """The tokenizer of the model in `base`, with `chat_template` in place of its own. Raises TrainingError if there is neither."""
+    tokenizer = read_tokenizer(base, chat_template)
+    if not tokenizer.chat_template:
+        raise TrainingError(
+            f"{base}: the model has no chat template; configure one for its engine: chat_template = chatml, alpaca or a file"
+        )
+    return tokenizer
+
+
+def read_tokenizer(base: Path, chat_template: str | None = None) -> Any:
+    """The same, also where there is no template. Raises TrainingError if there is no tokenizer."""
     from transformers import AutoTokenizer
 
     try:
@@ -43,8 +57,6 @@ def load_tokenizer(base: Path, chat_template: str | None = None) -> Any:
     template = chat_template or tokenizer.chat_template
     # A model may bring several: this is the one that plain chats are served with.
     tokenizer.chat_template = template.get("default") if isinstance(template, dict) else template
-    if not tokenizer.chat_template:
-        raise TrainingError(f"{base}: the model has no chat template; configure one for its engine (chat_template)")
     return tokenizer
 
 
@@ -67,13 +79,15 @@ def stop_tokens(tokenizer: Any, base: Path) -> frozenset[int]:
 
 
 def encode(tokenizer: Any, example: Example, stops: frozenset[int]) -> Encoded:
-    """The ids of one example, through the chat template.
+    """The ids of one example, through the chat template, with the messages of its prompt defused as every engine defuses them.
 
     Raises TrainingError naming the example unless the ids before the completion equal, token by token, what serving sends
-    (the prompt with the generation prompt), and the completion ends with an end-of-turn token and holds no other.
+    (the prompt with the generation prompt), and the completion ends with an end-of-turn token and holds no other control token.
     """
-    served = _ids(tokenizer, example, example.prompt, True)
-    trained = _ids(tokenizer, example, (*example.prompt, Turn("assistant", example.completion)), False)
+    words = control_words(tokenizer)
+    prompt = [Turn(turn.role, defuse(turn.content, words)) for turn in example.prompt]
+    served = _ids(tokenizer, example, prompt, True)
+    trained = _ids(tokenizer, example, (*prompt, Turn("assistant", example.completion)), False)
     for place, token in enumerate(served):
         if place >= len(trained) or trained[place] != token:
             here = tokenizer.decode(trained[place : place + 5]) if place < len(trained) else ""
@@ -92,6 +106,9 @@ def encode(tokenizer: Any, example: Example, stops: frozenset[int]) -> Encoded:
         raise TrainingError(
             f"example {example.id}: the answer contains the end-of-turn token {tokenizer.decode([trained[ends[0]]])!r}; remove it"
         )
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    if spelt := next((word for word in special if word in example.completion), None):
+        raise TrainingError(f"example {example.id}: the answer contains the control token {spelt!r}, which serving leaves out; remove it")
     if ends[0] == len(served):
         raise TrainingError(f"example {example.id}: the answer is empty; write one or leave the pair out")
     return Encoded(example.id, trained[: ends[0] + 1], len(served))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.building import build_model, build_trainer, context_of, half_precision, micro_batch, quiet, repeatable
 from finetune.distributed import Helped, is_main, processes, sharded, wait
-from finetune.memory import expect
 from finetune.methods import method_of
 from finetune.near import group
+from finetune.proposals import expect
 from finetune.runs import ADAPTER, CHECKPOINTS, open_run, run_key
-from finetune.settings import TrainSettings
-from finetune.tokens import adjusted, load_tokenizer, stop_tokens, template_hash
+from finetune.settings import TrainSettings, held_out
+from finetune.tokens import ENCODING, adjusted, load_tokenizer, stop_tokens, template_hash
 from finetune.types import Example, TrainingError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TrainJob:
     A checkpoint is written after every epoch, and within one when `checkpoint_seconds` have passed (0: after every update); `fresh`
     ignores those there are.
 
-    `start` is the folder of an adapter to go on from. Without `dev` examples a tenth of `train` is held out, near duplicates together.
+    `start` is the folder of an adapter to go on from. Without `dev` examples `val_size` of `train` is held out, near duplicates together.
     """
 
     base: Path
@@ -61,7 +61,7 @@ class TrainResult:
     `train_loss` is the mean over all updates, `eval_loss` the loss per token on dev of the kept epoch, `eval_loss_before`
     that of the base; `dropped` counts examples left out by reason, `adjusted` those that the policy "window" changed, `seconds`
     is wall time (of steps alone before a kill), `tokens_per_second` counts tokens without padding over the training steps,
-    `shortcuts` says of each whether it was "taken", else why not. `memory` is in bytes (see `finetune.memory`). `log` holds
+    `shortcuts` says of each whether it was "taken", else why not. `memory` is in bytes (see `finetune.proposals`). `log` holds
     the progress events.
     """
 
@@ -120,10 +120,11 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
     if not train_rows or not dev_rows:
         which = "train" if not train_rows else "dev"
         raise TrainingError(f"every {which} example is longer than max_length ({settings.max_length} tokens); raise it or shorten them")
-    expected = expect(job.base, settings, method.columns([*train_rows, *dev_rows]), micro_batch(settings), half_precision(settings))
-    # The estimate counts whole weights.
+    micro, half, logger = micro_batch(settings), half_precision(settings), logging.getLogger(__name__)
+    expected = expect(job.base, settings, method.columns([*train_rows, *dev_rows]), micro, half, job.start is not None)
+    # Before they are cut, weights are whole in main memory, which is not what is estimated.
     if not sharded() and (warning := expected.warning()):
-        logging.getLogger(__name__).warning("%s", warning)
+        logger.warning("%s", warning)
     checkpoints, adapter = job.work / CHECKPOINTS, job.work / ADAPTER
 
     from finetune.resume import discard_torn, newest, step_of
@@ -146,6 +147,9 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
         if not _out_of_memory(error):
             raise
         raise TrainingError(f"out of memory; {expected.remedy()}") from error
+    memory = expected.facts()
+    if not sharded() and (warning := expected.exceeded(memory)):
+        logger.warning("%s", warning)
     return TrainResult(
         adapter=adapter,
         base_ref=job.base_ref,
@@ -159,7 +163,7 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
         data_hash=data_hash(train_part, dev_part),
         template_hash=template_hash(tokenizer),
         libraries={name: version(name) for name in LIBRARIES},
-        memory=expected.facts(),
+        memory=memory,
         **figures,
     )
 
@@ -170,6 +174,7 @@ def key_of(job: TrainJob) -> str:
     return run_key(
         {
             "data": data_hash(job.train, job.dev),
+            "encoding": ENCODING,
             "settings": job.settings.to_json(),
             "base": job.base_hash,
             "template": job.chat_template,
@@ -200,7 +205,7 @@ def _parts(job: TrainJob) -> tuple[Sequence[Example], Sequence[Example]]:
     groups = group(asked)
     if len(groups) < 2:
         raise TrainingError("there is no dev example, and the train examples are too alike to hold one out; add pairs with the split dev")
-    wanted, held = max(1, round(len(job.train) / 10)), set[int]()
+    wanted, held = held_out(job.settings.val_size, len(job.train)), set[int]()
     # The smallest groups first: no dice, so the same examples are held out every time.
     for members in sorted(groups, key=len):
         if held and len(held) + len(members) > wanted:

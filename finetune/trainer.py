@@ -52,11 +52,17 @@ class AdapterTrainer(Checkpointing, SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if return_outputs or self.aux_loss_enabled or not (self._narrow or self.shortcuts & {"head", "packing"}):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, tokens = self._loss_sum(model, inputs)
-        if num_items_in_batch is None:
-            return loss / tokens
-        # The gradients of the processes are averaged, and the tokens are those of all.
-        return loss * self.accelerator.num_processes / num_items_in_batch
+        return self._share(self._loss_sum(model, inputs), inputs, num_items_in_batch)
+
+    def _share(self, loss: torch.Tensor, inputs: Any, items: Any) -> torch.Tensor:
+        """What a summed loss adds to the mean over the `items` of an update, of all processes; None: over those of this batch."""
+        # The gradients of the processes are averaged.
+        return loss / self._items(inputs) if items is None else loss * self.accelerator.num_processes / items
+
+    def _items(self, inputs: Any) -> torch.Tensor:
+        """What the loss is a mean over: the number of tokens that have one."""
+        count: torch.Tensor = (inputs["labels"][:, 1:] != -100).sum()
+        return count
 
     def plain_model(self) -> Any:
         """The language model itself, without what peft and the processes put around it."""
@@ -68,8 +74,8 @@ class AdapterTrainer(Checkpointing, SFTTrainer):  # type: ignore[misc]
         """Whether the model can leave out logits."""
         return "logits_to_keep" in inspect.signature(self.plain_model().forward).parameters
 
-    def _loss_sum(self, model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(summed loss, number of tokens it covers). Positions where no example of the batch has loss get no logits."""
+    def _loss_sum(self, model: Any, inputs: Any) -> torch.Tensor:
+        """The summed loss. Positions where no example of the batch has loss get no logits."""
         labels = inputs["labels"][:, 1:]
         kept = (labels != -100).any(dim=0).nonzero().squeeze(1)
         given = {name: value for name, value in inputs.items() if name != "labels"}
@@ -79,22 +85,24 @@ class AdapterTrainer(Checkpointing, SFTTrainer):  # type: ignore[misc]
         made, labels = made if self._narrow else made[:, kept], labels[:, kept]
         mask = labels != -100
         if "head" in self.shortcuts:
-            return head_loss(made[mask], self.plain_model().get_output_embeddings(), labels[mask]), mask.sum()
-        return cross_entropy(made[mask].float(), labels[mask], reduction="sum"), mask.sum()
+            return head_loss(made[mask], self.plain_model().get_output_embeddings(), labels[mask])
+        return cross_entropy(made[mask].float(), labels[mask], reduction="sum")
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The mean loss per token. (The base class averages the means of batches, which depends on how they are cut.)"""
+        """The mean loss per token, or what else `_items` counts. (The base class averages the means of batches, which depends on how
+        they are cut.)
+        """
         model = self.model
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
-                tokens = (inputs["labels"][:, 1:] != -100).sum()
-                # Without tokens it has no loss, but the other processes may need this one's share of the weights.
+                items = self._items(inputs)
+                # Without any it has no loss, but the other processes may need this one's share of the weights.
                 loss = self.compute_loss(model, inputs)
-                if tokens:
-                    total += torch.tensor([float(loss) * float(tokens), float(tokens)], dtype=torch.float64)
+                if items:
+                    total += torch.tensor([float(loss) * float(items), float(items)], dtype=torch.float64)
         total = self.accelerator.reduce(total.to(self.args.device))
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
         self.log(metrics)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.curve import draw
+from finetune.disk import sync
 from finetune.lint import CONFIG, MAX_RANK, WEIGHTS, EngineKind, lint_files
 from finetune.runs import CURVE, EVENTS
 from finetune.settings import yields
@@ -106,10 +106,10 @@ def finish_version(
         if events.is_dir():
             shutil.copytree(events, staging / EVENTS)
         for file in staging.iterdir():
-            _sync(file)
-        _sync(staging)
+            sync(file)
+        sync(staging)
         staging.rename(target)
-        _sync(target_root)
+        sync(target_root)
     except OSError as error:
         raise TrainingError(f"{target_root}: the version could not be written ({error}); check the space and the rights there") from error
     finally:
@@ -245,11 +245,3 @@ def _file_hash(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from appliance.adapters.gate_checks import gates_of
 from appliance.adapters.registry import AdapterVersion, Registry
+from appliance.datasets.registry import Datasets
+from appliance.errors import ApplianceError
 from appliance.files import write_whole
 from appliance.store import schema
 
@@ -114,8 +116,7 @@ def _filed(version: AdapterVersion) -> dict[str, Any]:
 
 
 def _counts(registry: Registry, version: AdapterVersion) -> dict[str, Any] | None:
-    table = schema.dataset
-    query = sa.select(table.c.counts).where(table.c.name == version.dataset, table.c.version == version.dataset_version)
-    with registry.workspace.db.read() as connection:
-        counts: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
-    return counts
+    try:
+        return dict(Datasets(registry.workspace).state(version.dataset, version.dataset_version).counts)
+    except ApplianceError:
+        return None

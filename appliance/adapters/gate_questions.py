@@ -27,6 +27,11 @@ class Questions:
     unanswerable: tuple[Item, ...]
     left_out: Mapping[str, int]
 
+    def nothing_left(self) -> str:
+        """Why there is no question with an answer to ask."""
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.items())
+        return f"no question of {self.info.name} is left to ask ({reasons or 'it has none with an answer'})"
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -69,11 +74,14 @@ def trained_on(service: Service, versions: Sequence[AdapterVersion]) -> Trained:
     return Trained(tuple(questions), frozenset(ids))
 
 
-def questions_of(service: Service, info: DatasetInfo, domain: str, trained: Trained, languages: Sequence[str], limit: int) -> Questions:
+def questions_of(
+    service: Service, info: DatasetInfo, domain: str | None, trained: Trained, languages: Sequence[str], limit: int
+) -> Questions:
     """At most `limit` questions of each kind from the test split of `info`, else from what is not its train split, else from all of it.
 
-    Left out: questions of other domains, in languages the engine does not declare, without a gold answer, and those trained on, which are
-    the same pair, the same question, or a near duplicate. Those that stay are chosen by their ids, so that the next gate asks them again.
+    Left out: questions of other domains than `domain` (None: of none), in languages the engine does not declare, without a gold answer, and
+    those trained on, which are the same pair, the same question, or a near duplicate. Those that stay are chosen by their ids, so that the
+    next gate asks them again.
     """
     pairs = Datasets(service.workspace).pairs(info)
     pool = [pair for pair in pairs if pair.split == "test"] or [pair for pair in pairs if pair.split != "train"] or pairs
@@ -82,7 +90,7 @@ def questions_of(service: Service, info: DatasetInfo, domain: str, trained: Trai
     kept: list[Pair] = []
     for number, pair in enumerate(pool):
         reason = (
-            "other domain" if pair.domain not in (None, domain)
+            "other domain" if domain is not None and pair.domain not in (None, domain)
             else f"language {pair.lang} not declared by the engine" if pair.lang not in languages
             else "without a gold answer" if pair.answerable and not pair.answer.strip()
             else leaked.get(number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 from appliance.adapters.card import write_card
@@ -18,6 +18,7 @@ from appliance.adapters.life import rehearse
 from appliance.adapters.registry import AdapterVersion
 from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
+from appliance.engines.build import lint as lint_for
 from appliance.errors import ApplianceError, GateMissed, UsageError
 from appliance.evaluation.runs import answered, evaluator, kept_run, request_of, scoring_of, state_of
 from appliance.models.store import ModelStore
@@ -29,7 +30,7 @@ from appliance.workspace import Workspace
 from eval.metrics import of_outcome
 from eval.tasks import MEASURES
 from eval.types import Item, Outcome
-from finetune.lint import MAX_RANK, EngineKind
+from finetune.lint import EngineKind
 
 # What answers where no adapter does.
 _PLAIN: Mapping[str, str] = {"finetuned": "base", "hybrid": "rag"}
@@ -125,8 +126,6 @@ def lint(workspace: Workspace, models: ModelStore, version: AdapterVersion, kind
 
     Raises ApplianceError where that engine serves no adapters or runs another base.
     """
-    from finetune.version import lint_adapter
-
     if version.kind == "model":
         raise UsageError(
             f'{version.name} is a model and no adapter: it is used as the base of an engine, [engines.NAME] base = "{version.reference}"'
@@ -144,9 +143,7 @@ def lint(workspace: Workspace, models: ModelStore, version: AdapterVersion, kind
             f"engine {name} runs {engine.base} ({base_hash[:12]}); "
             "train a version for this base with `appliance tune`"
         )
-    serving: EngineKind = kind or ("vllm" if engine.kind == "vllm" else "local")
-    most = engine.max_lora_rank or MAX_RANK
-    return lint_adapter(version.path, models.path(base), engine=serving, max_rank=most, chat_template=engine.template(workspace.root))
+    return lint_for(engine, models, workspace, version.path, kind)
 
 
 def check_fit(workspace: Workspace, models: ModelStore, version: AdapterVersion) -> None:
@@ -172,7 +169,7 @@ class _Gate:
     async def run(self) -> tuple[list[Check], dict[str, int]]:
         """Every check, and the questions left out by data set and reason."""
         trained = trained_on(self.service, [self.version, *([self.live] if self.live else [])])
-        questions = self._questions(self.settings.dataset, trained)
+        questions = self._questions(self.settings.dataset, trained, self.version.domain)
         left_out = {f"{questions.info.name}: {reason}": count for reason, count in questions.left_out.items()}
         checks = [self._loss()]
         checks += [check for arm in self.settings.arms for check in await self._quality(arm, questions)]
@@ -180,16 +177,17 @@ class _Gate:
         if self.settings.general is None:
             checks.append(skipped("forgetting", "", f"not configured: [domains.{self.version.domain}.gate] general"))
         else:
-            general = self._questions(self.settings.general, trained)
+            # What is general is of no domain, whatever it was registered for.
+            general = self._questions(self.settings.general, trained, None)
             left_out |= {f"{general.info.name}: {reason}": count for reason, count in general.left_out.items()}
             checks.append(await self._forgetting(general))
         checks += await self._latency(self._both[: self.settings.latency_questions])
         return checks, left_out
 
-    def _questions(self, name: str | None, trained: Trained) -> Questions:
+    def _questions(self, name: str | None, trained: Trained, domain: str | None) -> Questions:
         datasets = Datasets(self.service.workspace)
         info = datasets.state(self.version.dataset, self.version.dataset_version) if name is None else datasets.get(name)
-        return questions_of(self.service, info, self.version.domain, trained, self._engine.languages, self.settings.questions)
+        return questions_of(self.service, info, domain, trained, self._engine.languages, self.settings.questions)
 
     def _loss(self) -> Check:
         before, after = self.version.metrics.get("eval_loss_before"), self.version.metrics.get("eval_loss")
@@ -217,7 +215,7 @@ class _Gate:
                     name,
                     "missed",
                     metric,
-                    note=f"no question of {questions.info.name} is left to ask; name a data set of questions it was not trained on: "
+                    note=f"{questions.nothing_left()}; name a data set of questions it was not trained on: "
                     f"[domains.{self.version.domain}.gate] dataset",
                 )
             ]
@@ -241,12 +239,25 @@ class _Gate:
         return self._compared("refusal", "refusal_correct", questions.unanswerable, ours, theirs, -self.settings.max_answered)
 
     async def _forgetting(self, general: Questions) -> Check:
-        """Against the base, whatever is live: what is forgotten bit by bit is forgotten too."""
+        """Against the base, whatever is live: what is forgotten bit by bit is forgotten too.
+
+        Only what the base can answer can be forgotten. Where that is nothing, no difference shows nothing.
+        """
         metric = MEASURES[general.info.task][0]
         if not general.answerable:
-            return Check("forgetting", "missed", metric, note=f"no question of {general.info.name} is left to ask; name another data set")
+            return Check("forgetting", "missed", metric, note=f"{general.nothing_left()}; name another data set")
         ours, theirs = await self._answers("forgetting", general.info, general.answerable, [self._side("finetuned"), ("base", "")])
-        return self._compared("forgetting", metric, general.answerable, ours, theirs, -self.settings.max_forgetting)
+        check = self._compared("forgetting", metric, general.answerable, ours, theirs, -self.settings.max_forgetting)
+        scoring = scoring_of(self.service.workspace.config)
+        known = sum(of_outcome(item, theirs[item.id], scoring).get(metric, 0.0) > 0 for item in general.answerable)
+        note = f"the base answers {known} of {len(general.answerable)} of them" + (f"; {check.note}" if check.note else "")
+        if known or check.status == "missed":
+            return replace(check, note=note)
+        return replace(
+            check,
+            status="missed" if self.settings.strict else "skipped",
+            note=f"{note}; what it cannot answer it cannot forget: name general questions that it can",
+        )
 
     async def _latency(self, timed: Sequence[Item]) -> list[Check]:
         """Both sides in turn, one question at a time, so that whatever else the machine does slows both."""

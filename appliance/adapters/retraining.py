@@ -62,13 +62,15 @@ def retrain(workspace: Workspace, domain: str, progress: Progress) -> dict[str, 
     `outcome` is skipped (nothing has changed), missed (the gate), registered, trial or live. One line of JSON goes to `retrain_report`.
     Raises UsageError where nothing says what to train on, ApplianceError.
     """
+    from appliance.datasets.registry import several
     from appliance.service import open_service
     from appliance.training.stages import tune_plan
 
     settings = workspace.config.domain(domain)
     plan = _plan(workspace, domain, settings)
     service = open_service(workspace)
-    names = list(dict.fromkeys(stage.dataset for stage in plan.stages if stage.dataset is not None))
+    named = [name for stage in plan.stages for name in (stage.dataset, stage.settings.eval_dataset) if name is not None]
+    names = list(dict.fromkeys(one for name in named for one in several(name)))
     versions = {name: _newest(workspace, name) for name in names}
     engine = workspace.config.engine_of(domain)[1]
     state = {

@@ -10,12 +10,12 @@ import click
 from appliance.cli.canary import canary, retrain
 from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
 from appliance.cli.stale import stale
-from appliance.errors import DONE, GATE_MISSED, UsageError
+from appliance.errors import DONE, GATE_MISSED, ApplianceError, UsageError
 
 if TYPE_CHECKING:
     from appliance.adapters.gate_checks import GateResult
     from appliance.adapters.gates import Promotion
-    from appliance.adapters.registry import Registry
+    from appliance.adapters.registry import AdapterVersion, Registry
     from appliance.service import Service
 
 
@@ -77,7 +77,10 @@ def list_adapters(session: Session, domain: str | None, as_json: bool) -> None:
 @json_option
 @pass_session
 def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> None:
-    """Everything recorded about a version: base, data, documents with their hashes, settings, figures, gates."""
+    """Everything recorded about a version: base, data, documents with their hashes, settings, figures, gates.
+
+    Of one that is live or on trial also what keeps it from being served by its domain's engine as it is configured now.
+    """
     from appliance.adapters.card import card_text, facts, moves
     from appliance.adapters.gate_checks import gates_of
 
@@ -88,11 +91,30 @@ def show_adapter(session: Session, version: str, card: bool, as_json: bool) -> N
         emit({"version": version, "card": text}, as_json, lambda: click.echo(text))
         return
     gates = gates_of(session.workspace, version)
+    problems = _problems(session, registry, found)
     data = {**facts(registry, found), "gates": [gate.to_json() for gate in gates], "went_live": moves(registry, found)}
-    long = ("document_hashes", "documents", "gates")
+    data["problems"] = problems
+    long = ("document_hashes", "documents", "gates", "problems")
     emit(data, as_json, lambda: table(("what", "value"), [(name, value) for name, value in data.items() if name not in long]))
+    if problems:
+        say(f"{version} is not served: {'; '.join(problems)}")
     if gates and not as_json:
         show_gate(gates[-1])
+
+
+def _problems(session: Session, registry: Registry, version: AdapterVersion) -> list[str] | None:
+    """What keeps it from being served; None where that was not looked at."""
+    from appliance.adapters.canary import candidates
+    from appliance.adapters.gates import lint as problems_of
+    from appliance.models.store import ModelStore
+
+    if version.kind == "model" or version.name not in registry.in_use() | candidates(session.workspace.db):
+        return None
+    try:
+        registry.check(version)
+        return problems_of(session.workspace, ModelStore.default(), version)
+    except ApplianceError as error:
+        return [str(error)]
 
 
 @adapter.command()

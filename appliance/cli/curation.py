@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ _SHOWN = 10
 
 @click.command()
 @click.argument("name")
+@domain_option
 @click.option(
     "--against",
     multiple=True,
@@ -39,15 +39,24 @@ _SHOWN = 10
 @json_option
 @pass_session
 def check(
-    session: Session, name: str, against: tuple[str, ...], max_length: int, searched: int, page: Path | None, strict: bool, as_json: bool
+    session: Session,
+    name: str,
+    domain: str | None,
+    against: tuple[str, ...],
+    max_length: int,
+    searched: int,
+    page: Path | None,
+    strict: bool,
+    as_json: bool,
 ) -> int:
-    """What is in a data set and what is wrong with it.
+    """What is in a data set and what is wrong with it, as one of its domain (default: the one it was added for, else the only one).
 
-    Its questions are compared with each other, with the other data sets of its domain and with the approved answers: what is trained on
-    must not be measured on.
+    Its questions are compared with each other, with the other data sets of the domain, those of no domain, and the approved answers:
+    what is trained on must not be measured on.
     """
     from appliance.datasets.checks import examine
     from appliance.datasets.registry import Datasets
+    from appliance.files import write_whole
     from appliance.service import open_service
     from finetune.report import html
     from finetune.settings import TrainSettings
@@ -56,13 +65,20 @@ def check(
     info = Datasets(session.workspace).get(name)
     with Progress() as progress:
         report = examine(
-            service, info, against=against, max_length=max_length, searched=searched, seed=TrainSettings().seed, progress=progress
+            service,
+            info,
+            domain=domain,
+            against=against,
+            max_length=max_length,
+            searched=searched,
+            seed=TrainSettings().seed,
+            progress=progress,
         )
     title = f"{info.name}@{info.version}"
     if page is not None:
-        page.write_text(html(report, title), "utf-8")
+        write_whole(page, html(report, title))
         say(f"written: {page}")
-    data = {"name": info.name, "version": info.version, "excluded": info.counts["excluded"], **report.to_json()}
+    data = {"name": info.name, "version": info.version, **report.to_json()}
     emit(data, as_json, lambda: _show(report, title))
     return GATE_MISSED if strict and report.reasons() else DONE
 
@@ -158,35 +174,18 @@ def review(session: Session, file: Path, accept: tuple[str, ...], reject: tuple[
 
 
 def _show(report: CheckReport, title: str) -> None:
-    planned = {f"{split} (planned)": number for split, number in report.planned.items()}
+    from finetune.report import findings, lengths, summary, verdict
+
     click.echo(title)
-    table(("what", "count"), ({"pairs": report.total} | report.splits | planned | report.languages | report.reasons()).items())
-    lengths = {"question, characters": report.question_characters, "answer, characters": report.answer_characters}
-    if report.tokens is not None:
-        lengths |= {"prompt, tokens": report.tokens.prompt, "answer, tokens": report.tokens.answer}
-    classes = sorted({name for found in lengths.values() for name in found}, key=lambda name: (name[0] == ">", int(name.split()[-1])))
-    table(("length", *classes), [(what, *(found.get(name, 0) for name in classes)) for what, found in lengths.items()])
-    if report.coverage is not None:
-        found = report.coverage
-        click.echo(
-            f"{found.declared} pairs name known documents; of {found.searched} others searched for, {found.inferred} are supported by one; "
-            f"{found.with_pairs} of {found.documents} documents have a pair"
-        )
-    _list("leakage", (f"{twin.a} ({twin.a_split}) ~ {twin.b} ({twin.b_split})  {twin.similarity}" for twin in report.leakage))
-    _list(
-        "leakage across sets",
-        (f"{s.id} ({s.split}) ~ {s.other}:{s.other_id} ({s.other_split})  {s.similarity}" for s in report.shared if s.leak),
-    )
-    _list("contradictions", (f"{c.question[:70]}: {', '.join(c.differ)} in {', '.join(c.answers)}" for c in report.contradictions))
-    _list("personal data", (f"{p.id} {p.field}: {p.kind} {p.masked}" for p in report.personal))
-    _list("poor answers", (f"{note.id}: {note.reason}" for note in report.answers))
-    click.echo("\n".join(report.warnings()) or "nothing wrong was found")
+    found = {what: classes for what, classes in lengths(report).items() if classes}
+    names = {name for classes in found.values() for name in classes}
+    columns = sorted(names, key=lambda name: (name[0] == ">", int(name.split()[-1])))
+    table(summary(report).columns, summary(report).rows)
+    table(("lengths", *columns), [(what, *(classes.get(name, 0) for name in columns)) for what, classes in found.items()])
+    for finding in findings(report):
+        table(finding.columns, finding.rows[:_SHOWN], title=f"{finding.title} ({len(finding.rows)})")
+        if len(finding.rows) > _SHOWN:
+            click.echo(f"... and {len(finding.rows) - _SHOWN} more; --html and --json show them")
+    click.echo("\n".join(verdict(report)))
     for note in report.notes:
         say(f"note: {note}")
-
-
-def _list(what: str, lines: Iterable[str]) -> None:
-    every = list(lines)
-    if every:
-        more = [f"  ... and {len(every) - _SHOWN} more"] if len(every) > _SHOWN else []
-        click.echo("\n".join([f"{what}:", *(f"  {line}" for line in every[:_SHOWN]), *more]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from appliance.datasets.registry import DatasetInfo, Datasets
-from appliance.errors import ApplianceError
+from appliance.datasets.registry import DatasetInfo, Datasets, several
+from appliance.errors import ApplianceError, UsageError
 from appliance.service import Service
 from appliance.training.examples import examples, inferred, outdated
+from finetune.chat_templates import control_words, defuse
 from finetune.check import CheckReport, Coverage, check
+from finetune.dataset import counts, split_pairs
 from finetune.tokens import load_tokenizer
 from finetune.types import Pair, TrainingError
 
@@ -25,37 +27,47 @@ def examine(
     service: Service,
     info: DatasetInfo,
     *,
+    domain: str | None = None,
     against: Sequence[str] = (),
     max_length: int = 1024,
     searched: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check a registered data set.
+    """Check a registered data set as one for `domain`: by default its own, else the only one of the workspace.
 
-    It is compared with every other data set of its domain, the approved answers, and those in `against`, of which every pair counts as
-    measured on. `searched` of the pairs that name no documents are searched for in the knowledge base (drawn by `seed`,
-    which the planned split depends on too).
-    Raises UsageError for an unknown name in `against`.
+    As in training, pairs of other domains do not count. The others are compared with every data set that can meet them (of the same
+    domain or of none), the approved answers, and the sets in `against`, of which every pair counts as measured on; so it does of the sets
+    that the domain's gate asks, unless they have a train split. `searched` of the pairs that name no documents are searched for in the
+    knowledge base (drawn by `seed`, which the planned split depends on too).
+    Raises UsageError for an unknown domain or name in `against`, and if no pair is of the domain.
     """
     datasets = Datasets(service.workspace)
-    pairs, notes = datasets.pairs(info), []
+    every, notes = datasets.pairs(info), []
+    domain = _domain(service, info, every, domain)
+    pairs = [pair for pair in every if domain is None or pair.domain in (None, domain)]
+    if every and not pairs:
+        raise UsageError(f"no pair of {info.name} is of {domain}: they are of {', '.join(sorted({str(pair.domain) for pair in every}))}")
+    if len(pairs) < len(every):
+        notes.append(f"{len(every) - len(pairs)} pairs are of other domains and were not looked at; name theirs with --domain")
     named = [datasets.get(name) for name in against]
-    others = {other.name: other for other in (*datasets.all(), *named) if other.name != info.name}
+    own = {info.name, *(part.name for part in info.parts)}
+    others = {other.name: other for other in (*datasets.all(), *named) if other.name not in own}
+    # What is of no domain yet may be trained on, or asked, in any.
     beside = {
         name: datasets.pairs(other)
         for name, other in others.items()
-        if name in against or (info.domain is not None and other.domain == info.domain)
+        if name in against or domain is None or other.domain is None or other.domain == domain
     }
+    beside[VERIFIED] = [Pair(one.id, one.question, one.answer, one.lang, one.domain) for one in service.verified.all(domain)]
+    measured = {VERIFIED, *against, *_asked_by_the_gate(service, domain, beside)}
     sizes = known = None
-    if info.domain is None:
-        notes.append("the data set has no domain: no tokens were counted, no documents were looked for and no other sets compared")
+    if domain is None:
+        notes.append("the data set has no domain: no tokens were counted and no documents looked for; name one with --domain")
     else:
-        beside[VERIFIED] = [
-            Pair(answer.id, answer.question, answer.answer, answer.lang, info.domain) for answer in service.verified.all(info.domain)
-        ]
-        known = frozenset(document.id for document in service.knowledge.documents.documents(info.domain))
-        sizes, problem = _sizes(service, info.domain, pairs)
+        known = frozenset(document.id for document in service.knowledge.documents.documents(domain))
+        notes += [] if known else [f"{domain} has no documents: whether the pairs rest on any was not looked at"]
+        sizes, problem = _sizes(service, domain, pairs)
         notes += [problem] if problem else []
     report = check(
         pairs,
@@ -63,11 +75,36 @@ def examine(
         max_length=max_length,
         known_documents=known or None,
         others=beside,
-        measured={VERIFIED, *against},
+        measured=measured,
         seed=seed,
     )
-    coverage = _coverage(service, info.domain, pairs, known, searched, seed, progress) if info.domain is not None and known else None
-    return replace(report, coverage=coverage, notes=tuple(notes), compared=tuple(name for name in beside if beside[name]))
+    coverage = _coverage(service, domain, pairs, known, searched, seed, progress) if domain is not None and known else None
+    if report.planned and len(pairs) < len(every):
+        # Training splits the whole data set before it takes the pairs of its domain.
+        report = replace(report, planned=counts(pair for pair in split_pairs(every, seed) if pair.domain in (None, domain)))
+    return replace(
+        report,
+        excluded=info.counts["excluded"],
+        coverage=coverage,
+        notes=tuple(notes),
+        compared=tuple(name for name in beside if beside[name]),
+    )
+
+
+def _domain(service: Service, info: DatasetInfo, pairs: Sequence[Pair], given: str | None) -> str | None:
+    if given is not None:
+        return service.workspace.check_domain(given)
+    known = service.workspace.domains()
+    only = known[0] if len(known) == 1 and any(pair.domain in (None, known[0]) for pair in pairs) else None
+    return info.domain or only
+
+
+def _asked_by_the_gate(service: Service, domain: str | None, beside: Mapping[str, Sequence[Pair]]) -> set[str]:
+    if domain is None:
+        return set()
+    gate = service.workspace.config.domain(domain).gate
+    asked = {name for names in (gate.dataset, gate.general) for name in several(names or "") if name in beside}
+    return {name for name in asked if all(pair.split != "train" for pair in beside[name])}
 
 
 def _sizes(service: Service, domain: str, pairs: Sequence[Pair]) -> tuple[list[tuple[int, int]] | None, str]:
@@ -81,9 +118,10 @@ def _sizes(service: Service, domain: str, pairs: Sequence[Pair]) -> tuple[list[t
     try:
         base = service.models.path(service.workspace.model(engine.base))
         tokenizer = load_tokenizer(base, engine.template(service.workspace.root))
+        words = control_words(tokenizer)
         for first in range(0, len(pairs), _BATCH):
             made = examples(service, domain, pairs[first : first + _BATCH])
-            chats = [[{"role": turn.role, "content": turn.content} for turn in example.prompt] for example in made]
+            chats = [[{"role": turn.role, "content": defuse(turn.content, words)} for turn in example.prompt] for example in made]
             prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
             answers = tokenizer([example.completion for example in made], add_special_tokens=False)["input_ids"]
             rejected = tokenizer([example.rejected or "" for example in made], add_special_tokens=False)["input_ids"]

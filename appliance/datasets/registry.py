@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -12,12 +13,13 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from appliance.datasets.deleted import deleted_texts, rests_on, without_quotations
 from appliance.errors import ApplianceError, UsageError
 from appliance.files import beside
 from appliance.store import schema
-from appliance.store.database import utcnow
+from appliance.store.database import Database, utcnow
 from appliance.workspace import Workspace
-from finetune.dataset import ReadResult, dataset_version, read_pairs, write_pairs
+from finetune.dataset import ReadResult, bad_rows, dataset_version, read_pairs, write_pairs
 from finetune.llama_factory import REGISTRY, Unusable, read_entry, read_registry
 from finetune.reading import FORMATS, Excluded
 from finetune.types import DatasetError, Pair, Task
@@ -26,11 +28,17 @@ from finetune.types import DatasetError, Pair, Task
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _NAME_BYTES = 200
 _VERSION_CHARS = 16
+# Of each version where several data sets are taken together, and how long their names and versions may be then.
+_SHORT_CHARS, _NAMES_CHARS, _VERSIONS_CHARS = 8, 100, 64
+# Among the counts: the version that what a deletion left would have.
+_LEFT = "version_after_deletions"
+
+logger = logging.getLogger("appliance.dataset")
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """A registered state of a data set. `path` holds the normalised pairs as JSONL."""
+    """A registered state of a data set, or of several. `path` holds the normalised pairs as JSONL."""
 
     name: str
     version: str
@@ -41,6 +49,8 @@ class DatasetInfo:
     counts: Mapping[str, Any]
     created_at: datetime
     task: Task
+    # The data sets that are taken together under this name, none for a registered one.
+    parts: tuple[DatasetInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,8 @@ class Datasets:
     ) -> Added:
         """Validate and register `file`; `task` None is the one its rows name, else "qa".
 
-        Raises UsageError (name, missing file) and ApplianceError listing every bad row.
+        A drafted pair whose document was deleted since is a bad row. Raises UsageError (name, missing file) and ApplianceError listing
+        every bad row.
         """
         name = name or file.stem
         _check_name(name)
@@ -94,7 +105,7 @@ class Datasets:
             read = read_pairs(file, mapping=mapping, skip_bad=skip_bad, task=task)
         except DatasetError as error:
             raise ApplianceError(str(error)) from error
-        return self._register(name, domain, read, str(file.resolve()))
+        return self._register(name, domain, self._without_deleted(file, read, domain, skip_bad), str(file.resolve()))
 
     def add_folder(
         self, folder: Path, *, domain: str | None = None, only: Collection[str] = (), skip_bad: bool = False, task: Task | None = None
@@ -135,8 +146,21 @@ class Datasets:
             found.append(FolderEntry(name, "registered" if added.changed else "unchanged", added))
         return found
 
+    def _without_deleted(self, file: Path, read: ReadResult, domain: str | None, skip_bad: bool) -> ReadResult:
+        deleted = deleted_texts(self.workspace.db)
+        gone = {pair.id: doc_id for pair in read.pairs if (doc_id := rests_on(pair, domain, deleted)) is not None}
+        bad = [
+            Excluded(file.name, pair.row, "passages", f'was written from "{gone[pair.id]}", which was deleted since; reject it')
+            for pair in read.pairs
+            if pair.id in gone
+        ]
+        if bad and (not skip_bad or len(bad) == len(read.pairs)):
+            raise ApplianceError(bad_rows(str(file), bad))
+        kept = [without_quotations(pair) for pair in read.pairs if pair.id not in gone]
+        return replace(read, pairs=kept, excluded=[*read.excluded, *bad])
+
     def _register(self, name: str, domain: str | None, read: ReadResult, source: str) -> Added:
-        version = dataset_version(read.pairs)[:_VERSION_CHARS]
+        version = _version(read.pairs)
         known = self._row(name, version)
         live = self.workspace.db.pointer(f"dataset:{name}")
         before = self._row(name, live) if live else None
@@ -166,7 +190,7 @@ class Datasets:
             self.pairs(info)
         except ApplianceError:
             return False
-        return True
+        return _LEFT not in info.counts
 
     def all(self) -> list[DatasetInfo]:
         """The live version of every data set."""
@@ -179,7 +203,10 @@ class Datasets:
             ]
 
     def get(self, name: str) -> DatasetInfo:
-        """The live version of `name`. Raises UsageError that lists what there is."""
+        """The live version of `name`, or of several, "a, b", taken together. Raises UsageError that lists what there is, or says
+        why they do not go together."""
+        if len(names := several(name)) > 1:
+            return _together([self.get(one) for one in names])
         version = self.workspace.db.pointer(f"dataset:{name}")
         info = self._row(name, version) if version else None
         if info is None:
@@ -188,24 +215,36 @@ class Datasets:
         return info
 
     def state(self, name: str, version: str) -> DatasetInfo:
-        """One registered state of `name`, live or not. Raises ApplianceError if it is not there any more."""
+        """One registered state of `name` (of several: as `get` names and numbers it), live or not. Raises ApplianceError if it is gone."""
+        if len(names := several(name)) > 1:
+            return _together([self.state(one, short) for one, short in zip(names, version.split(","), strict=True)])
         info = self._row(name, version)
         if info is None:
             raise ApplianceError(f"data set {name}@{version} is not registered any more; add its file again with `appliance dataset add`")
         return info
 
     def pairs(self, info: DatasetInfo) -> list[Pair]:
-        """The pairs of a registered state. Raises ApplianceError if the file was altered."""
+        """The pairs of a registered state, without those a deletion took. Raises ApplianceError if the file was altered."""
+        if info.parts:
+            return [pair for pairs in self.by_name(info).values() for pair in pairs]
+        if info.counts["pairs"] == 0:
+            return []
         try:
             read = read_pairs(info.path, mapping=None, skip_bad=False)
         except (DatasetError, OSError) as error:
             raise ApplianceError(f"data set {info.name}: {error}; register it again with `appliance dataset add`") from error
-        if dataset_version(read.pairs)[:_VERSION_CHARS] != info.version:
+        if _version(read.pairs) != info.counts.get(_LEFT, info.version):
             raise ApplianceError(
                 f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`"
             )
         # The domain a data set was registered for is the domain of its rows, whatever they call themselves.
         return [replace(pair, domain=info.domain) for pair in read.pairs] if info.domain else read.pairs
+
+    def by_name(self, info: DatasetInfo) -> dict[str, list[Pair]]:
+        """The pairs of each data set in `info`; where it is several, they have its name before their ids. Raises as `pairs`."""
+        if not info.parts:
+            return {info.name: self.pairs(info)}
+        return {part.name: [replace(pair, id=f"{part.name}/{pair.id}") for pair in self.pairs(part)] for part in info.parts}
 
     def _save(self, info: DatasetInfo) -> None:
         values = {
@@ -225,15 +264,50 @@ class Datasets:
             self.workspace.db.move_pointer(connection, f"dataset:{info.name}", info.version, "dataset add")
 
     def _row(self, name: str, version: str) -> DatasetInfo | None:
+        """The state with this version, or whose version begins with the half of it that `_together` keeps."""
         table = schema.dataset
+        same = table.c.version.startswith(version) if len(version) == _SHORT_CHARS else table.c.version == version
         with self.workspace.db.read() as connection:
-            row = connection.execute(sa.select(table).where(table.c.name == name, table.c.version == version)).one_or_none()
+            row = connection.execute(sa.select(table).where(table.c.name == name, same)).first()
         return self._info(row) if row is not None else None
 
     def _info(self, row: sa.Row[Any]) -> DatasetInfo:
         return DatasetInfo(
             row.name, row.version, row.domain, self.workspace.root / row.path, row.source, row.mapping, row.counts, row.created_at, row.task
         )
+
+
+def several(names: str) -> list[str]:
+    """The data sets that a text like "a, b" names, each once."""
+    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+
+
+def _together(parts: list[DatasetInfo]) -> DatasetInfo:
+    name, version = ",".join(part.name for part in parts), ",".join(part.version[:_SHORT_CHARS] for part in parts)
+    if len(tasks := {part.task for part in parts}) > 1:
+        raise UsageError(f"{name}: data sets of different tasks ({', '.join(sorted(tasks))}) do not go together; write [[stages]]")
+    if len(name) > _NAMES_CHARS or len(version) > _VERSIONS_CHARS:
+        raise UsageError(f"{name}: these are too many data sets, or too long names; bring their rows into one file and add that")
+    domains = {part.domain for part in parts}
+    counts: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.counts.items():
+            if isinstance(value, dict):
+                counts[key] = dict(Counter(counts.get(key, {})) + Counter(value))
+            elif isinstance(value, int):
+                counts[key] = counts.get(key, 0) + value
+    return DatasetInfo(
+        name=name,
+        version=version,
+        domain=domains.pop() if len(domains) == 1 else None,
+        path=parts[0].path.parent,
+        source=", ".join(part.source for part in parts),
+        mapping={},
+        counts=counts,
+        created_at=max(part.created_at for part in parts),
+        task=parts[0].task,
+        parts=tuple(parts),
+    )
 
 
 def _check_name(name: str) -> None:
@@ -254,6 +328,37 @@ def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
         "splits": dict(Counter(pair.split or "unsplit" for pair in pairs)),
         "languages": dict(Counter(pair.lang for pair in pairs)),
     }
+
+
+def forget(database: Database, root: Path) -> None:
+    """Erase the pairs that were written from deleted documents, from every registered state; its name stays.
+
+    The row is changed before the file, so that what a crash leaves undone is done the next time.
+    """
+    deleted, table = deleted_texts(database), schema.dataset
+    with database.read() as connection:
+        rows = connection.execute(sa.select(table)).all() if deleted else []
+    for row in rows:
+        path = root / row.path
+        if not path.is_file() or b'"passages"' not in path.read_bytes():
+            continue
+        try:
+            pairs = read_pairs(path).pairs
+        except DatasetError as error:
+            logger.warning("data set %s@%s: damaged (%s), so what it rests on is not known", row.name, row.version, error)
+            continue
+        kept = [pair for pair in pairs if rests_on(pair, row.domain, deleted) is None]
+        if len(kept) == len(pairs):
+            continue
+        counts = _counts(kept, row.counts["excluded"]) | {_LEFT: _version(kept)}
+        with database.write() as connection:
+            same = sa.and_(table.c.name == row.name, table.c.version == row.version)
+            connection.execute(table.update().where(same).values(counts=counts))
+        _write(path, kept)
+
+
+def _version(pairs: list[Pair]) -> str:
+    return dataset_version(pairs)[:_VERSION_CHARS]
 
 
 def _write(path: Path, pairs: list[Pair]) -> None:

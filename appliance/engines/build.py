@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 
 from appliance.engines.base import Engine
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.models.refs import ModelRef
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
 from appliance.workspace import Workspace
+from finetune.lint import MAX_RANK, EngineKind
+from finetune.types import TrainingError
 
 # Settings by what heeds them: the local engine, a server that is started here, both of these, vLLM's adapters, and a server elsewhere.
 _LOCAL = ("weights", "merge", "prompt_cache_mb", "max_queue")
@@ -62,6 +66,22 @@ def build(name: str, settings: EngineConfig, models: ModelStore, workspace: Work
     return Replicas(engines, settings.connect_seconds, settings.first_token_seconds)
 
 
+def lint(settings: EngineConfig, models: ModelStore, workspace: Workspace, adapter: Path, kind: EngineKind | None = None) -> list[str]:
+    """What keeps the adapter in the folder `adapter` from being served by an engine of these settings (or of this `kind` with their base).
+
+    In plain words; empty if nothing does. See `finetune.version.lint_adapter`. Raises ApplianceError if the base is missing.
+    """
+    from finetune.version import lint_adapter
+
+    base = models.path(workspace.model(settings.base))
+    serving: EngineKind = kind or ("vllm" if settings.kind == "vllm" else "local")
+    most, template = settings.max_lora_rank or MAX_RANK, settings.template(workspace.root)
+    try:
+        return lint_adapter(adapter, base, engine=serving, max_rank=most, chat_template=template)
+    except TrainingError as error:
+        raise ApplianceError(str(error)) from error
+
+
 def _local(name: str, settings: EngineConfig, models: ModelStore, workspace: Workspace) -> Engine:
     from appliance.engines.local import LocalEngine
 
@@ -101,9 +121,8 @@ def _openai(name: str, url: str, settings: EngineConfig, models: ModelStore, wor
 
 
 def _vllm(name: str, url: str, settings: EngineConfig, models: ModelStore, workspace: Workspace) -> Engine:
-    from appliance.engines.vllm import VllmEngine
+    from appliance.engines.vllm import VllmEngine, words_of
     from appliance.engines.vllm_started import context_window
-    from finetune.lint import MAX_RANK
 
     base = workspace.model(settings.base)
     return VllmEngine(
@@ -114,23 +133,26 @@ def _vllm(name: str, url: str, settings: EngineConfig, models: ModelStore, works
         frozenset(settings.languages),
         models.model_hash(base),
         context_window(models.path(base), settings),
+        partial(words_of, models.path(base), None),
         connect_timeout=settings.connect_seconds,
         max_rank=settings.max_lora_rank or MAX_RANK,
     )
 
 
 def _started(name: str, settings: EngineConfig, models: ModelStore, workspace: Workspace) -> Engine:
+    from appliance.engines.vllm import words_of
     from appliance.engines.vllm_server import VllmServer
     from appliance.engines.vllm_started import StartedVllm, context_window, key_of, launch
 
     base = workspace.model(settings.base)
-    server = VllmServer(name, launch(workspace, models, name, settings), workspace.db)
+    path, base_hash = models.path(base), models.model_hash(base)
     return StartedVllm(
         name,
-        server,
+        VllmServer(name, launch(workspace, models, name, settings), workspace.db),
         key_of(workspace, name),
         frozenset(settings.languages),
-        models.model_hash(base),
-        context_window(models.path(base), settings),
+        base_hash,
+        context_window(path, settings),
+        partial(words_of, path, settings.template(workspace.root)),
         settings.connect_seconds,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,31 +9,20 @@ from typing import Any
 
 from appliance.engines.base import EngineError, Message
 from appliance.engines.prompt_cache import in_common
-from finetune.chat_templates import markers
-
-_BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+from finetune.chat_templates import control_words, defuse
+from finetune.tokens import load_tokenizer
+from finetune.types import TrainingError
 
 
 class ChatFormat:
     """A model's tokenizer and chat template. Safe to use from several threads."""
 
     def __init__(self, path: Path, chat_template: str | None) -> None:
-        from transformers import AutoTokenizer
-
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise EngineError(f"the tokenizer of {path} cannot be loaded: {error}") from error
-        self._template = chat_template or self._tokenizer.chat_template
-        if not self._template:
-            raise EngineError(f"the model in {path} has no chat template; set chat_template for this engine (chatml, alpaca or a file)")
-        # Some control tokens ("<tool_call>") are not marked as special; added tokens that are words or white space are no control tokens.
-        added = self._tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special or _BRACKETED.fullmatch(token.content)}
-        # A template named for a base without one may begin its turns with words that are no tokens of that base.
-        special |= markers(str(self._template))
-        # Longest first, so that a token inside a longer one is not split out of it.
-        self._special = sorted(special, key=len, reverse=True)
+            self._tokenizer: Any = load_tokenizer(path, chat_template)
+        except TrainingError as error:
+            raise EngineError(str(error)) from error
+        self._words = control_words(self._tokenizer)
         self.end_token: int | None = self._tokenizer.eos_token_id
         # The tokenizer refuses two calls at once.
         self._lock = threading.Lock()
@@ -47,7 +35,7 @@ class ChatFormat:
         """The same, and how many of the tokens are template and system text: what stands before anybody's question, history or passages."""
         text = self._rendered(messages)
         tokens = self._tokens(text)
-        first = self._defuse(messages[0]["content"]).strip()
+        first = defuse(messages[0]["content"], self._words).strip()
         # Where the same words stand further ahead already, less is taken for fixed.
         end = max(0, text.find(first)) + (len(first) if messages[0]["role"] == "system" and first in text else 0)
         return tokens, min(in_common(self._tokens(text[:end]), tokens), len(tokens) - 1)
@@ -62,12 +50,10 @@ class ChatFormat:
 
         if not messages:
             raise EngineError("there are no messages to answer; send at least one user message")
-        plain = [{"role": message["role"], "content": self._defuse(message["content"])} for message in messages]
+        plain = [{"role": message["role"], "content": defuse(message["content"], self._words)} for message in messages]
         with self._lock:
             try:
-                return str(
-                    self._tokenizer.apply_chat_template(plain, chat_template=self._template, add_generation_prompt=True, tokenize=False)
-                )
+                return str(self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False))
             except (TemplateError, ValueError, TypeError) as error:
                 raise EngineError(f"the chat template of the model refuses these messages: {error}") from error
 
@@ -76,10 +62,3 @@ class ChatFormat:
         with self._lock:
             text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-    def _defuse(self, content: str) -> str:
-        # Text that spells a control token must not end a turn: a space after its first character makes it plain text.
-        for token in self._special:
-            if token in content:
-                content = content.replace(token, f"{token[:1]} {token[1:]}")
-        return content

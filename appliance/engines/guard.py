@@ -6,12 +6,26 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 
-from appliance.engines.base import AdapterRef, Delta, Engine, EngineBusy, EngineDown, EngineLate, Health, Message, PromptTooLong, Sampling
+from appliance.engines.base import (
+    AdapterRef,
+    Delta,
+    Engine,
+    EngineBusy,
+    EngineDown,
+    EngineError,
+    EngineLate,
+    Health,
+    Message,
+    PromptTooLong,
+    Sampling,
+)
 from appliance.engines.breaker import Breaker, State
+from appliance.errors import ApplianceError
 
 logger = logging.getLogger("appliance.engines")
 
@@ -19,6 +33,8 @@ logger = logging.getLogger("appliance.engines")
 _FRESH = 1.0
 # So many questions in a row that it does not answer well show it to be ill; a single one may be late on a busy machine.
 _ILL = 3
+# Seconds until the files of an adapter that cannot be served are looked at again.
+_LOOK_AGAIN = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +62,13 @@ class Guarded:
 
     A request that fails before its first token, not by being late, is sent once more. An engine that failed too often in a row, or
     was not well several times in a row, is left alone: EngineDown says so at once.
+
+    No adapter is loaded unless `lint` finds nothing that keeps the files in its folder from being served by the engine as it is configured.
     """
 
-    def __init__(self, engine: Engine, limits: TimeLimits, breaker: Breaker) -> None:
+    def __init__(
+        self, engine: Engine, limits: TimeLimits, breaker: Breaker, lint: Callable[[Path], Sequence[str]] = lambda folder: ()
+    ) -> None:
         self.engine, self.limits, self.breaker = engine, limits, breaker
         self.name, self.base_hash, self.languages = engine.name, engine.base_hash, engine.languages
         self.serves_adapters, self.context_window = engine.serves_adapters, engine.context_window
@@ -59,6 +79,10 @@ class Guarded:
         self._ill = 0
         # Adapters that it cannot use: whoever loads them says so here.
         self.refused: set[str] = set()
+        # What `lint` said of each version it has looked at, '' for nothing, and when.
+        self.problems: dict[str, str] = {}
+        self._lint = lint
+        self._linted: dict[str, float] = {}
         # Requests under way, and when the last one ended, by adapter.
         self._using: Counter[str] = Counter()
         self._used: dict[str, float] = {}
@@ -195,7 +219,27 @@ class Guarded:
     async def adapters(self) -> list[str]:
         return await self.engine.adapters()
 
+    async def unfit(self, adapter: AdapterRef) -> str:
+        """What keeps the adapter's files from being served by this engine, in plain words; '' if nothing.
+
+        Looked at once for each version, as neither it nor the engine's settings change; files with a problem may be restored.
+        """
+        since = time.monotonic() - self._linted.get(adapter.name, float("-inf"))
+        if self.problems.get(adapter.name, "unknown") and since > _LOOK_AGAIN:
+            try:
+                found = await asyncio.to_thread(self._lint, adapter.path)
+            except ApplianceError as error:
+                logger.error("engine %s: %s", self.name, error)
+                return "its base model cannot be read; the log says why"
+            # Clients see it: it names no folder of this machine.
+            self.problems[adapter.name] = "; ".join(found).replace(str(adapter.path), adapter.name)
+            self._linted[adapter.name] = time.monotonic()
+        return self.problems[adapter.name]
+
     async def load(self, adapter: AdapterRef) -> None:
+        """See the contract; also raises EngineError for files that cannot be served."""
+        if self.serves_adapters and (problem := await self.unfit(adapter)):
+            raise EngineError(f"engine {self.name} cannot serve {adapter.name}: {problem}")
         await self.engine.load(adapter)
 
     async def unload(self, name: str) -> None:

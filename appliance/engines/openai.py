@@ -64,6 +64,9 @@ class OpenAIEngine:
 
     `connect_timeout` is in seconds; tokens are waited for without end (see `appliance.engines.guard`). `base_hash` is unknown. May be used
     from one event loop at a time. Raises EngineError for a bad `url`.
+
+    Messages are sent as they are: the control tokens of a model elsewhere are known to its server only, which must keep them out of
+    messages itself. Those of the common chat templates are broken up in every prompt (`appliance.prompts`).
     """
 
     serves_adapters = False

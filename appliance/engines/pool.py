@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from appliance.engines.base import Engine
 from appliance.engines.breaker import Breaker
 from appliance.engines.broken import BrokenEngine
-from appliance.engines.build import build
+from appliance.engines.build import build, lint
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.vllm_started import StartedVllm
 from appliance.errors import ApplianceError, UsageError
@@ -78,7 +80,7 @@ class EnginePool:
             except asyncio.CancelledError:
                 await engine.close()
                 raise
-        self._engines[name] = _guarded(engine, settings)
+        self._engines[name] = _guarded(engine, settings, partial(lint, settings, self._models, self._workspace))
         return self._engines[name]
 
     async def health(self) -> dict[str, Any]:
@@ -100,6 +102,6 @@ class EnginePool:
         self._engines.clear()
 
 
-def _guarded(engine: Engine, settings: EngineConfig) -> Guarded:
+def _guarded(engine: Engine, settings: EngineConfig, lint: Callable[[Path], Sequence[str]]) -> Guarded:
     limits = TimeLimits(settings.connect_seconds, settings.first_token_seconds, settings.between_tokens_seconds, settings.total_seconds)
-    return Guarded(engine, limits, Breaker(settings.breaker_failures, settings.breaker_seconds))
+    return Guarded(engine, limits, Breaker(settings.breaker_failures, settings.breaker_seconds), lint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any
 
 from appliance.engines.base import AdapterRef, Delta, EngineDown, EngineError, EngineLate, Health, Message, Sampling
 from appliance.engines.openai import OpenAIEngine, UnknownModel, message_of
+from finetune.chat_templates import control_words, defuse
+from finetune.tokens import read_tokenizer
+from finetune.types import TrainingError
 
 logger = logging.getLogger("appliance.engines")
 
@@ -26,6 +29,8 @@ class VllmEngine(OpenAIEngine):
 
     A server that was started anew has lost its adapters: `health`, and a request for one of them, load again what was loaded here. Adapters
     of a rank above `max_rank` are refused before the server is asked. May be used from one event loop at a time.
+
+    `words` finds, once, what no message may spell (`finetune.chat_templates.control_words`): the server would read it as a control token.
     """
 
     serves_adapters = True
@@ -39,12 +44,15 @@ class VllmEngine(OpenAIEngine):
         languages: Iterable[str],
         base_hash: str,
         context_window: int,
+        words: Callable[[], Sequence[str]],
         connect_timeout: float = 1.5,
         max_rank: int = 64,
     ) -> None:
         super().__init__(name, url, model, api_key, languages, context_window, connect_timeout)
         self.base_hash = base_hash
         self._max_rank = max_rank
+        self._find_words = words
+        self._words: Sequence[str] | None = None
         # What should be loaded, and what the server said it has.
         self._wanted: dict[str, AdapterRef] = {}
         self._loaded: set[str] = set()
@@ -56,6 +64,7 @@ class VllmEngine(OpenAIEngine):
         # vLLM refuses more tokens than its window; other engines end the answer there.
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self.context_window - 1))
         ref = self._wanted.get(adapter) if adapter is not None else None
+        messages = await self._plain(messages)
         for again in (True, False):
             self._follow()
             try:
@@ -73,7 +82,7 @@ class VllmEngine(OpenAIEngine):
         """Tokens of the whole prompt, template included; exact."""
         self._follow()
         root = self._url.removesuffix("/v1")
-        body = {"model": self._model, "messages": list(messages), "add_generation_prompt": True}
+        body = {"model": self._model, "messages": await self._plain(messages), "add_generation_prompt": True}
         found = await self._post(f"{root}/tokenize", body)
         try:
             return int(json.loads(found)["count"])
@@ -139,6 +148,12 @@ class VllmEngine(OpenAIEngine):
                 self._wanted.pop(ref.name, None)
         return Health(True)
 
+    async def _plain(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as training has them: with what spells a control token broken up."""
+        if self._words is None:
+            self._words = await asyncio.to_thread(self._find_words)
+        return [Message(role=message["role"], content=defuse(message["content"], self._words)) for message in messages]
+
     def _follow(self) -> None:
         """Make `_url` the server's address, where that can change. Raises EngineDown where there is none now."""
 
@@ -195,6 +210,14 @@ class VllmEngine(OpenAIEngine):
             return response.content
         kinds = {404: UnknownModel, **dict.fromkeys(range(500, 600), EngineDown)}
         raise kinds.get(response.status_code, EngineError)(f"{url} answers {response.status_code}{said and ': ' + said}")
+
+
+def words_of(path: Path, chat_template: str | None) -> list[str]:
+    """What no message to the model in `path` may spell, see `control_words`. Raises EngineError if it has no tokenizer."""
+    try:
+        return control_words(read_tokenizer(path, chat_template))
+    except TrainingError as error:
+        raise EngineError(str(error)) from error
 
 
 def rank_of(adapter: Path) -> int:

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from appliance.adapters.registry import AdapterVersion, Registry
@@ -133,8 +133,18 @@ def _python(settings: EngineConfig) -> Path:
 class StartedVllm(VllmEngine):
     """The engine over a server that `VllmServer` keeps running, wherever it is now."""
 
-    def __init__(self, name: str, server: VllmServer, key: str, languages: Iterable[str], base_hash: str, window: int, connect: float):
-        super().__init__(name, "http://127.0.0.1/v1", _MODEL, key, languages, base_hash, window, connect)
+    def __init__(
+        self,
+        name: str,
+        server: VllmServer,
+        key: str,
+        languages: Iterable[str],
+        base_hash: str,
+        window: int,
+        words: Callable[[], Sequence[str]],
+        connect: float,
+    ) -> None:
+        super().__init__(name, "http://127.0.0.1/v1", _MODEL, key, languages, base_hash, window, words, connect)
         self._server = server
 
     async def start(self, seconds: float) -> None:

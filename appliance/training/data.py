@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from appliance.adapters.registry import Link
-from appliance.datasets.registry import Datasets
+from appliance.datasets.registry import DatasetInfo, Datasets, several
 from appliance.errors import UsageError
 from appliance.service import Service
 from appliance.training.examples import evidence_links, examples, outdated, question
@@ -49,7 +50,7 @@ def gather(service: Service, domain: str, dataset: str | None, settings: TrainSe
     """The data for `settings.method`, split as `split_pairs` does it for the whole data set.
 
     So pairs are on the same side of the border whatever method or engine takes some of them, and none like those of the test split is
-    trained on. If no pair for dev is among those taken, a tenth of the others is held out. Raises UsageError if there is nothing to
+    trained on. If no pair for dev is among those taken, `val_size` of the others is held out. Raises UsageError if there is nothing to
     train on, no data set is named where one is needed, or one is named where documents are read.
     """
     if learns_from(settings.method) == "texts":
@@ -61,14 +62,40 @@ def gather(service: Service, domain: str, dataset: str | None, settings: TrainSe
     if dataset is None:
         raise UsageError(f"method {settings.method} needs a data set: name one with --dataset or dataset = in the file")
     datasets = Datasets(service.workspace)
-    info = datasets.get(dataset)
-    pairs = datasets.pairs(info)
-    taken, left_out = _usable(service, split_pairs(pairs, settings.seed), domain, settings.method, languages)
+    info = dataset_of(datasets, dataset, settings)
+    pairs = _pairs(datasets, info, settings)
+    taken, left_out = _usable(service, split_pairs(pairs, settings.seed, settings.val_size), domain, settings.method, languages)
     if all(pair.split == "train" for pair in taken):
-        taken = split_pairs([replace(pair, split=None) for pair in taken], settings.seed)
+        if settings.eval_dataset is not None:
+            raise UsageError(f"no pair of the eval_dataset {settings.eval_dataset} can measure {domain}: {left_out}")
+        taken = split_pairs([replace(pair, split=None) for pair in taken], settings.seed, settings.val_size)
     train, dev = ([pair for pair in taken if pair.split == name] for name in ("train", "dev"))
     made = examples(service, domain, train), examples(service, domain, dev)
     return TrainingData(*made, info.name, info.version, info.task, left_out, pairs=train)
+
+
+def dataset_of(datasets: Datasets, dataset: str, settings: TrainSettings) -> DatasetInfo:
+    """What is trained on, and what it is measured on if the settings name that, as one. Raises UsageError for a name in both."""
+    measured = several(settings.eval_dataset or "")
+    if both := set(measured) & set(several(dataset)):
+        raise UsageError(f"{', '.join(sorted(both))}: named as dataset and as eval_dataset; what is measured on must not be trained on")
+    return datasets.get(", ".join([dataset, *measured]))
+
+
+def _pairs(datasets: Datasets, info: DatasetInfo, settings: TrainSettings) -> list[Pair]:
+    """The pairs of the first `max_samples` rows of each data set; with an `eval_dataset` its pairs are for dev, and no others."""
+    measured = several(settings.eval_dataset or "")
+    found: list[Pair] = []
+    for name, one in datasets.by_name(info).items():
+        if settings.max_samples is not None:
+            rows = set(islice(dict.fromkeys(pair.conversation or pair.id for pair in one), settings.max_samples))
+            one = [pair for pair in one if (pair.conversation or pair.id) in rows]
+        if name in measured:
+            one = [replace(pair, split="dev") for pair in one]
+        elif measured:
+            one = [pair if pair.split == "test" else replace(pair, split="train") for pair in one]
+        found += one
+    return found
 
 
 def documents_version(service: Service, domain: str, languages: Sequence[str]) -> str:

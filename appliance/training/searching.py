@@ -36,6 +36,7 @@ def tune_search(
     of `tune --json` with the runs in "search". Raises UsageError and ApplianceError.
     """
     from finetune.search import search, space_from
+    from retrieval.threads import together
 
     try:
         checked = space_from(space, settings)
@@ -51,7 +52,8 @@ def tune_search(
         try:
             if fresh and folder.exists():
                 shutil.rmtree(folder)
-            found = search(job, checked, trials, folder, place, progress)
+            with together():
+                found = search(job, checked, trials, folder, place, progress)
         except TrainingError as error:
             raise ApplianceError(str(error)) from error
     rows = [{**asdict(tried), "best": tried.number == found.best} for tried in found.tried]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from appliance.adapters.registry import AdapterVersion
 from appliance.datasets.registry import Datasets
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.service import Service
-from appliance.training.data import documents_version
+from appliance.training.data import dataset_of, documents_version
 from appliance.training.searching import tune_search
 from appliance.training.tuning import tune
-from finetune.distributed import processes
+from finetune.distributed import Helped, is_main, processes, wait
 from finetune.settings import learns_from
 from finetune.stages import Plan, Stage
 
@@ -28,13 +29,16 @@ def tune_plan(
     A stage that is registered already (same settings, data and start) is not trained again: an interrupted plan goes on with the
     stage that is missing, unless `fresh`. With `trials` the table [search] of the plan is searched first, see
     `appliance.training.searching`. Returns each version with the JSON of `tune --json`. Raises UsageError and ApplianceError.
+
+    Of several processes that train together the first one registers a stage, and the others go on from what it registered; they end with
+    `finetune.distributed.Helped`.
     """
     _check_base(service, domain, plan)
-    if processes() > 1 and (trials is not None or len(plan.stages) > 1):
-        raise UsageError("several processes train one stage together: run [[stages]] and --search without torchrun")
+    if processes() > 1 and trials is not None:
+        raise UsageError("several processes train one run together: start --search without torchrun")
     for stage in plan.stages:
         if stage.dataset is not None:
-            Datasets(service.workspace).get(stage.dataset)
+            dataset_of(Datasets(service.workspace), stage.dataset, stage.settings)
     if trials is not None:
         if len(plan.stages) > 1:
             raise UsageError("--search tries settings of one training, the file has several [[stages]]; search each in a file of its own")
@@ -51,8 +55,19 @@ def tune_plan(
             done.append((known, {"domain": domain, "version": known.name, "stage": mark, "trained_before": True, **_figures(known)}))
             continue
         report = partial(progress, stage.name)
-        version, shown = tune(service, domain, stage.dataset, stage.settings, report, start=start, stage=mark, fresh=fresh)
-        done.append((version, {**shown, "stage": mark} if mark else shown))
+        with suppress(Helped):
+            version, shown = tune(service, domain, stage.dataset, stage.settings, report, start=start, stage=mark, fresh=fresh)
+            done.append((version, {**shown, "stage": mark} if mark else shown))
+        if number < len(plan.stages):
+            # From here on it is registered.
+            wait(stage.settings.method)
+        if len(done) < number < len(plan.stages):
+            made = _registered(service, domain, stage, start, mark)
+            if made is None:
+                raise ApplianceError(f"stage {mark}: the first process has registered no version; do all see the same workspace?")
+            done.append((made, {}))
+    if not is_main():
+        raise Helped
     return done
 
 
@@ -85,7 +100,7 @@ def _registered(service: Service, domain: str, stage: Stage, start: AdapterVersi
 def _data_version(service: Service, domain: str, stage: Stage) -> str | None:
     if learns_from(stage.settings.method) == "texts":
         return documents_version(service, domain, service.workspace.config.engine_of(domain)[1].languages)
-    return None if stage.dataset is None else Datasets(service.workspace).get(stage.dataset).version
+    return None if stage.dataset is None else dataset_of(Datasets(service.workspace), stage.dataset, stage.settings).version
 
 
 def _figures(version: AdapterVersion) -> Mapping[str, Any]:

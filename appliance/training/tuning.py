@@ -46,6 +46,7 @@ def tune(
     from finetune.runs import clear
     from finetune.train import train
     from finetune.version import finish_version, rank_of
+    from retrieval.threads import together
 
     workspace = service.workspace
     makes = yields(settings.method)
@@ -55,7 +56,8 @@ def tune(
     # Of several processes that train together only the first one writes; the others leave with `Helped`.
     with workspace.db.lock(f"tune:{domain}") if is_main() else nullcontext():
         try:
-            result = train(job, progress)
+            with together():
+                result = train(job, progress)
             # What the start was trained on is in the new version too.
             links = data.links(service, domain) + (service.registry.links(start.name) if start else [])
             parent = start or (service.registry.live(domain) if makes == "adapter" else None)
@@ -106,6 +108,8 @@ def tune(
         "tokens_per_second": result.tokens_per_second,
         "shortcuts_not_taken": {name: why for name, why in result.shortcuts.items() if why != "taken"},
         "seconds": result.seconds,
+        "estimated_mib": round(result.memory["estimated"] / 2**20),
+        "peak_mib": round(result.memory["peak"] / 2**20),
         "path": str(version.path),
     }
     return version, shown

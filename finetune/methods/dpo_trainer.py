@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import TrainerControl
 
 from finetune.trainer import AdapterTrainer
 
@@ -26,8 +25,8 @@ class PreferenceTrainer(AdapterTrainer):
         # Preferences need a collator of their own.
         super().__init__(*args, **kwargs | {"data_collator": _collate(kwargs["processing_class"])})
         self.beta = beta
-        # The loss is a mean over preferences, not over tokens.
-        self.model_accepts_loss_kwargs = False
+        # The loss of an update is a mean over its preferences, however they are shared out.
+        self.model_accepts_loss_kwargs = True
         self.train_dataset: Any = self._with_reference(self.train_dataset)
         self.eval_dataset: Any = self._with_reference(self.eval_dataset)
 
@@ -36,10 +35,12 @@ class PreferenceTrainer(AdapterTrainer):
 
     def _with_reference(self, data: Any) -> Any:
         self.model.eval()
-        loader = DataLoader(data, self.args.eval_batch_size, collate_fn=self.data_collator)
+        # All processes have as many rows.
+        own = data.shard(self.args.world_size, self.args.process_index, contiguous=True)
+        loader = DataLoader(own, self.args.eval_batch_size, collate_fn=self.data_collator)
         with torch.no_grad(), self.compute_loss_context_manager():
-            margins = [self._margins(self.model, self._prepare_inputs(batch)).cpu() for batch in loader]
-        return data.add_column("reference", torch.cat(margins).tolist())
+            margins = [self._margins(self.model, self._prepare_inputs(batch)) for batch in loader]
+        return data.add_column("reference", self.accelerator.gather(torch.cat(margins)).tolist())
 
     def _margins(self, model: Any, inputs: Any) -> Tensor:
         """m of every preference in the batch, [preferences]."""
@@ -57,25 +58,26 @@ class PreferenceTrainer(AdapterTrainer):
         chosen, rejected = sums.chunk(2)
         return chosen - rejected
 
-    def _losses(self, model: Any, inputs: Any) -> Tensor:
-        losses: Tensor = -logsigmoid(self.beta * (self._margins(model, inputs) - inputs["reference"]))
-        return losses
+    def _loss_sum(self, model: Any, inputs: Any) -> Tensor:
+        losses = -logsigmoid(self.beta * (self._margins(model, inputs) - inputs["reference"]))
+        return losses[self._real(inputs)].sum()
+
+    def _real(self, inputs: Any) -> Tensor:
+        """Which of the preferences in the batch are none that only fill the last one, [preferences]."""
+        real: Tensor = (inputs["labels"] != -100).any(dim=1).chunk(2)[0]
+        return real
+
+    def _items(self, inputs: Any) -> Tensor:
+        """The number of preferences."""
+        return self._real(inputs).sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        count = torch.stack([self._items(batch) for batch in batch_samples]).sum()
+        total: Tensor = self.accelerator.gather(count.to(device)).sum()
+        return total
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        return self._losses(model, inputs).mean()
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The mean loss per preference."""
-        self.model.eval()
-        losses: list[Tensor] = []
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for batch in self.get_eval_dataloader(eval_dataset):
-                inputs = self._prepare_inputs(batch)
-                losses.append(self.accelerator.gather_for_metrics(self._losses(self.model, inputs)))
-        metrics = {f"{metric_key_prefix}_loss": float(torch.cat(losses).double().mean())}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._share(self._loss_sum(model, inputs), inputs, num_items_in_batch)
 
 
 def _collate(tokenizer: Any) -> Any:

@@ -13,7 +13,7 @@ class QLora(Lora):
     """NF4 with double quantisation through bitsandbytes, on a GPU or on the CPU. The adapter fits the base in any precision."""
 
     def load(self, base: Path, dtype: Any) -> Any:
-        from bitsandbytes.nn import Linear4bit
+        from bitsandbytes.nn import Linear4bit, Params4bit
         from peft import prepare_model_for_kbit_training
         from transformers import BitsAndBytesConfig
 
@@ -21,6 +21,10 @@ class QLora(Lora):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         model = load_model(base, dtype, quantization_config=four_bits)
+        for value in model.parameters():
+            if value.device.type == "cpu" and not isinstance(value, Params4bit):
+                # As a view of the base's file it would keep all of that in memory.
+                value.data = value.data.clone()
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 # An evaluation would repack the weights for a CPU kernel that rounds to bfloat16 and lets no gradient through.

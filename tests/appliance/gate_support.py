@@ -20,6 +20,7 @@ from appliance.models.store import ModelStore
 from appliance.service import Service
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
+from finetune.chat_templates import NAMED
 from finetune.version import version_hash
 
 HIDDEN, RANK = 8, 2
@@ -97,11 +98,11 @@ class Bench:
         verified = VerifiedAnswers(self.knowledge)
         return Service(self.workspace, self.models, self.knowledge, answering.registry, verified, answering.engines, answering)
 
-    def dataset(self, name: str, content: Rows) -> DatasetInfo:
+    def dataset(self, name: str, content: Rows, domain: str = "medical") -> DatasetInfo:
         file = self.folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), "utf-8")
         self.gold |= {row["question"]: row["answer"] for row in content}
-        return Datasets(self.workspace).add(file, name=name, domain="medical").info
+        return Datasets(self.workspace).add(file, name=name, domain=domain).info
 
     def adapter(self, info: DatasetInfo, speak: Callable[[str], str], number: int = 1, **changes: Any) -> AdapterVersion:
         """A registered version trained on the train split of `info`, which speaks as told."""
@@ -132,14 +133,18 @@ class Bench:
 
 
 def make_base(folder: Path) -> Path:
-    """As much of a base model as lint looks at."""
+    """As much of a base model as is looked at before it is loaded."""
     import numpy as np
     from safetensors.numpy import save_file
-    from transformers import LlamaConfig
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     sizes = {"hidden_size": HIDDEN, "intermediate_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 16}
     LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
     save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<|im_start|>", eos_token="<|im_end|>")
+    tokenizer.chat_template = NAMED["chatml"]
+    tokenizer.save_pretrained(folder)
     return folder
 
 

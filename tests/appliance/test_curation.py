@@ -276,17 +276,77 @@ def test_pairs_of_changed_and_removed_documents_are_left_out(
     assert {link.kind for link in links} == {"declared"}
     assert labels_of(service, links) == frozenset({"management"})
     parking = {pair.id for pair in pairs if any(ref.doc_id == "parking.md" for ref in pair.passages)}
-    assert parking
-    knowledge.remove([DocumentKey("medical", "parking.md")])
-    assert outdated(service, "medical", pairs) == parking
+    written = {pair.id for pair in pairs if any(ref.doc_id == "parking.md" and ref.role != "negative" for ref in pair.passages)}
+    assert parking > written > set()
     plain = [
         {"question": question, "answer": "Yes.", "review": "accepted"}
         for question in ("Is the chapel open?", "手机可以用吗？", "May I bring flowers?")
     ]
-    Datasets(knowledge.workspace).add(_write(tmp_path / "more.jsonl", [*_rows(drafts / "both.jsonl"), *plain]), domain="medical")
+    datasets = Datasets(knowledge.workspace)
+    info = datasets.add(_write(tmp_path / "more.jsonl", [*_rows(drafts / "both.jsonl"), *plain]), domain="medical").info
+    knowledge.remove([DocumentKey("medical", "parking.md")])
+    assert outdated(service, "medical", pairs) == parking
     data = gather(service, "medical", "more", TrainSettings(), ("en", "zh"))
-    assert data.left_out == {"its documents were changed or removed": len(parking)}
+    # What was written from it is gone, what was only shown with it is left out.
+    assert data.left_out == {"its documents were changed or removed": len(parking - written)}
     assert len(data.train) + len(data.dev) == len(pairs) - len(parking) + 3
+    assert {pair.id for pair in datasets.pairs(datasets.get("more"))} & {pair.id for pair in pairs} == {p.id for p in pairs} - written
+    assert datasets.get("more").version == info.version
+
+
+@pytest.mark.parametrize(("name", "said"), [("parking.md", "18 crowns"), ("zh/registration.md", "挂号费为")])
+def test_a_deletion_reaches_drafted_pairs_before_and_after_they_are_registered(
+    knowledge: Knowledge, drafts: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    rows = [{**row, "review": "accepted"} for row in _rows(drafts / "answerable.jsonl")]
+    file = _write(tmp_path / "pairs.jsonl", rows)
+    datasets, folder = Datasets(knowledge.workspace), knowledge.workspace.folder("datasets")
+    first = datasets.add(file, domain="medical").info
+    # Quotations are kept by reference; what a pair says is its own.
+    assert all(set(quote) == {"doc_id", "sha256", "start", "end"} for pair in datasets.pairs(first) for quote in pair.meta["quotes"])
+    assert any(said in path.read_text("utf-8") for path in folder.iterdir())
+    knowledge.remove([DocumentKey("medical", name)])
+    assert not [path for path in folder.iterdir() if said in path.read_text("utf-8")]
+    left = datasets.pairs(datasets.get("pairs"))
+    assert 0 < len(left) < len(rows) and datasets.get("pairs").counts["pairs"] == len(left)
+    with pytest.raises(ApplianceError, match=rf'row \d+, field "passages": was written from "{name}", which was deleted since; reject it'):
+        datasets.add(file, domain="medical")
+    # A row that names no domain rests on it all the same.
+    anywhere = _write(tmp_path / "anywhere.jsonl", [{key: value for key, value in row.items() if key != "domain"} for row in rows])
+    added = datasets.add(anywhere, skip_bad=True)
+    assert [pair.id for pair in datasets.pairs(added.info)] == [pair.id for pair in left]
+    assert {bad.field for bad in added.excluded} == {"passages"} and len(added.excluded) == len(rows) - len(left)
+    assert not [path for path in folder.iterdir() if said in path.read_text("utf-8")]
+    # What comes in again is legal again.
+    knowledge.ingest([tmp_path / "copy" / "documents"], domain="medical")
+    assert datasets.add(file, domain="medical").changed
+    assert len(datasets.pairs(datasets.get("pairs"))) == len(rows)
+
+
+def test_a_data_set_of_nothing_but_deleted_documents_is_empty(knowledge: Knowledge, drafts: Path, tmp_path: Path) -> None:
+    rows = [{**row, "review": "accepted"} for row in _rows(drafts / "answerable.jsonl") if row["doc_ids"] == ["parking.md"]]
+    datasets = Datasets(knowledge.workspace)
+    info = datasets.add(_write(tmp_path / "pairs.jsonl", rows), domain="medical").info
+    knowledge.remove([DocumentKey("medical", "parking.md")])
+    info = datasets.get("pairs")
+    assert datasets.pairs(info) == [] and info.path.read_bytes() == b""
+    with pytest.raises(UsageError, match="no pair of this data set can train medical"):
+        gather(_service(knowledge), "medical", "pairs", TrainSettings(), ("en", "zh"))
+
+
+def test_what_a_crash_left_of_a_deletion_is_done_the_next_time(
+    knowledge: Knowledge, drafts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**row, "review": "accepted"} for row in _rows(drafts / "answerable.jsonl")]
+    datasets = Datasets(knowledge.workspace)
+    info = datasets.add(_write(tmp_path / "pairs.jsonl", rows), domain="medical").info
+    monkeypatch.setattr("appliance.datasets.registry._write", lambda path, pairs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        knowledge.remove([DocumentKey("medical", "parking.md")])
+    monkeypatch.undo()
+    assert "18 crowns" in info.path.read_text("utf-8")
+    knowledge.remove([DocumentKey("medical", "visiting.md")])
+    assert "18 crowns" not in info.path.read_text("utf-8") and datasets.pairs(datasets.get("pairs"))
 
 
 def test_withheld_questions_are_not_evaluated(accepted: list[Pair]) -> None:

@@ -108,11 +108,9 @@ def test_an_answer_warns(base: Knowledge, newest: Path, call: Call) -> None:
     _flip(newest)
     code, answer, _ = call("ask", QUESTION, "--arm", "quote")
     assert code == 0 and "14:00 to 20:00" in answer["answer"] and answer["citations"] and answer["generation"] == 1
-    assert answer["warnings"] == [
-        "The index is damaged and an older state of it answers; documents added or changed lately may be missing."
-    ]
+    assert answer["warnings"] == ["The index is damaged; what is sound of it, or an older state, answers, and documents may be missing."]
     assert call("ask", "探视时间是几点？", "--arm", "refuse")[1]["warnings"] == [
-        "索引已损坏，正在使用较早的状态作答，近期新增或修改的文档可能缺失。"
+        "索引已损坏，正在使用其完好的部分或较早的状态作答，部分文档可能缺失。"
     ]
 
 
@@ -143,15 +141,30 @@ def test_status_and_verify_name_the_file_and_rebuild_repairs(base: Knowledge, ne
     assert found["generation"] == 3 and "50元" in str(found["results"])
 
 
-def test_nothing_sound_is_one_line_that_says_what_to_do(base: Knowledge, shared: Path, call: Call) -> None:
+def test_what_is_left_serves_and_says_what_is_missing(base: Knowledge, shared: Path, call: Call) -> None:
     _flip(shared)
+    code, found, _ = call("search", QUESTION)
+    assert (code, found["generation"], found["degraded"]) == (0, 2, True)
+    assert "park in the north" in str(found["results"]) and "14:00" not in str(found["results"])
+    assert "50元" in str(call("search", "每日床位费是多少？")[1]["results"])
+    assert "documents may be missing" in call("ask", "Where do visitors park?", "--arm", "quote")[1]["warnings"][0]
+    code, status, _ = call("index", "status")
+    (problem,) = status["problems"]
+    assert code == 0 and "serves without 1 of its 3 documents" in problem and str(shared) in problem
+    assert call("index", "rebuild")[0] == 0
+    assert "14:00" in str(call("search", QUESTION)[1])
+
+
+def test_nothing_sound_is_one_line_that_says_what_to_do(base: Knowledge, shared: Path, newest: Path, call: Call) -> None:
+    _flip(shared)
+    _flip(newest)
     for command in (["search", QUESTION], ["ask", QUESTION, "--arm", "quote"]):
         code, _, said = call(*command)
         lines = said.strip().splitlines()
-        assert code == 1 and str(shared) in lines[-1] and "appliance index rebuild" in lines[-1]
+        assert code == 1 and "vectors.npy: the content has changed" in lines[-1] and "appliance index rebuild" in lines[-1]
         assert "Traceback" not in said
     code, status, _ = call("index", "status")
-    assert (code, status["serving"]) == (0, None) and str(shared) in status["problems"][0]
+    assert (code, status["serving"]) == (0, None) and "vectors.npy" in status["problems"][0]
     assert call("index", "rebuild")[0] == 0
     assert call("search", QUESTION)[1]["generation"] == 3
 
@@ -202,11 +215,16 @@ def test_the_running_gateway(base: Knowledge, newest: Path, shared: Path, monkey
         assert http.post("/v1/answer", json=question).json()["generation"] == 2
 
         _flip(shared)
+        answer = http.post("/v1/answer", json=question)
+        assert answer.status_code == 200 and answer.json()["generation"] == 2 and len(answer.json()["warnings"]) == 1
+        assert http.get("/readyz").json()["degraded"] == ["index"]
+        _flip(newest)
         assert http.get("/readyz").status_code == 503
         failed = http.post("/v1/answer", json=question)
         assert failed.status_code == 503 and failed.json()["error"]["code"] == "index_unavailable"
         assert str(shared) not in failed.text
         _flip(shared)
+        _flip(newest)
         assert http.post("/v1/answer", json=question).json()["generation"] == 2
 
 

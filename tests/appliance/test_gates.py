@@ -148,6 +148,50 @@ def test_a_named_set_and_a_general_one(bench: Bench) -> None:
         promote(bench, version, settings.model_copy(update={"dataset": "exams"}))
 
 
+def test_a_general_set_counts_whatever_domain_it_is_of(bench: Bench) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), wrong)
+    bench.dataset("everyday", [*rows(60, 8, "test"), *rows(60, 8, "test", "zh")], domain="general")
+    bench.script[None] = right
+    forgetting = check_of(promote(bench, version, QUICK.model_copy(update={"general": "everyday"})), "forgetting")
+    assert (forgetting.status, forgetting.n) == ("missed", 16)
+    assert forgetting.note == "the base answers 16 of 16 of them; shown to be worse"
+
+
+def test_of_few_general_questions_the_note_says_how_little_they_show(bench: Bench) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), right)
+    bench.dataset("everyday", rows(60, 4, "test", "zh"), domain="general")
+    bench.script[None] = right
+    settings = QUICK.model_copy(update={"general": "everyday"})
+    forgetting = check_of(promote(bench, version, settings), "forgetting")
+    assert (forgetting.status, forgetting.n, forgetting.low, forgetting.high) == ("passed", 4, 0.0, 0.0)
+    assert forgetting.note.startswith("the base answers 4 of 4 of them; no difference shown; too few questions to tell (4)")
+    bench.registry.rollback("medical")
+    assert check_of(promote(bench, version, settings.model_copy(update={"strict": True})), "forgetting").status == "missed"
+
+
+def test_what_the_base_cannot_answer_shows_no_forgetting(bench: Bench) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), wrong)
+    bench.dataset("everyday", [*rows(60, 8, "test"), *rows(60, 8, "test", "zh")])
+    settings = QUICK.model_copy(update={"general": "everyday"})
+    forgetting = check_of(promote(bench, version, settings), "forgetting")
+    assert (forgetting.status, forgetting.difference) == ("skipped", 0.0)
+    assert "the base answers 0 of 16 of them" in forgetting.note and "name general questions that it can" in forgetting.note
+    bench.registry.rollback("medical")
+    strict = check_of(promote(bench, version, settings.model_copy(update={"strict": True})), "forgetting")
+    assert strict.status == "missed"
+
+
+def test_a_set_of_which_nothing_is_left_says_why(bench: Bench) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), right)
+    bench.workspace.save_setting("engines.default.languages", ["en"])
+    bench.dataset("exam", rows(40, 3, "test"), domain="legal")
+    bench.dataset("everyday", [*rows(60, 5, "test", "zh"), {**SET[0], "split": "test"}], domain="general")
+    done = promote(bench, version, QUICK.model_copy(update={"dataset": "exam", "general": "everyday"}))
+    assert "no question of exam is left to ask (other domain: 3)" in check_of(done, "quality finetuned").note
+    note = check_of(done, "forgetting").note
+    assert "language zh not declared by the engine: 5" in note and "the question was trained on: 1" in note
+
+
 def test_a_label_that_only_an_adapter_still_has_keeps_nothing_from_the_gate(bench: Bench) -> None:
     version = bench.adapter(bench.dataset("pairs", SET), right, labels=frozenset({"relabelled since"}))
     assert promote(bench, version).promoted

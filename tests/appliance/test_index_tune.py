@@ -106,6 +106,38 @@ def test_too_few_questions_are_refused(appliance: Callable[..., tuple[int, Any, 
     assert code == 1 and "1 usable questions in its train split" in err
 
 
+def test_each_question_counts_once_and_only_for_documents_that_are_there(
+    appliance: Callable[..., tuple[int, Any, str]], made: Path, tmp_path: Path
+) -> None:
+    shared = {"answer": "–", "split": "dev", "domain": "medical"}
+    repeated = [{"question": f"{ROOMS[n % 10]}的电话是多少{'？' * (n // 10 + 1)}", "doc_ids": [f"zh{n % 10}"], **shared} for n in range(30)]
+    _write(tmp_path / "repeated.jsonl", repeated)
+    assert appliance("dataset", "add", tmp_path / "repeated.jsonl", "--domain", "medical")[0] == 0
+    code, _, err = appliance("index", "tune", "--dataset", "repeated")
+    assert code == 1 and "10 usable questions in its dev split, at least 20" in err and "20 asked before" in err
+    # A document that is gone cannot be found and takes nothing off the figures.
+    partly = [{"question": f"What is the telephone of {w}?", "doc_ids": [f"en{n}", f"gone{n}"], **shared} for n, w in enumerate(WARDS)]
+    partly += [{"question": f"{r}的电话是多少？", "doc_ids": [f"zh{n}", f"gone{n}"], **shared} for n, r in enumerate(ROOMS)]
+    _write(tmp_path / "partly.jsonl", partly)
+    assert appliance("dataset", "add", tmp_path / "partly.jsonl", "--domain", "medical")[0] == 0
+    figures = [appliance("index", "tune", "--dataset", name, "--dry-run", "--json")[1]["figures"] for name in ("partly", "pairs")]
+    assert figures[0] == figures[1]
+
+
+def test_questions_that_nothing_answers_are_no_ground_for_a_choice(
+    appliance: Callable[..., tuple[int, Any, str]], tmp_path: Path, knowledge: Knowledge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unanswerable = [{"question": f"{n}号病房的传真是多少？", "answer": "没有。", "answerable": False, "split": "dev"} for n in range(25)]
+    _write(tmp_path / "unanswerable.jsonl", unanswerable)
+    assert appliance("dataset", "add", tmp_path / "unanswerable.jsonl", "--domain", "medical")[0] == 0
+    code, _, err = appliance("index", "tune", "--dataset", "unanswerable")
+    assert code == 1 and "0 usable questions in its dev split" in err and "25 unanswerable" in err
+    # As where the documents are there and never found.
+    monkeypatch.setattr("appliance.knowledge.index_tuning.ndcg_at", lambda *_: 0.0)
+    code, _, err = appliance("index", "tune", "--dataset", "pairs")
+    assert code == 1 and "none of the 20 questions finds a document of its doc_ids" in err and knowledge.rankings.tuned() == {}
+
+
 def test_usage(appliance: Callable[..., tuple[int, Any, str]], made: Path) -> None:
     assert appliance("index", "tune", "--dataset", "unknown")[0] == 2
     assert appliance("index", "tune", "--domain", "unknown")[0] == 2

@@ -125,3 +125,37 @@ def test_from_the_newest_data_through_the_gate_into_a_trial(opened: Callable[[st
     assert [json.loads(line)["outcome"] for line in lines] == [first["outcome"], "skipped", "registered"]
     assert len(find(workspace.db, "adapter.retrain")) == 3
     assert run(["--workspace", str(workspace.root), "adapter", "retrain", "--domain", "bank"]) == 0
+
+
+@pytest.mark.slow
+def test_several_data_sets_of_a_llama_factory_file(opened: Callable[[str], Workspace], tmp_path: Path) -> None:
+    from appliance.adapters.gate_checks import last_gate
+
+    (tmp_path / "sft.yaml").write_text(
+        f"model_name_or_path: {tmp_path / 'base'}\nstage: sft\nfinetuning_type: lora\nlora_rank: 2\nlora_target: all\n"
+        "trust_remote_code: true\ndataset: fees,更多\nmax_samples: 6\nval_size: 0.2\n"
+        "cutoff_len: 256\nnum_train_epochs: 1.0\nper_device_train_batch_size: 4\n",
+        "utf-8",
+    )
+    gate = "[domains.bank.gate]\nmax_drop = 1.0\nmax_declined = 1.0\nlatency_questions = 0\nmax_tokens = 4\n"
+    workspace = opened(f'retrain_config = "{tmp_path / "sft.yaml"}"\n{gate}')
+    write_rows(tmp_path / "更多.jsonl", 10, start=50)
+    more = Datasets(workspace).add(tmp_path / "更多.jsonl", domain="bank").info
+    first = retrain(workspace, "bank", lambda *_: None)
+    assert set(first["datasets"]) == {"fees", "更多"}
+    registry = Registry(workspace)
+    version = registry.get(first["version"])
+    assert version.dataset == "fees,更多" and version.dataset_version.endswith(more.version[:8])
+    trained = {link.pair_id for link in registry.links(version.name)}
+    # Of the first six rows of each, one says that it is for dev.
+    assert trained == {f"{name}/q{start + n}" for name, start in (("fees", 0), ("更多", 50)) for n in (0, 1, 2, 3, 5)}
+    # The gate asks what was not trained on, of both.
+    result = last_gate(workspace, version.name)
+    assert result is not None and result.left_out == {}
+    assert max(check.n for check in result.checks) == 4
+    assert retrain(workspace, "bank", lambda *_: None)["outcome"] == "skipped"
+    if first["outcome"] == "trial":
+        canaries.stop(workspace.db, "bank")
+    write_rows(tmp_path / "更多.jsonl", 12, start=51)
+    second = retrain(workspace, "bank", lambda *_: None)
+    assert second["outcome"] != "skipped" and registry.get(second["version"]).dataset_version != version.dataset_version

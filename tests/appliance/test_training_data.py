@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -92,6 +92,76 @@ def test_where_all_is_declared_train_conversations_are_held_out_whole(service: S
     assert sides[1] and not sides[0] & sides[1]
 
 
+def _several(service: Service, folder: Path) -> list[DatasetInfo]:
+    """Two sets with the same ids, one of them with conversations, and a small third one to measure on."""
+    rows = _rows(16)
+    talks = [
+        {"id": f"{row['id']}#{turn}", "conversation_id": row["id"], "question": f"{row['question']} {turn}", "answer": row["answer"]}
+        for row in rows[10:14]
+        for turn in (0, 1)
+    ]
+    sets = {"identity": rows[:10], "对话": talks, "exam": [{**row, "id": f"exam-{row['id']}"} for row in rows[14:]]}
+    made = []
+    for name, content in sets.items():
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), "utf-8")
+        made.append(Datasets(service.workspace).add(file, domain="medical").info)
+    return made
+
+
+def test_several_data_sets_are_trained_together(service: Service, tmp_path: Path) -> None:
+    first, talks, exam = _several(service, tmp_path)
+    datasets = Datasets(service.workspace)
+
+    def of(dataset: str, **settings: Any) -> tuple[TrainingData, set[str], set[str]]:
+        data = gather(service, "medical", dataset, TrainSettings(**settings), BOTH)
+        return data, *_ids(data)
+
+    data, train, dev = of("identity, 对话")
+    assert (data.dataset, data.version) == ("identity,对话", f"{first.version[:8]},{talks.version[:8]}")
+    assert len(train | dev) == 18 and {name.partition("/")[0] for name in train | dev} == {"identity", "对话"}
+    # The first rows of each; a conversation is one.
+    _, train, dev = of("identity,对话", max_samples=3)
+    assert train | dev == {*(f"identity/q{n}" for n in range(3)), *(f"对话/q{n}#{turn}" for n in (10, 11, 12) for turn in (0, 1))}
+    _, train, dev = of("identity", max_samples=4)
+    assert train | dev == {f"q{n}" for n in range(4)}
+    # So many are held out, or this share.
+    assert len(of("identity", val_size=4)[2]) == 4 and len(of("identity", val_size=0.3)[2]) == 3
+    assert len(of("identity", val_size=1000)[1]) == 1
+    # What is measured on is all that is held out.
+    data, train, dev = of("identity", eval_dataset="exam")
+    assert dev == {"exam/exam-q14", "exam/exam-q15"} and len(train) == 10
+    assert (data.dataset, data.version) == ("identity,exam", f"{first.version[:8]},{exam.version[:8]}")
+    with pytest.raises(UsageError, match="exam: named as dataset and as eval_dataset"):
+        of("identity,exam", eval_dataset="exam")
+    with pytest.raises(UsageError, match="no data set 'nothing'; known: exam, identity, 对话"):
+        of("identity", eval_dataset="nothing")
+    (tmp_path / "exam.jsonl").write_text(json.dumps(_rows(2)[1], ensure_ascii=False) + "\n", "utf-8")
+    datasets.add(tmp_path / "exam.jsonl", domain="medical")
+    with pytest.raises(UsageError, match="no pair of the eval_dataset exam can measure medical"):
+        gather(service, "medical", "identity", TrainSettings(eval_dataset="exam"), ("en",))
+    # The state that was trained on is found again after one of them has changed.
+    (tmp_path / "identity.jsonl").write_text(json.dumps(_rows(1)[0]) + "\n", "utf-8")
+    datasets.add(tmp_path / "identity.jsonl", domain="medical")
+    before, now = datasets.state(data.dataset, data.version), datasets.get(data.dataset)
+    assert len(datasets.pairs(before)) == 12 and len(datasets.pairs(now)) == 2
+    assert before.version == data.version != now.version and before.counts["pairs"] == 12
+
+
+def test_what_does_not_go_together_is_named(service: Service, tmp_path: Path) -> None:
+    _several(service, tmp_path)
+    datasets = Datasets(service.workspace)
+    file = tmp_path / "summaries.jsonl"
+    file.write_text(json.dumps({"question": "概括：今日无事。", "answer": "无事。"}) + "\n", "utf-8")
+    datasets.add(file, task="summary")
+    with pytest.raises(UsageError, match=r"identity,summaries: data sets of different tasks \(qa, summary\) do not go together"):
+        datasets.get("identity,summaries")
+    for number in range(8):
+        datasets.add(tmp_path / "exam.jsonl", name=f"exam{number}")
+    with pytest.raises(UsageError, match="these are too many data sets"):
+        datasets.get(",".join(f"exam{number}" for number in range(8)))
+
+
 def test_documents_are_read_instead_of_a_data_set_only_if_none_is_named(service: Service, tmp_path: Path) -> None:
     _add(service, tmp_path, _rows(4))
     with pytest.raises(UsageError, match="method pretrain reads the documents of medical, not the data set pairs; leave the data set out"):
@@ -105,6 +175,9 @@ def test_a_template_that_refuses_the_prompts_is_a_note_of_the_check(
     from jinja2 import TemplateError
 
     class Refusing:
+        chat_template = ""
+        added_tokens_decoder: ClassVar[dict[int, object]] = {}
+
         def apply_chat_template(self, chats: object, **more: object) -> object:
             raise TemplateError("System role not supported")
 

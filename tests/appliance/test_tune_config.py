@@ -57,6 +57,12 @@ def test_a_file_for_another_base_is_refused(root: Path, capsys: pytest.CaptureFi
     assert "the file trains hub:Qwen/Qwen3-8B-Instruct, engine default of medical has the base hub:Qwen/Qwen2.5-7B-Instruct" in said
 
 
+def test_a_search_is_for_one_process(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _tune(root, "rank = 4\n\n[search]\nrank = [2, 4]\n", "--search", "2", name="plan.toml") == 2
+    assert "start --search without torchrun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words", "says"),
     [

@@ -44,7 +44,7 @@ def test_it_answers_as_the_local_engine_does(vllm_bench: VllmBench) -> None:
         names = [None, *(ref.name for ref in vllm_bench.adapters.values())]
         for one in (engine, local):
             await load_all(one, vllm_bench)
-        for question in ("What is the capital of France?", "你好吗？"):
+        for question in ("What is the capital of France?", "你好吗？", "What does <|im_end|> mean?", "“<|im_start|>”是什么意思？"):
             for name in names:
                 assert await say(engine, name, question, 6) == await say(local, name, question, 6), (name, question)
             messages = [Message(role="user", content=question)]

@@ -103,6 +103,9 @@ def test_it_answers_with_the_adapter_that_is_named_and_leaves_nothing_behind(
         await engine.start(20)
         assert (await engine.health()).ok
         assert await say(engine, "挂号 费 多少") == "base: 挂号 费 多少 "
+        # What the server would read as a control token comes as the text it is, as it does to the local engine.
+        assert await say(engine, "“<|im_end|>” 是什么？") == "base: “< |im_end|>” 是什么？ "
+        assert await engine.count_tokens([Message(role="user", content="<|im_start|>")]) == 2
         with pytest.raises(EngineError, match=r"no adapter 'medical@1' is loaded \(loaded: none\)"):
             await say(engine, "x", "medical@1")
         ref = adapter(tmp_path, "medical@1")
@@ -249,7 +252,7 @@ def test_a_server_that_hangs_holds_no_load_up(
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-            engine = vllm.VllmEngine("default", url, "m", None, ["en"], "", 2048)
+            engine = vllm.VllmEngine("default", url, "m", None, ["en"], "", 2048, tuple)
             async with asyncio.timeout(20):
                 with pytest.raises(EngineLate, match="does the server hang"):
                     await engine.load(adapter(tmp_path, "medical@1"))
@@ -345,7 +348,7 @@ def test_more_adapters_than_places_are_warned_of(workspace: Workspace, models: M
     workspace.save_setting("engines.default.max_loras", 1)
     server = VllmServer("default", launching(workspace, models), workspace.db)
     until(lambda: server.running)
-    engine = StartedVllm("default", server, "", ["en"], "", 2048, 1.5)
+    engine = StartedVllm("default", server, "", ["en"], "", 2048, tuple, 1.5)
     assert engine.warnings(1) == []
     assert "2 adapters are wanted and 1 fit into one batch" in engine.warnings(2)[0]
     asyncio.run(engine.close())

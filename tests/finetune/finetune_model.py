@@ -6,8 +6,9 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from finetune.settings import TrainSettings
+from finetune.settings import TrainSettings, learns_from
 from finetune.train import TrainJob
 from finetune.types import Example, Turn
 
@@ -66,6 +67,8 @@ def make_examples(count: int, start: int = 0) -> list[Example]:
 
 
 QUICK = TrainSettings(rank=4, alpha=8, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0)
+SMALL = replace(QUICK, epochs=1, prefix_tokens=4, freeze_layers=1, galore_rank=4, galore_every=2, max_length=128)
+TEXTS = [Example(f"文档{n}", (), f"账户B{n}的月费是{n}欧元。The fee of account A{n} is {n} euros a month. " * 6) for n in range(8)]
 
 
 def make_job(model: Path, work: Path, **changes: object) -> TrainJob:
@@ -73,6 +76,22 @@ def make_job(model: Path, work: Path, **changes: object) -> TrainJob:
     work.mkdir(parents=True, exist_ok=True)
     job = TrainJob(model, "test:tiny", "basehash", make_examples(12), make_examples(4, start=40), QUICK, work)
     return replace(job, **changes)  # type: ignore[arg-type]
+
+
+def preferences(count: int, start: int = 0) -> list[Example]:
+    """Examples with a worse answer, English and Chinese in turn."""
+    worse = ("I do not know.", "我不知道。")
+    return [replace(example, rejected=worse[number % 2]) for number, example in enumerate(make_examples(count, start))]
+
+
+def job_for(method: str, base: Path, work: Path, **changes: Any) -> TrainJob:
+    """A run of a second or two on the method's own kind of data."""
+    data: dict[str, Any] = {"settings": replace(SMALL, method=method)}
+    if learns_from(method) == "texts":
+        data |= {"train": TEXTS, "dev": []}
+    if learns_from(method) == "preferences":
+        data |= {"train": preferences(8), "dev": preferences(4, start=40)}
+    return make_job(base, work, **data | changes)
 
 
 def smollm2() -> Path | None:

@@ -124,6 +124,7 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("rejected-empty.jsonl", _line(rejected=" "), ("row 2", '"rejected"', "the rejected answer is empty")),
     ("rejected-same.json", '[{"question": "q", "chosen": "a", "rejected": "a"}]', ("row 1", '"rejected"', "same as the chosen answer")),
     ("rejected-alone.json", '[{"messages": [], "rejected": "a"}]', ("no column for the chosen answer", "--map answer=")),
+    ("huge.csv", f"question,answer\nq,a\n问,{LONG}\n", ("row 2", '"answer"', "200,001 characters", "shorten it or split the row")),
     ("cells.csv", "question,answer\nq,a\nq,a,more\n", ("row 2", "3 cells, the header has 2")),
     ("quote.csv", 'question,answer\nq,"a\n', ("not valid CSV", "check the quotes")),
     ("header.csv", "question,,answer\nq,x,a\n", ("column 2 of the header has no name",)),
@@ -217,6 +218,15 @@ def test_skipping_lists_every_bad_row(tmp_path: Path) -> None:
     assert [(item.row, item.field) for item in read.excluded] == [(1, "answer"), (3, ""), (4, "")]
     assert [pair.row for pair in read.pairs] == [2, 5]
     assert len(read.pairs) + len(read.excluded) == 5
+
+
+def test_a_huge_cell_of_a_table_is_one_row_of_it(tmp_path: Path) -> None:
+    """Also one above the limit of the csv module, which is lower than ours."""
+    path = tmp_path / "data.csv"
+    path.write_text(f'question,answer\n费用？,"{"长" * 150_000}"\nq,{LONG}\nWhen?,"{"x" * 199_999}"\n', "utf-8")
+    read = read_pairs(path, skip_bad=True)
+    assert [(item.row, item.field) for item in read.excluded] == [(2, "answer")]
+    assert [len(pair.answer) for pair in read.pairs] == [150_000, 199_999]
 
 
 def test_skipping_everything_is_an_error(rows: Callable[..., Path]) -> None:

@@ -10,25 +10,33 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from finetune_model import QUICK
 from safetensors.torch import load_file
 
 from finetune.building import micro_batch
 from finetune.distributed import filled, fillers, sharded, sharded_here, wait
+from finetune.settings import METHODS, yields
 from finetune.types import TrainingError
 
 _PROGRAM = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from finetune_model import QUICK, make_examples, make_job
+from finetune_model import SMALL, TEXTS, make_examples, make_job, preferences
 from finetune.distributed import Helped
+from finetune.settings import learns_from
 from finetune.train import train
 from finetune.version import version_hash
 
 # Thirteen examples and five for dev: neither can be shared out evenly.
-settings = replace(QUICK, micro_batch=2, epochs=3, **json.loads(sys.argv[4]))
-job = make_job(Path(sys.argv[1]), Path(sys.argv[2]), train=make_examples(13), dev=make_examples(5, start=40), settings=settings)
+settings = replace(SMALL, micro_batch=2, epochs=3, **json.loads(sys.argv[4]))
+kind = learns_from(settings.method)
+make = preferences if kind == "preferences" else make_examples
+data = {"train": make(13), "dev": make(5, start=40)}
+if kind == "texts":
+    data = {"train": TEXTS[:5], "dev": TEXTS[5:7]}
+job = make_job(Path(sys.argv[1]), Path(sys.argv[2]), settings=settings, **data)
 job = replace(job, checkpoint_seconds=0.0)
 stop = int(sys.argv[3])
 
@@ -65,31 +73,43 @@ def _run(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "settings"),
-    [(_DDP, {}), (_FSDP, {}), (_FSDP, {"method": "full", "learning_rate": 1e-3, "gradient_checkpointing": True})],
-    ids=["ddp", "fsdp", "fsdp-full"],
-)
-def test_two_processes_end_with_the_losses_of_one(
-    launcher: tuple[str, ...], settings: dict[str, object], tiny: Path, tmp_path: Path
-) -> None:
+# What a method needs besides to show within a few updates whether the processes agree.
+_MORE: dict[str, dict[str, object]] = {
+    "full": {"learning_rate": 1e-3, "gradient_checkpointing": True},
+    "freeze": {"learning_rate": 1e-3},
+    "galore": {"learning_rate": 1e-3},
+    "pretrain": {"learning_rate": 1e-3},
+    "lora+": {"learning_rate": 1e-3},
+}
+_CUTTABLE = [method for method in METHODS if method not in ("qlora", "galore")]
+
+
+def _compared(launcher: tuple[str, ...], settings: dict[str, object], tiny: Path, tmp_path: Path) -> str:
+    """Train alone and together; the name of what came out together."""
     one, two = _run(tiny, tmp_path / "1", (), settings), _run(tiny, tmp_path / "2", launcher, settings)
-    assert one.returncode == 0 and two.returncode == 0, two.stderr[-3000:]
+    assert one.returncode == 0 and two.returncode == 0, one.stderr[-3000:] + two.stderr[-3000:]
     *alone, _, _ = json.loads(one.stdout.splitlines()[-1])
     *together, shortcuts, name = json.loads(two.stdout.splitlines()[-1])
-    assert len(alone) == len(together) == 3 * 4 + 4
+    assert len(alone) == len(together) > 3 * 3
     for expected, found in zip(alone, together, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
     assert (shortcuts == ["the weights are spread over processes"]) == (launcher == _FSDP)
     # What is saved is whole.
-    saved = load_file(tmp_path / "2" / "adapter" / _weights(settings))
-    for key, value in load_file(tmp_path / "1" / "adapter" / _weights(settings)).items():
+    file = "model.safetensors" if yields(str(settings["method"])) == "model" else "adapter_model.safetensors"
+    saved = load_file(tmp_path / "2" / "adapter" / file)
+    for key, value in load_file(tmp_path / "1" / "adapter" / file).items():
         assert saved[key].shape == value.shape
         assert float((saved[key] - value).norm()) <= 1e-3 * float(value.norm())
     # Only the first process reported.
-    assert len((tmp_path / "2" / "metrics.jsonl").read_text("utf-8").splitlines()) == 16
+    assert len((tmp_path / "2" / "metrics.jsonl").read_text("utf-8").splitlines()) == len(together)
+    return str(name)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "method"), [(_DDP, "lora"), (_FSDP, "full"), (_DDP, "dpo")], ids=["ddp-lora", "fsdp-full", "ddp-dpo"])
+def test_two_processes_end_with_the_losses_of_one(launcher: tuple[str, ...], method: str, tiny: Path, tmp_path: Path) -> None:
+    settings = {"method": method, **_MORE.get(method, {})}
+    name = _compared(launcher, settings, tiny, tmp_path)
     stopped = _run(tiny, tmp_path / "3", launcher, settings, stop=6)
     assert stopped.returncode != 0
     again = _run(tiny, tmp_path / "3", launcher, settings)
@@ -98,8 +118,29 @@ def test_two_processes_end_with_the_losses_of_one(
     assert json.loads(again.stdout.splitlines()[-1])[-1] == name
 
 
-def _weights(settings: dict[str, object]) -> str:
-    return "model.safetensors" if "method" in settings else "adapter_model.safetensors"
+@pytest.mark.full
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_two_processes(method: str, tiny: Path, tmp_path: Path) -> None:
+    _compared(_DDP, {"method": method, **_MORE.get(method, {})}, tiny, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", _CUTTABLE)
+def test_every_method_with_weights_in_slices(method: str, tiny: Path, tmp_path: Path) -> None:
+    _compared(_FSDP, {"method": method, **_MORE.get(method, {})}, tiny, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+@pytest.mark.parametrize("launcher", [_DDP, _FSDP], ids=["ddp", "fsdp"])
+def test_two_gpus_end_with_the_loss_of_one(launcher: tuple[str, ...], tiny: Path, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"method": "full", "learning_rate": 1e-3}
+    runs = [_run(tiny, tmp_path / str(number), words, settings) for number, words in enumerate(((), launcher))]
+    assert [run.returncode for run in runs] == [0, 0], runs[1].stderr[-3000:]
+    alone, together = (json.loads(run.stdout.splitlines()[-1])[-3] for run in runs)
+    # Half precision adds up in another order.
+    assert together == pytest.approx(alone, rel=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +178,10 @@ def test_every_process_gets_as_many_rows() -> None:
     assert full == {"input_ids": [[1, 2, 3], [4, 5], [6, 7], [1, 2]], "labels": [[-100, 2, 3], [-100, 5], [-100, 7], [-100, -100]]}
     assert filled(columns, 3) == columns
     assert (fillers(columns["labels"]), fillers(full["labels"])) == (0, 1)
-    with pytest.raises(TrainingError, match="trains in one process"):
-        filled(columns | {"rejected_ids": []}, 4)
+    both = columns | {"rejected_ids": [[1, 9], [4, 8], [6, 9, 3]], "rejected_labels": [[-100, 9], [-100, 8], [-100, 9, 3]]}
+    found = filled(both, 2)
+    assert {name: values[:3] for name, values in found.items()} == both
+    assert [values[3] for values in found.values()] == [[1, 2], [-100, -100], [1, 2], [-100, -100]]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

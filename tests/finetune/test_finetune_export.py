@@ -20,8 +20,19 @@ def _adapter(base: Path, folder: Path, **options: Any) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, **options)
+    options = {"target_modules": "all-linear"} | options
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, init_lora_weights=False, **options)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
+
+
+def _tied(folder: Path) -> Path:
+    """A base whose output layer is its embedding."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(build_model(folder))
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -36,6 +47,51 @@ def test_each_kind_of_adapter_is_merged(tiny: Path, tmp_path: Path, options: dic
     facts = json.loads((tmp_path / "合并" / "out" / FACTS).read_text("utf-8"))
     assert facts["version"] == "银行@1" and facts["check"]["dtype"] == "float32"
     assert [path.name for path in (tmp_path / "合并").iterdir()] == ["out"]
+
+
+def test_a_base_whose_head_is_tied_stays_so_and_several_targets_are_merged(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base = _tied(tmp_path / "base")
+    targets = {"target_modules": ["q_proj", "v_proj", "down_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"down_proj": 8}}
+    adapter = _adapter(base, tmp_path / "adapter", **targets)
+    found = export(adapter, base, tmp_path / "out", prompts=("应当先做什么？", "费用是多少，由谁支付？"))
+    assert found.differing == 0 and found.tokens > 5 and found.logits < 1e-4
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert "lm_head.weight" not in before and before.keys() == after.keys()
+    changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"q_proj", "v_proj", "down_proj"}
+
+
+def test_an_adapter_of_a_tied_head_itself_is_refused_for_the_merge_would_turn_the_embeddings(tmp_path: Path) -> None:
+    base = _tied(tmp_path / "base")
+    adapter = _adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(TrainingError, match="does not answer like base and adapter"):
+        export(adapter, base, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+@pytest.mark.parametrize(("room", "facts"), [(20_000, {}), (45_000, {"说明": "长" * 20_000})], ids=["weights", "facts"])
+def test_a_disk_that_fills_leaves_nothing(tiny: Path, tmp_path: Path, trained: TrainResult, room: int, facts: dict[str, str]) -> None:
+    """A limit on the size of each file in the disk's place: it fails in the middle of the weights, or with the last small file."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(TrainingError) as caught:
+            export(trained.adapter, tiny, tmp_path / "out", facts=facts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written" in str(caught.value) and "check the space" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_does_not_fit_is_no_fault_of_the_disk(tiny: Path, tmp_path: Path) -> None:
+    adapter = _adapter(build_model(tmp_path / "wide", hidden=32), tmp_path / "adapter")
+    with pytest.raises(TrainingError, match=r"cannot be merged into .*size mismatch.*appliance adapter lint"):
+        export(adapter, tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_in_half_precision_keeps_it(tmp_path: Path) -> None:

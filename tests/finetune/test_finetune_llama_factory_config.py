@@ -79,6 +79,57 @@ def test_a_usual_file_is_translated(tmp_path: Path) -> None:
     assert "template (the tokenizer's own chat template" in without
 
 
+# Every key of the file that its own examples are trained with.
+STOCK = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity,alpaca_en_demo
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+output_dir: saves/llama3-8b/lora/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+"""
+
+
+def test_their_own_example_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text(STOCK, "utf-8")
+    plan = load_plan(tmp_path / "sft.yaml")
+    (stage,) = plan.stages
+    assert stage.dataset == "identity,alpaca_en_demo"
+    assert (stage.settings.max_samples, stage.settings.val_size, stage.settings.eval_dataset) == (1000, 0.1, None)
+    assert (stage.settings.rank, stage.settings.batch_size, stage.settings.micro_batch) == (8, 8, 1)
+    # What is done otherwise is told, also where the file leaves it unsaid.
+    assert [note for note in plan.notes if note.startswith("different here: val_size: nothing is held out there, a tenth here")]
+    assert "trust_remote_code (always off: no code of a model is run)" in plan.notes[1]
+    measured = STOCK + "eval_dataset: alpaca_zh_demo\nval_size: 0\nper_device_eval_batch_size: 1\neval_strategy: steps\neval_steps: 500\n"
+    (tmp_path / "sft.yaml").write_text(measured, "utf-8")
+    plan = load_plan(tmp_path / "sft.yaml")
+    assert plan.stages[0].settings.eval_dataset == "alpaca_zh_demo"
+    assert not [note for note in plan.notes if note.startswith("different")]
+
+
 def test_what_is_left_out_takes_their_default(tmp_path: Path) -> None:
     settings = _plan(tmp_path, "model_name_or_path: /models/glm\nstage: sft\n")
     assert (settings.rank, settings.alpha, settings.dropout, settings.learning_rate) == (8, 16, 0.0, 5e-5)
@@ -105,6 +156,11 @@ def test_what_is_left_out_takes_their_default(tmp_path: Path) -> None:
         ("disable_gradient_checkpointing: false\n", {"gradient_checkpointing": True}),
         ("full_determinism: true\nbf16: true\n", {"deterministic": True, "precision": "auto"}),
         ("early_stopping_steps: 3\nseed: 7\nweight_decay: 0.1\n", {"patience": 3, "seed": 7, "weight_decay": 0.1}),
+        ("max_samples: 1000\n", {"max_samples": 1000, "val_size": 0.1}),
+        ("val_size: 0.2\n", {"val_size": 0.2}),
+        ("val_size: 200\n", {"val_size": 200.0}),
+        ("eval_dataset: 考试, exam\n", {"eval_dataset": "考试,exam"}),
+        ("trust_remote_code: true\n", {"method": "lora"}),
         ("lora_target: [q_proj, k_proj]\n", {"target": ("q_proj", "k_proj")}),
         ("learning_rate: 1e-4\nadam_beta1: 0.9\nuse_muon: false\nneftune_noise_alpha: null\n", {"learning_rate": 1e-4}),
     ],
@@ -130,15 +186,14 @@ def test_each_method_and_key(tmp_path: Path, text: str, expected: dict[str, obje
         ("lr_scheduler_type: cosin", 'lr_scheduler_type: cosin; did you mean "cosine"?'),
         ("num_train_epochs: 2.5", "num_train_epochs: 2.5; only whole epochs"),
         ("max_steps: 100", "max_steps: 100; only -1"),
-        ("dataset: a,b", "dataset: several data sets"),
-        ("val_size: 0.2", "val_size: 0.2; a tenth is held out"),
+        ("val_size: 0.2\neval_dataset: b", "val_size: 0.2; not together with eval_dataset"),
         ("mask_history: true", "mask_history: True; only False"),
         (
             "stage: pt\nfinetuning_type: full\ndataset: 百科",
             "dataset: 百科; stage pt reads the documents of the domain: bring the texts in",
         ),
         ("train_on_prompt: true", "train_on_prompt: True; only False"),
-        ("trust_remote_code: true", "trust_remote_code: True; only False"),
+        ("stage: pt\nfinetuning_type: full\neval_dataset: 百科", "eval_dataset: 百科; stage pt holds out documents of the domain"),
         ("optim: sgd", "optim: sgd; AdamW is used"),
     ],
 )
@@ -159,6 +214,11 @@ def test_what_would_change_the_result_is_an_error_unless_ignored(tmp_path: Path,
         ("gradient_accumulation_steps: 0", "gradient_accumulation_steps: expected a whole number above 0"),
         ("lora_rank: 8.5", "lora_rank: expected a whole number above 0, found 8.5"),
         ("freeze_trainable_layers: -2", "freeze_layers: expected a value from 1"),
+        ("max_samples: 0", "max_samples: expected a value from 1"),
+        ("max_samples: all", "max_samples: expected a whole number, found 'all'"),
+        ("val_size: -1", "val_size: expected a share below 1 or a number of rows, found -1"),
+        ("dataset: 5", "dataset: expected names of data sets, found 5"),
+        ("eval_dataset: [1]", "eval_dataset: expected names of data sets, found [1]"),
         ("learning_rate: fast", "learning_rate: expected a number, found 'fast'"),
         ("lora_target: lm_head", "target: expected"),
     ],

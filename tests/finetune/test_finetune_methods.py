@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_model import QUICK, make_examples, make_job
+from finetune_model import SMALL, TEXTS, job_for, make_examples, make_job, preferences
 
 from finetune.methods import method_of
 from finetune.methods.base import load_model
-from finetune.settings import METHODS, MODEL_METHODS, TrainSettings, learns_from, yields
+from finetune.settings import METHODS, MODEL_METHODS, TrainSettings, yields
 from finetune.tokens import load_tokenizer, stop_tokens
 from finetune.train import TrainJob, TrainResult, train
 from finetune.types import Example, TrainingError
 from finetune.version import rank_of, version_hash
-
-SMALL = replace(QUICK, epochs=1, prefix_tokens=4, freeze_layers=1, galore_rank=4, galore_every=2, max_length=128)
-# How to have a run on the method's own kind of data.
-TEXTS = [Example(f"文档{n}", (), f"账户B{n}的月费是{n}欧元。The fee of account A{n} is {n} euros a month. " * 6) for n in range(8)]
-
-
-def preferences(count: int, start: int = 0) -> list[Example]:
-    worse = ("I do not know.", "我不知道。")
-    return [replace(example, rejected=worse[number % 2]) for number, example in enumerate(make_examples(count, start))]
-
-
-def job_for(method: str, base: Path, work: Path, **changes: Any) -> TrainJob:
-    data: dict[str, Any] = {"settings": replace(SMALL, method=method)}
-    if learns_from(method) == "texts":
-        data |= {"train": TEXTS, "dev": []}
-    if learns_from(method) == "preferences":
-        data |= {"train": preferences(8), "dev": preferences(4, start=40)}
-    return make_job(base, work, **data | changes)
 
 
 def run(job: TrainJob) -> TrainResult:
@@ -144,6 +127,27 @@ def test_an_evaluation_leaves_quantised_training_as_it_was(tiny: Path, tmp_path:
     for one, other in zip(gradients(False), gradients(True), strict=True):
         assert one.abs().sum() > 0
         torch.testing.assert_close(one, other)
+
+
+def test_how_many_preferences_are_computed_at_once_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    settings = replace(SMALL, method="dpo", learning_rate=1e-2, epochs=2)
+    losses = []
+    for size in (2, 4):
+        # Three make one update: two and one, or all at once.
+        job = job_for("dpo", tiny, tmp_path / str(size), train=preferences(3), settings=replace(settings, micro_batch=size))
+        losses.append([event.get("loss", event.get("eval_loss")) for event in run(job).log])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_weights_in_four_bits_let_go_of_the_file(tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    settings = TrainSettings(method="qlora")
+    model = method_of(settings, tmp_path).load(base, torch.float32)
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert str(base) not in Path("/proc/self/maps").read_text()
 
 
 def test_the_loss_of_dpo_is_that_of_trl(tiny: Path, tmp_path: Path) -> None:

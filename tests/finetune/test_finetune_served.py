@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_model import QUICK, make_examples, smollm2
-from test_finetune_methods import SMALL, job_for
+from finetune_model import QUICK, SMALL, job_for, make_examples, smollm2
 
 from appliance.engines.base import AdapterRef, Message, Sampling
 from appliance.engines.local import LocalEngine
@@ -23,9 +22,18 @@ from finetune.types import TrainingError
 from finetune.version import AdapterVersion, finish_version, lint_adapter, read_version
 
 TOKENS = 12
-# Its base is quantised while it is trained and whole while it is served.
+# The base of QLoRA is quantised while it is trained and whole while it is served: its answers are compared with peft's on the whole base.
 EXACT = tuple(method for method in METHODS if method != "qlora")
 BASE = smollm2()
+
+
+@dataclass(frozen=True)
+class FourBit:
+    """A linear layer that is kept in four bits: the kind of its numbers, and whether their scales are quantised again."""
+
+    name: str
+    kind: str
+    double: bool
 
 
 def prompts() -> list[list[Message]]:
@@ -33,26 +41,49 @@ def prompts() -> list[list[Message]]:
     return [[Message(role=turn.role, content=turn.content) for turn in example.prompt] for example in make_examples(2)]
 
 
-def trained(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainResult, list[str]]:
-    """The result, and what the trainer's own model answers when it is done."""
+def greedy(model: Any, tokenizer: Any) -> list[str]:
+    """What `model` itself answers to every prompt."""
     answers: list[str] = []
+    for messages in prompts():
+        given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = model.generate(**given, max_new_tokens=TOKENS, do_sample=False, use_cache=True, pad_token_id=tokenizer.eos_token_id)
+        # With a prefix only the new tokens come back.
+        new = made[0, given["input_ids"].shape[1] :] if made.shape[1] > TOKENS else made[0]
+        answers.append(tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd"))
+    return answers
+
+
+def four_bit(model: Any) -> list[FourBit]:
+    """The layers of `model` that are kept in four bits; their packed weights are bytes, two numbers in each."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    found = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear4bit):
+            weight = layer.weight
+            assert weight.dtype == torch.uint8 and 2 * weight.numel() == layer.in_features * layer.out_features
+            assert weight.compress_statistics == weight.quant_state.nested
+            assert weight.quant_type == weight.quant_state.quant_type
+            found.append(FourBit(name, weight.quant_type, weight.compress_statistics))
+    return found
+
+
+def trained(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainResult, list[str], list[FourBit]]:
+    """The result, what the trainer's own model answers when it is done, and which of its layers are quantised."""
+    seen: list[Any] = []
     run = module.run_trainer
 
     def watched(trainer: Any, method: Any, tokenizer: Any, *rest: Any) -> dict[str, Any]:
         figures = run(trainer, method, tokenizer, *rest)
         model = trainer.model.eval()
-        for messages in prompts():
-            given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-            made = model.generate(**given, max_new_tokens=TOKENS, do_sample=False, use_cache=True, pad_token_id=tokenizer.eos_token_id)
-            # With a prefix only the new tokens come back.
-            new = made[0, given["input_ids"].shape[1] :] if made.shape[1] > TOKENS else made[0]
-            answers.append(tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd"))
+        seen.extend([greedy(model, tokenizer), four_bit(model)])
         return figures
 
     monkeypatch.setattr(module, "run_trainer", watched)
     result = train(job, lambda event: None)
     monkeypatch.setattr(module, "run_trainer", run)
-    return result, answers
+    return result, *seen
 
 
 async def answer(engine: LocalEngine, messages: list[Message], adapter: str | None) -> str:
@@ -73,11 +104,12 @@ async def asked(base: Path, adapters: list[AdapterRef]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Made:
-    """What one method made, and what its trainer's own model answered."""
+    """What one method made, what its trainer's own model answered, and which layers of that were quantised."""
 
     result: TrainResult
     version: AdapterVersion
     answers: list[str]
+    four_bit: list[FourBit]
 
 
 def make_all(base: Path, work: Path, settings: TrainSettings, examples: int = 12) -> dict[str, Made]:
@@ -87,9 +119,9 @@ def make_all(base: Path, work: Path, settings: TrainSettings, examples: int = 12
         for method in METHODS:
             job = job_for(method, base, work / method, settings=replace(settings, method=method))
             job = replace(job, train=job.train[:examples], dev=job.dev[:2])
-            result, answers = trained(job, patch)
+            result, *seen = trained(job, patch)
             version = finish_version(result, work / "made", "bank", dataset="d", dataset_version="1")
-            made[method] = Made(result, version, answers)
+            made[method] = Made(result, version, *seen)
     return made
 
 
@@ -99,6 +131,25 @@ def served_by_method(base: Path, made: dict[str, Made]) -> dict[str, list[str]]:
     plain, *tuned = asyncio.run(asked(base, [AdapterRef(method, path) for method, path in adapters.items()]))
     models = {method: asyncio.run(asked(one.version.path, []))[0] for method, one in made.items() if one.version.kind == "model"}
     return {"": plain, **dict(zip(adapters, tuned, strict=True)), **models}
+
+
+def check_qlora(base: Path, made: dict[str, Made], served: dict[str, list[str]]) -> None:
+    """QLoRA was trained on NF4 weights with double quantisation, and is served as peft computes it on the whole weights."""
+    import torch
+    from peft import PeftModel
+
+    from finetune.methods.base import load_model
+
+    whole = load_model(base, torch.float32)
+    linear = [name for name, layer in whole.named_modules() if isinstance(layer, torch.nn.Linear) and name != "lm_head"]
+    quantised = {layer.name.removeprefix("base_model.model.").removesuffix(".base_layer"): layer for layer in made["qlora"].four_bit}
+    assert set(quantised) == set(linear) and linear
+    assert {(layer.kind, layer.double) for layer in quantised.values()} == {("nf4", True)}
+    assert not any(one.four_bit for method, one in made.items() if method != "qlora")
+    # The same data, settings and seed on whole weights make another adapter.
+    assert made["qlora"].version.sha256 != made["lora"].version.sha256
+    tuned: Any = PeftModel.from_pretrained(whole, str(made["qlora"].version.path))
+    assert served["qlora"] == greedy(tuned.eval(), load_tokenizer(base)) != served[""]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +180,7 @@ def test_served_answers_are_those_of_the_trainer(tiny: Path, made: dict[str, Mad
     served = served_by_method(tiny, made)
     for method in EXACT:
         assert served[method] == made[method].answers, method
+    check_qlora(tiny, made, served)
     assert sum(served[method] != served[""] for method in METHODS) >= len(METHODS) - 2
 
 
@@ -160,3 +212,4 @@ def test_every_method_trains_and_serves_the_embedded_model(tmp_path: Path) -> No
     served = served_by_method(BASE, made)
     for method in EXACT:
         assert served[method] == made[method].answers, method
+    check_qlora(BASE, made, served)

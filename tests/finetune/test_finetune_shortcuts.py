@@ -132,7 +132,7 @@ def test_the_proof_keeps_a_part_of_large_gradients() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_loss_of_a_head_in_pieces_is_the_loss(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("finetune.fused._LOGITS", 50 * 20)
+    monkeypatch.setattr("finetune.fused.LOGITS", 50 * 20)
     head, hidden, targets = torch.nn.Linear(8, 50, bias=bias), torch.randn(47, 8, requires_grad=True), torch.randint(50, (47,))
     wanted = [hidden, *head.parameters()]
     whole = cross_entropy(head(hidden), targets, reduction="sum")
