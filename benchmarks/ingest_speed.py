@@ -33,8 +33,9 @@ from retrieval.chunk import chunk
 from retrieval.compact import tidy
 from retrieval.embed import Embedder, SentenceTransformerEmbedder, Vectors, retrieval_text
 from retrieval.folder import FolderVectors
-from retrieval.ingest import IngestReport, ingest
+from retrieval.ingest import ingest
 from retrieval.parsers.plain import title_of
+from retrieval.report import IngestReport
 from retrieval.staging import IngestSettings
 
 SETS = ("medical-en-pubmedqa", "legal-zh-lecoqa", "medical-zh-huatuo", "legal-en-cuad")

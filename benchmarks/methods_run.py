@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.overlap import bleu, rouge_l
-from finetune.memory import peak
 from finetune.settings import learns_from, settings_from, yields
 from finetune.tokens import load_tokenizer
 from finetune.train import TrainJob, train
@@ -54,7 +53,7 @@ def trained(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "folder": str(made.adapter),
         "trainable": made.trainable_parameters,
-        "peak_mib": round(peak() / 2**20),
+        "peak_mib": round(made.memory["peak"] / 2**20),
         "estimated_mib": round(made.memory["estimated"] / 2**20),
         "tokens_a_s": made.tokens_per_second,
         "tokens_a_cpu_s": round(made.tokens_per_second * made.log[-1]["seconds"] / spent, 1),

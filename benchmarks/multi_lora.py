@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import harness
 
 from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
+from appliance.engines.vllm import words_of
 from appliance.engines.vllm_server import Launch, VllmServer
 from appliance.engines.vllm_started import StartedVllm, context_window, key_of, launch
 from appliance.models.store import ModelStore
@@ -150,7 +152,8 @@ async def vllm(workspace: Workspace, models: ModelStore, bare: bool) -> AsyncIte
     server = VllmServer("default", without_lora(given) if bare else given, workspace.db)
     reference = workspace.model(settings.base)
     window = context_window(models.path(reference), settings)
-    engine = StartedVllm("default", server, key_of(workspace, "default"), ["en"], models.model_hash(reference), window, 1.5)
+    words = partial(words_of, models.path(reference), settings.template(workspace.root))
+    engine = StartedVllm("default", server, key_of(workspace, "default"), ["en"], models.model_hash(reference), window, words, 1.5)
     try:
         await engine.start(START_SECONDS)
         state = await engine.health()

