@@ -79,6 +79,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # chunk_tokens = 200
 # chunk_max_tokens = 320
 # flagged = "exclude"                   # passages with instructions to the model: kept out of prompts; "keep" lets them in
+# keep_generations = 10                 # states of the index that one can roll back to, the live one among them; at least 2
 
 [ingest]
 # parse_seconds = 60                    # from one document, page or sheet to the next

@@ -213,6 +213,9 @@ class RetrievalConfig(Section):
     `reranker` is a reference to a cross-encoder that orders the best `rerank` passages anew.
 
     `flagged` says what becomes of passages in which ingest found instructions to the model: "exclude" keeps them out of generating prompts.
+
+    `keep_generations` states of the index are kept, the live one among them: those one can roll back to, and that stand in for a damaged
+    one. Texts, vectors and files that only older ones had are deleted.
     """
 
     k: int = Field(default=5, ge=1, le=100)
@@ -222,6 +225,7 @@ class RetrievalConfig(Section):
     chunk_tokens: int = Field(default=200, ge=16, le=4096)
     chunk_max_tokens: int = Field(default=320, ge=16, le=8192)
     flagged: Literal["exclude", "keep"] = "exclude"
+    keep_generations: int = Field(default=10, ge=2, le=100_000)
 
 
 class IngestConfig(Section):

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from typing import Final
 
 from eval.numeric import Quantity, quantities, same
-from retrieval.text import content_words, detect_lang, index_terms, sentences, words
+from retrieval.text import NO_DENIAL, content_words, detect_lang, index_terms, sentences, words
 
 FEATURES: Final = ("words", "words_anywhere", "unknown", "exchanged", "negation")
 # Of each feature, then the constant.
@@ -29,11 +29,9 @@ _NEGATION: Final = {
     "en": re.compile(r"\b(?:not|no|never|none|nor|neither|without|cannot|unable|fails? to|failed to)\b|n['’]t\b", re.IGNORECASE),
     "zh": re.compile(r"不|没|未|无|非|勿|禁|免|别"),
 }
-# Words with a negating part that deny nothing.
-_NO_NEGATION: Final = re.compile(
-    r"不超过|不少于|不低于|不高于|不满|不足|不同|不仅|不但|不断|不良|不动产|不服|未成年|无论|无线|非常|除非|没收|免疫|别人|分别|区别|特别|性别|级别|"
-    r"\b(?:not|no) (?:more|less|fewer|later|earlier|longer) than\b|\bnot only\b",
-    re.IGNORECASE,
+# Bounds deny nothing: their numbers are compared.
+_BOUND: Final = re.compile(
+    r"不超过|不少于|不低于|不高于|不满(?!意)|不足|\b(?:not|no) (?:more|less|fewer|later|earlier|longer) than\b", re.IGNORECASE
 )
 _NUMBER: Final = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.:/]\d+)*")
 # How an answer to a question may begin.
@@ -178,7 +176,7 @@ def _between(blocks: _Blocks, lang: str) -> str:
 
 
 def _denies(text: str, lang: str) -> bool:
-    return len(_NEGATION[lang].findall(_NO_NEGATION.sub(" ", text))) % 2 == 1
+    return len(_NEGATION[lang].findall(NO_DENIAL.sub(" ", _BOUND.sub(" ", text)))) % 2 == 1
 
 
 def _digits(text: str) -> frozenset[str]:

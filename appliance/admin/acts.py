@@ -13,10 +13,10 @@ from typing import Any
 from appliance.adapters import canary as canaries
 from appliance.adapters.card import facts, moves
 from appliance.adapters.gate_checks import gates_of, last_gate
-from appliance.adapters.registry import Registry
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.admin.rights import Forbidden, Missing, Rights, existing, within
 from appliance.admin.uploads import Uploads
-from appliance.datasets.registry import Datasets
+from appliance.datasets.registry import Datasets, several
 from appliance.errors import UsageError
 from appliance.evaluation.runs import parse_arms
 from appliance.jobs.jobs import STATES, Job, Jobs
@@ -156,9 +156,9 @@ class Administration(Rights):
             wanted = settings_from({**settings, **({} if method is None else {"method": method})})
         except TrainingError as error:
             raise UsageError(str(error)) from error
-        if dataset is not None:
-            self.dataset(caller, dataset)
-        elif wanted.method != "pretrain":
+        for name in [*several(dataset or ""), *several(wanted.eval_dataset or "")]:
+            self.dataset(caller, name)
+        if dataset is None and wanted.method != "pretrain":
             raise UsageError(f"method {wanted.method} learns from a data set: name it")
         if promote and yields(wanted.method) == "model":
             raise UsageError(f"method {wanted.method} makes a model, which no alias points at: leave promote out")
@@ -187,6 +187,7 @@ class Administration(Rights):
                 "method": version.method,
                 "dataset": f"{version.dataset}@{version.dataset_version}",
                 "gate": None if (gate := last_gate(self.workspace, version.name)) is None else "passed" if gate.passed else "missed",
+                "problem": self._problem(version),
                 "deleted_documents": [key.id for key in deleted.get(version.name, ())],
                 "created_at": version.created_at.isoformat(timespec="seconds"),
             }
@@ -198,7 +199,13 @@ class Administration(Rights):
         """Everything recorded about a version."""
         version = self.version(caller, name)
         found = facts(self.service.registry, version)
-        return {**{key: value for key, value in found.items() if key != "path"}, "went_live": moves(self.service.registry, version)}
+        shown = {key: value for key, value in found.items() if key != "path"}
+        return {**shown, "went_live": moves(self.service.registry, version), "problem": self._problem(version)}
+
+    def _problem(self, version: AdapterVersion) -> str | None:
+        """Why the domain's engine does not serve the version's files; None if it does, or has not looked at them."""
+        engine = self.service.engines.started().get(self.workspace.config.engine_of(version.domain)[0])
+        return None if engine is None else engine.problems.get(version.name) or None
 
     def gates(self, caller: Caller, name: str) -> list[dict[str, Any]]:
         """What was measured when the version was to go live, oldest first."""

@@ -37,7 +37,7 @@ def forced(arm: Arm, situation: Situation, version: str) -> Decision:
     return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
 
 
-def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
+async def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
     """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
     if adapter is None:
         return "no adapter is live in this domain"
@@ -47,8 +47,11 @@ def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Call
         return f"{adapter.name} was trained for another base model ({adapter.base}) than engine {engine.name} runs"
     if not adapter.labels <= caller.scope.labels:
         return "the adapter was trained on documents this caller may not see"
-    if isinstance(engine, Guarded) and adapter.name in engine.refused:
-        return f"engine {engine.name} cannot use {adapter.name}; the log says why"
+    if isinstance(engine, Guarded):
+        if problem := await engine.unfit(adapter.ref):
+            return f"engine {engine.name} cannot serve {adapter.name}: {problem}"
+        if adapter.name in engine.refused:
+            return f"engine {engine.name} cannot use {adapter.name}; the log says why"
     return ""
 
 
@@ -92,12 +95,12 @@ def approved_warnings(approved: str, asked: str, lang: str) -> tuple[str, ...]:
 
 
 def index_warnings(evidence: Evidence, lang: str) -> tuple[str, ...]:
-    """A sentence if the index is damaged and an older state of it was searched."""
+    """A sentence if the index is damaged and what stands in for it was searched."""
     if not evidence.degraded:
         return ()
     if lang == "zh":
-        return ("索引已损坏，正在使用较早的状态作答，近期新增或修改的文档可能缺失。",)
-    return ("The index is damaged and an older state of it answers; documents added or changed lately may be missing.",)
+        return ("索引已损坏，正在使用其完好的部分或较早的状态作答，部分文档可能缺失。",)
+    return ("The index is damaged; what is sound of it, or an older state, answers, and documents may be missing.",)
 
 
 def fallback_reason(planned: Arm, used: Arm, lang: str) -> str:

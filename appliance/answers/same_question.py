@@ -12,7 +12,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from retrieval.text import content_words, detect_lang
+from retrieval.text import NO_DENIAL, content_words, detect_lang
 
 
 def _list(text: str) -> list[str]:
@@ -146,7 +146,8 @@ _ZH_PHRASES = [
     (r"几(?=[次天个位名人片粒])", "〔多少〕"),
     (r"(?<=[限时处]〕)(?:可以|能够?)|在(?=[\d一两三四五六七八九十])", ""),
 ]  # fmt: skip
-_ZH_NEGATIONS = re.compile(r"不|没有?|无|未|非|勿|别(?!人|的)|禁止|严禁")
+# Outside of words that only look like one: 没收 is not 不收.
+_ZH_NEGATIONS = re.compile(rf"(?P<kept>{NO_DENIAL.pattern})|不|没有?|无|未|非|勿|别(?!人|的)|禁止|严禁")
 _ZH_NUMBER = re.compile(
     r"(?:\d+(?:\.\d+)?|半|[零〇一二两三四五六七八九十百千万]+)(?=[岁周天日月年次小时分钟片粒毫克升元米公斤人名位层楼倍度级%％个])"
 )
@@ -224,7 +225,7 @@ def _chinese(text: str) -> list[str]:
     def number(found: re.Match[str]) -> str:
         return f"{{{_value(found.group())}}}"
 
-    text = _ZH_NEGATIONS.sub(_NOT, _ZH_NUMBER.sub(number, text))
+    text = _ZH_NEGATIONS.sub(lambda found: found["kept"] or _NOT, _ZH_NUMBER.sub(number, text))
     return re.findall(rf"〔[^〕]*〕|\{{[^}}]*\}}|[a-z]+|\d+(?:\.\d+)?|[^\W_]|{_SIGN}", _ZH_EMPTY.sub("", text))
 
 

@@ -184,7 +184,7 @@ class Deciding:
         elif not self.readable(evidence.passages):
             for reading in ("rag", "hybrid"):
                 unavailable.setdefault(reading, "every passage found contains instructions to the model ([retrieval] flagged)")
-        reason = adapter_trouble(adapter, engine, caller)
+        reason = await adapter_trouble(adapter, engine, caller)
         for tuned in ("finetuned", "hybrid") if reason else ():
             unavailable.setdefault(tuned, reason)
         if verified is None:

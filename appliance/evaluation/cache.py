@@ -29,6 +29,7 @@ from eval.types import EvalError, Item, Outcome
 _PACKAGES = (retrieval, router)
 _MODULES = (
     "prompts",
+    "engines/chat_format",
     "answers/rewrite",
     "answers/citations",
     "answers/availability",

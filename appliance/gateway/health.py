@@ -36,8 +36,8 @@ def health_router(answering: Answers, lifecycle: Lifecycle, metrics: Metrics) ->
     async def readyz() -> Response:
         """503 while draining and when index or database cannot be read.
 
-        `degraded` lists `engine` while one is down (what needs no engine is still answered), and `index` while an older generation stands
-        in for a damaged one. What is wrong is in the operator's log.
+        `degraded` lists `engine` while one is down (what needs no engine is still answered), and `index` while something stands in for a
+        damaged generation. What is wrong is in the operator's log.
         """
         health = await answering.health()
         unreadable = [part for part in ("index", "database") if not health[part]["ok"]]

@@ -45,6 +45,7 @@ def test_tune_promote_evaluate_ask(appliance, handbook: Path, tmp_path: Path) ->
     done = appliance("tune", "--domain", "medical", "--dataset", "pairs", "--config", _settings(tmp_path / "tune.toml"), "--json")
     assert done.code == 0, done.err
     keys = ("domain", "version", "method", "train_examples", "dropped", "train_loss", "eval_loss", "tokens_per_second", "seconds", "path")
+    assert done.json["estimated_mib"] > 0 and done.json["peak_mib"] > 0
     assert set(keys) <= set(done.json) and done.json["train_examples"] == 4 and done.json["dropped"] == {"test split": 1}
     version = done.json["version"]
     assert (Path(done.json["path"]) / "loss.png").stat().st_size > 0

@@ -83,15 +83,73 @@ def test_a_search_registers_the_best_once(bank: Any, tmp_path: Path) -> None:
     assert "loss on dev" in table.out and "best" in table.out
 
 
+def test_a_killed_search_ends_as_one_left_alone(bank: Any, start: Start, tmp_path: Path) -> None:
+    text = "epochs = 6\npatience = 0\nbatch_size = 4\n\n[search]\nlearning_rate = { low = 1e-3, high = 1e-2, log = true }\nrank = [2, 4]\n"
+    arguments = ("tune", "--domain", "bank", "--dataset", "fees", "--config", _config(tmp_path / "s.toml", text), "--search", 3)
+    process = start(*arguments)
+    assert process.stderr is not None
+    next(line for line in process.stderr if '"training bank run 2/3"' in line and json.loads(line)["done"] > 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert bank("adapter", "list", "--json").json == []
+
+    done = bank(*arguments, "--json")
+    assert done.code == 0, done.err
+    # The first run is not done again, the second goes on.
+    assert "run 1/3" not in done.err and "run 2/3" in done.err
+    assert [row["version"] for row in bank("adapter", "list", "--json").json] == [done.json["version"]]
+    assert len(list((tmp_path / "workspace" / "runs").glob("tune-bank-*/run.json"))) == 3
+    alone = bank(*arguments, "--fresh", "--json").json
+
+    def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in report["search"]]
+
+    assert rows(done.json) == rows(alone) and len(rows(alone)) == 3
+    assert done.json["version"] == alone["version"]
+
+
+def _together(tmp_path: Path, *arguments: object) -> Any:
+    """The JSON of the same command in two processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable, "-c")
+    program = ("from appliance.cli.main import main; main()", "--workspace", str(tmp_path / "workspace"))
+    done = subprocess.run([sys.executable, *launcher, *program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
 def test_two_processes_make_one_version(bank: Any, tmp_path: Path) -> None:
     config = _config(tmp_path / "b.toml", "epochs = 2\nbatch_size = 4\ndropout = 0.0\nrank = 4\n")
     arguments = ("tune", "--domain", "bank", "--dataset", "fees", "--config", str(config), "--json")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable, "-c")
-    program = ("from appliance.cli.main import main; main()", "--workspace", str(tmp_path / "workspace"))
-    done = subprocess.run([sys.executable, *launcher, *program, *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    together = json.loads(done.stdout)
+    together = _together(tmp_path, *arguments)
     assert [row["version"] for row in bank("adapter", "list", "--json").json] == [together["version"]]
     alone = bank(*arguments).json
     assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-4)
     assert together["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+
+
+def test_two_processes_train_stage_after_stage(bank: Any, tmp_path: Path) -> None:
+    rows = []
+    for number in range(16):
+        question, answer = (text.format(n=number) for text in TOPICS[number % 2])
+        rows.append(
+            {
+                "id": f"p{number}",
+                "question": question,
+                "chosen": answer,
+                "rejected": "我不知道。",
+                "split": "dev" if number > 11 else "train",
+            }
+        )
+    (tmp_path / "better.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert bank("dataset", "add", tmp_path / "better.jsonl", "--domain", "bank").code == 0
+    common = "epochs = 2\nbatch_size = 4\ndropout = 0.0\nrank = 4\n"
+    stages = '[[stages]]\nname = "facts"\ndataset = "fees"\n\n[[stages]]\nname = "taste"\nmethod = "dpo"\ndataset = "better"\n'
+    arguments = ("tune", "--domain", "bank", "--config", _config(tmp_path / "c.toml", f"{common}\n{stages}"), "--json")
+    together = _together(tmp_path, *arguments)
+    versions = bank("adapter", "list", "--json").json
+    assert [row["version"] for row in versions] == [stage["version"] for stage in together["stages"]] and len(versions) == 2
+    # Both stages are there, and one process says so.
+    assert [stage["trained_before"] for stage in _together(tmp_path, *arguments)["stages"]] == [True, True]
+    alone = bank(*arguments, "--fresh").json
+    for one, two in zip(alone["stages"], together["stages"], strict=True):
+        assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)

@@ -19,6 +19,7 @@ ZH = "急诊处方一般不超过3日用量。慢性病患者经医师注明理�
         ("No, emergency prescriptions are limited to 3 days of treatment.", EN),
         ("急诊处方一般不超过三日用量。", ZH),
         ("慢性病患者的处方用量可延长至28日。", ZH),
+        ("慢性病患者的处方用量未来可延长至28日。", ZH),
     ],
 )
 def test_supported(sentence: str, passage: str) -> None:
@@ -36,6 +37,9 @@ def test_supported(sentence: str, passage: str) -> None:
         ("急诊处方一般不超过5日用量。", ZH),
         ("慢性病患者的处方用量不可以延长至28日。", ZH),
         ("门诊部主任为王建国。", ZH),
+        ("患者饭后不服用此药。", "患者饭后服用此药。"),
+        ("房东没收到押金。", "房东收到押金。"),
+        ("业主不同意转让车位。", "业主同意转让车位。"),
         ("探视人员进入病区前应当洗手。", ZH),
     ],
 )

@@ -214,7 +214,8 @@ def test_domains_and_labels_limit_administrators(site: Administered) -> None:
         assert http.get("/v1/admin/datasets").json() == [] and len(all_of_it.get("/v1/admin/datasets").json()) == 1
         assert http.post("/v1/admin/datasets/合同/check").status_code == 404
         assert http.post("/v1/admin/evals", json={"dataset": "合同"}).status_code == 404
-        assert http.post("/v1/admin/tune", json={"domain": "medical", "dataset": "合同"}).status_code == 404
+        for wanted in ({"dataset": "合同"}, {"dataset": "合同, x"}, {"settings": {"eval_dataset": "合同"}}):
+            assert http.post("/v1/admin/tune", json={"domain": "medical", **wanted}).status_code == 404
         id = upload(http, "x.jsonl", b'{"question": "?", "answer": "!"}\n', "dataset").json()["id"]
         assert http.post("/v1/admin/datasets", json={"upload": id, "name": "合同", "domain": "medical"}).status_code == 403
         assert code(http.post("/v1/admin/datasets", json={"upload": id})) == (403, "not_allowed")

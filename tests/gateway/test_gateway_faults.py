@@ -137,14 +137,6 @@ def test_the_breaker_spares_an_engine_that_keeps_failing(both: tuple[Served, Lyi
     assert 'appliance_engine_faults_total{engine="default",fault="retried"}' in metrics
     still_served(served)
     breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
-    breaker._pause = 0.3
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 20])
