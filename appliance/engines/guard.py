@@ -35,6 +35,8 @@ _FRESH = 1.0
 _ILL = 3
 # Seconds until the files of an adapter that cannot be served are looked at again.
 _LOOK_AGAIN = 30.0
+# Of the problems of an adapter, which may be as many as it has tensors.
+_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,8 @@ class Guarded:
                 logger.error("engine %s: %s", self.name, error)
                 return "its base model cannot be read; the log says why"
             # Clients see it: it names no folder of this machine.
-            self.problems[adapter.name] = "; ".join(found).replace(str(adapter.path), adapter.name)
+            told = [*found[:_TOLD], *([f"and {len(found) - _TOLD} more (appliance adapter lint)"] if len(found) > _TOLD else [])]
+            self.problems[adapter.name] = "; ".join(told).replace(str(adapter.path), adapter.name)
             self._linted[adapter.name] = time.monotonic()
         return self.problems[adapter.name]
 
