@@ -134,9 +134,10 @@ def test_a_locked_database_costs_no_answer(running: Running) -> None:
 @pytest.mark.slow
 def test_sigterm_under_load_loses_no_answer_that_has_begun(running: Running) -> None:
     running.engine.words, running.engine.pause = 100, 0.02
+    before = running.engine.sent
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(lambda: asyncio.run(_load(running.url, 3, 12)))
-        while running.engine.sent < 20 and not load.done():
+        while running.engine.sent < before + 20 and not load.done():
             time.sleep(0.05)
         running.process.terminate()
         found = load.result(120)
