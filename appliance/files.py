@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from finetune.disk import sync
 
 
 @contextmanager
@@ -44,12 +45,3 @@ def write_bytes(path: Path, data: bytes) -> None:
     """`beside` for bytes in hand."""
     with beside(path) as place:
         place.write_bytes(data)
-
-
-def sync(path: Path) -> None:
-    """Flush one file, or a folder's own entries (after a rename inside it), to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -46,7 +46,7 @@ class Load:
 
 
 def prompts() -> Iterator[list[Message]]:
-    """Prompts of some 150 to 250 tokens, none of them twice."""
+    """Prompts of some 125 tokens, none of them twice."""
     pairs = [pair for pair in sample.pairs(quick=False) if pair.lang == "en"]
     for turn in itertools.count():
         for number, pair in enumerate(pairs):

@@ -24,10 +24,6 @@ __all__ = ["vllm_bench", "vllm_workspace"]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, skipped without one; run by `make test-gpu`")
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Callable[[str], str]]:
     """A real PostgreSQL server with pgvector that lives as long as the tests: a database's name to its URL."""

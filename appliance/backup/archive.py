@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from appliance.errors import ApplianceError, UsageError
-from appliance.files import sync
+from finetune.disk import sync
 
 MANIFEST = "manifest.json"
 DATABASE = "appliance.db"

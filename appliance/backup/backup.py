@@ -21,9 +21,9 @@ import tomlkit
 from appliance.backup.archive import DATABASE, Backup, Manifest, Progress, is_zip, place, sealed, write
 from appliance.config import FILE_NAME
 from appliance.errors import ApplianceError, UsageError
-from appliance.files import sync
 from appliance.store.audit_log import GENESIS, HEAD
 from appliance.workspace import FOLDERS, Workspace
+from finetune.disk import sync
 
 # Besides the index, whose files the database names.
 KEPT = (*(name for name in FOLDERS if name != "index"), "dictionaries", "synonyms", "attempts")

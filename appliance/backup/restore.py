@@ -18,13 +18,13 @@ from appliance.backup.archive import DATABASE, Backup, Progress
 from appliance.backup.backup import KEPT
 from appliance.config import FILE_NAME
 from appliance.errors import ApplianceError, UsageError
-from appliance.files import sync
 from appliance.knowledge.forgetting import forget
 from appliance.store import audit_log
 from appliance.store.database import Database
 from appliance.store.ledger import apply_ledger
 from appliance.store.schema import api_key, audit, deletion, verified
 from appliance.workspace import FOLDERS
+from finetune.disk import sync
 
 # Folders in the workspace: what is being restored; the former files while they are moved out, while the new ones are moved in, and at last.
 _COMING, _LEAVING, _ENTERING, _REPLACED = ".restore-", ".leaving-", ".entering-", ".replaced-"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from appliance.errors import ApplianceError
-from appliance.files import sync
+from finetune.disk import sync
 
 # What is being done, how much is done, and the whole if known (bytes). May be called from another thread.
 Progress = Callable[[str, int, int | None], None]

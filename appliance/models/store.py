@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import ApplianceError
-from appliance.files import sync, write_whole
+from appliance.files import write_whole
 from appliance.models.catalogue import Kind, canonical, entry_for
 from appliance.models.fetch import fetch_snapshot, fetch_wheels, unpack
 from appliance.models.files import FileRecord, Progress, content_hash, disk_errors, file_lock, model_files, record_files, sync_tree
 from appliance.models.refs import ModelRef
+from finetune.disk import sync
 
 _RECORD = "model.json"
 

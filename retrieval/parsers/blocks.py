@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def join_blocks(blocks: list[tuple[str, str]]) -> str:
@@ -19,6 +19,11 @@ def join_blocks(blocks: list[tuple[str, str]]) -> str:
 
 def row_line(cells: list[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "¦") for cell in cells) + " |"
+
+
+def cell_text(blocks: Iterable[tuple[str, str]]) -> str:
+    """What is in a cell, (kind, text) each, as one text; the marks of headings mean nothing there."""
+    return " ".join(text.lstrip("# ") if kind == "heading" else text for kind, text in blocks)
 
 
 def rule_line(columns: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.parsers import Options, Parsed, clean
-from retrieval.parsers.blocks import join_blocks, row_line, rule_line
+from retrieval.parsers.blocks import cell_text, join_blocks, row_line, rule_line
 from retrieval.parsers.office import check
 from retrieval.parsers.plain import title_of
 
@@ -99,7 +99,7 @@ class _Reader:
             for cell in _found(row, (_W + "tc",)):
                 blocks = list(self.blocks(cell))
                 if _at(cell, "tcPr/vMerge") is None or _value(cell, "tcPr/vMerge") == "restart":
-                    above[column] = " ".join(text.lstrip("# ") if kind == "heading" else text for kind, text in blocks if kind != "row")
+                    above[column] = cell_text(block for block in blocks if block[0] != "row")
                 cells.append(above.get(column, ""))
                 inner += [block for block in blocks if block[0] == "row"]
                 column += int(_value(cell, "tcPr/gridSpan") or 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.parsers import XML_NO_MEMORY, Options, Parsed, ParseError, clean
-from retrieval.parsers.blocks import join_blocks, row_line, rule_line
+from retrieval.parsers.blocks import cell_text, join_blocks, row_line, rule_line
 from retrieval.parsers.plain import decode, title_of
 
 _HEADING = re.compile(r"h[1-6]")
@@ -179,7 +179,7 @@ def _row(row: Any) -> list[Block] | None:
         return [block for blocks in cells for block in blocks]
     if not any(cells):
         return []
-    line = row_line([" ".join(text.lstrip("# ") if kind == "heading" else text for kind, text in blocks) for blocks in cells])
+    line = row_line([cell_text(blocks) for blocks in cells])
     table = next(row.iterancestors("table"), None)
     is_first = table is None or next(table.iter("tr")) is row
     return [("row", line), ("row", rule_line(len(cells)))] if is_first else [("row", line)]

@@ -43,14 +43,18 @@ def _config(path: Path, text: str) -> Path:
     return path
 
 
+def _killed(process: subprocess.Popen[str], what: str, after: int) -> None:
+    """Kill a run when it says of `what` that more than `after` steps are done."""
+    assert process.stderr is not None
+    next(line for line in process.stderr if f'"{what}"' in line and json.loads(line)["done"] > after)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
 def test_killed_it_goes_on(bank: Any, start: Start, tmp_path: Path) -> None:
     config = _config(tmp_path / "a.toml", "epochs = 30\npatience = 0\nbatch_size = 4\nrank = 4\n")
     arguments = ("tune", "--domain", "bank", "--dataset", "fees", "--config", config)
-    process = start(*arguments)
-    assert process.stderr is not None
-    next(line for line in process.stderr if '"training bank"' in line and json.loads(line)["done"] > 8)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _killed(start(*arguments), "training bank", 8)
     assert bank("adapter", "list", "--json").json == []
     (run,) = (tmp_path / "workspace" / "runs").glob("tune-bank-*")
     assert list((run / "checkpoints").glob("*/complete"))
@@ -86,11 +90,7 @@ def test_a_search_registers_the_best_once(bank: Any, tmp_path: Path) -> None:
 def test_a_killed_search_ends_as_one_left_alone(bank: Any, start: Start, tmp_path: Path) -> None:
     text = "epochs = 6\npatience = 0\nbatch_size = 4\n\n[search]\nlearning_rate = { low = 1e-3, high = 1e-2, log = true }\nrank = [2, 4]\n"
     arguments = ("tune", "--domain", "bank", "--dataset", "fees", "--config", _config(tmp_path / "s.toml", text), "--search", 3)
-    process = start(*arguments)
-    assert process.stderr is not None
-    next(line for line in process.stderr if '"training bank run 2/3"' in line and json.loads(line)["done"] > 0)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _killed(start(*arguments), "training bank run 2/3", 0)
     assert bank("adapter", "list", "--json").json == []
 
     done = bank(*arguments, "--json")

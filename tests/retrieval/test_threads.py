@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -40,18 +42,17 @@ def said(body: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_what_the_caller_takes_is_nobody_elses():
+def test_what_the_caller_takes_is_nobody_elses() -> None:
     body = "threads.take(3)\nwork()\nprint(known(), elsewhere(known))\nthreads.take(2)\nprint(known(), elsewhere(known))"
     assert said(body) == ["3", "1", "2", "1"]
 
 
-def test_a_thread_that_never_computed_takes_what_it_asks_for():
+def test_a_thread_that_never_computed_takes_what_it_asks_for() -> None:
     assert said("threads.alone()\nprint(elsewhere(lambda: (threads.take(2), work(), known())[-1]))") == ["2"]
 
 
-def test_a_team_lasts_as_long_as_the_computation(tmp_path):
-    if sys.platform != "linux":
-        return
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the team stays")
+def test_a_team_lasts_as_long_as_the_computation() -> None:
     body = (
         "threads.alone()\nwork()\nbefore = running()\n"
         "with threads.together():\n    work()\n    print(known(), running() - before)\n"
@@ -62,7 +63,7 @@ def test_a_team_lasts_as_long_as_the_computation(tmp_path):
     assert said(body, OMP_NUM_THREADS="3") == ["3", "2", "1", "0", "3"]
 
 
-def test_the_environment_bounds_the_cores():
+def test_the_environment_bounds_the_cores() -> None:
     assert said("print(threads.cores())", OMP_NUM_THREADS="5") == ["5"]
     for given in ("", "no", "0"):
         assert said("print(threads.cores())", OMP_NUM_THREADS=given) == [str(len(os.sched_getaffinity(0)))]
