@@ -73,6 +73,7 @@ def prepared(folder: Path, data: Path, chosen: ProofSet, fold: Fold, most: int |
         "engines.default.base": chosen.base,
         "engines.default.languages": [chosen.lang],
         "engines.default.max_batch": BATCH,
+        "engines.default.weights": chosen.weights,
         "answering.passage_tokens": PASSAGE_TOKENS,
         # However slow the machine is, and however long it is made to wait.
         **{f"engines.default.{name}_seconds": 86_400 for name in ("first_token", "between_tokens", "total")},

@@ -40,6 +40,11 @@ class ProofSet:
     def chat_template(self) -> str | None:
         return "alpaca" if self.lang == "zh" else None
 
+    @property
+    def weights(self) -> str:
+        """Of the engine: the larger base takes a third of the time with 8-bit ones."""
+        return "int8" if self.lang == "zh" else "float32"
+
 
 SETS = (
     ProofSet("medquad", "medical-en-medquad", "medical", "en", 300),
