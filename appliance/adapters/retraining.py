@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from appliance.adapters import canary as canaries
 from appliance.errors import UsageError
 from appliance.jobs.cron import next_after
 from appliance.jobs.jobs import Jobs
@@ -59,9 +60,23 @@ class Retraining:
 def retrain(workspace: Workspace, domain: str, progress: Progress) -> dict[str, Any]:
     """Train the domain from the newest data, measure the gate, and go on as `retrain_then` says; the JSON of `adapter retrain --json`.
 
-    `outcome` is skipped (nothing has changed), missed (the gate), registered, trial or live. One line of JSON goes to `retrain_report`.
+    `outcome` is skipped (nothing has changed), waiting (a version is still on trial), missed (the gate), registered, trial, live, or failed,
+    which is also raised. One line of JSON goes to `retrain_report`.
     Raises UsageError where nothing says what to train on, ApplianceError.
     """
+    row: dict[str, Any] = {"domain": domain, "at": utcnow().isoformat(timespec="seconds")}
+    try:
+        _train(workspace, domain, progress, row)
+    except Exception as error:
+        row |= {"outcome": "failed", "why": str(error) or repr(error)}
+        _report(workspace, row)
+        raise
+    _report(workspace, row)
+    return row
+
+
+def _train(workspace: Workspace, domain: str, progress: Progress, row: dict[str, Any]) -> None:
+    """What `retrain` does; `row` is filled with what came of it so far."""
     from appliance.datasets.registry import several
     from appliance.service import open_service
     from appliance.training.stages import tune_plan
@@ -71,32 +86,40 @@ def retrain(workspace: Workspace, domain: str, progress: Progress) -> dict[str, 
     service = open_service(workspace)
     named = [name for stage in plan.stages for name in (stage.dataset, stage.settings.eval_dataset) if name is not None]
     names = list(dict.fromkeys(one for name in named for one in several(name)))
-    versions = {name: _newest(workspace, name) for name in names}
+    row["datasets"] = {name: _newest(workspace, name) for name in names}
     engine = workspace.config.engine_of(domain)[1]
     state = {
-        "datasets": versions,
+        "datasets": row["datasets"],
         # Methods that read the documents learn something new with every generation.
         "generation": service.knowledge.store.live_generation() if any(stage.dataset is None for stage in plan.stages) else None,
         "base": service.models.model_hash(workspace.model(engine.base)) if engine.has_base else "",
         "plan": hashlib.sha256(repr(replace(plan, notes=())).encode()).hexdigest(),
     }
-    row: dict[str, Any] = {"domain": domain, "at": utcnow().isoformat(timespec="seconds"), "datasets": versions}
     before = _read(workspace.db, _done(domain))
     if before is not None and before["state"] == state:
         row |= {"outcome": "skipped", "version": before["version"], "why": "data, settings and base are those of the last time"}
-    else:
+        return
+    # A domain has one trial at a time: what is trained now could not begin its own.
+    if settings.retrain_then == "canary" and (trials := canaries.running(workspace.db, domain)):
+        ends = f"promote it, or end its trial: appliance adapter canary stop --domain {domain}"
+        row |= {"outcome": "waiting", "version": trials[0].candidate, "why": f"{trials[0].candidate} is still on trial; {ends}"}
+        return
 
-        def report(stage: str, event: dict[str, Any]) -> None:
-            progress(" ".join(filter(None, ("training", domain, stage))), event["step"], event["steps"])
+    def report(stage: str, event: dict[str, Any]) -> None:
+        progress(" ".join(filter(None, ("training", domain, stage))), event["step"], event["steps"])
 
-        version = tune_plan(service, domain, plan, report)[-1][0]
-        row |= {"version": version.name, **asyncio.run(_go_on(service, version.name, settings.retrain_then, progress))}
-        _write(workspace.db, _done(domain), {"state": state, "version": version.name})
+    row["version"] = tune_plan(service, domain, plan, report)[-1][0].name
+    found = asyncio.run(_go_on(service, row["version"], settings.retrain_then, progress))
+    _write(workspace.db, _done(domain), {"state": state, "version": row["version"]})
+    row |= found
+
+
+def _report(workspace: Workspace, row: dict[str, Any]) -> None:
     with workspace.db.write() as connection:
         workspace.db.audit(connection, "adapter.retrain", {name: row.get(name) for name in ("domain", "outcome", "version")})
-    if settings.retrain_report is not None:
-        _append(workspace.root / Path(settings.retrain_report).expanduser(), row)
-    return row
+    file = workspace.config.domain(row["domain"]).retrain_report
+    if file is not None:
+        _append(workspace.root / Path(file).expanduser(), row)
 
 
 async def _go_on(service: Any, name: str, then: str, progress: Progress) -> dict[str, Any]:

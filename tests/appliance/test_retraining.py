@@ -18,10 +18,12 @@ from appliance.admin.audit import find
 from appliance.cli.main import run
 from appliance.config import load
 from appliance.datasets.registry import Datasets
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.jobs.cron import next_after
 from appliance.jobs.jobs import Jobs
+from appliance.store import tables_admin
 from appliance.store.database import utcnow
+from appliance.training import stages
 from appliance.workspace import Workspace
 
 sys.path.append(str(Path(__file__).parents[1] / "finetune"))
@@ -102,6 +104,30 @@ def test_what_cannot_be_trained(opened: Callable[[str], Workspace], tmp_path: Pa
         retrain(opened(""), "bank", lambda *_: None)
     with pytest.raises(UsageError, match="no data set 'nothing'"):
         retrain(opened('retrain_dataset = "nothing"'), "bank", lambda *_: None)
+
+
+def test_nothing_is_trained_while_a_version_is_on_trial(opened: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object) -> None:
+        raise ApplianceError("显存不足")
+
+    monkeypatch.setattr(stages, "tune_plan", train)
+    settings = 'retrain_dataset = "fees"\nretrain_report = "reports/bank.jsonl"\n'
+    workspace = opened(settings)
+    facts = {"domain": "bank", "live": None, "share": 0.1, "state": "running", "why": "", "looks": {}, "started_at": utcnow()}
+    with workspace.db.write() as connection:
+        connection.execute(tables_admin.canary.insert().values(id="can-1", candidate="bank@1", **facts))
+    waiting = retrain(workspace, "bank", lambda *_: None)
+    assert (waiting["outcome"], waiting["version"]) == ("waiting", "bank@1") and "still on trial" in waiting["why"]
+    # A version that is only registered, or promoted, stands in no trial's way; nor does one that has ended.
+    with pytest.raises(ApplianceError, match="显存不足"):
+        retrain(opened(f'{settings}retrain_then = "register"'), "bank", lambda *_: None)
+    canaries.stop(workspace.db, "bank")
+    with pytest.raises(ApplianceError, match="显存不足"):
+        retrain(workspace, "bank", lambda *_: None)
+    # What failed is reported as well, and tried again.
+    rows = [json.loads(line) for line in (workspace.root / "reports" / "bank.jsonl").read_text("utf-8").splitlines()]
+    assert [row["outcome"] for row in rows] == ["waiting", "failed", "failed"] and rows[1]["why"] == "显存不足"
+    assert [entry["details"]["outcome"] for entry in find(workspace.db, "adapter.retrain")] == ["failed", "failed", "waiting"]
 
 
 @pytest.mark.slow
