@@ -20,16 +20,24 @@ if TYPE_CHECKING:
 
 # Seconds after which an answer counts as failed.
 _PATIENCE = 120.0
+# Of all that is asked, the share that may fail within the limit: percentiles are of answers, so failures would make them look better.
+_FAILING = 0.01
+# Next to none, and yet a sampled answer without a seed is never kept (`appliance.answers.cache`).
+_FRESH = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One answer: milliseconds to its first text and to its end, or what went wrong; `cached` if it was generated for an earlier one."""
+    """One answer: milliseconds to its first text and to its end, the arm that gave it, or what went wrong.
+
+    It is `cached` if it was generated for an earlier one.
+    """
 
     first_ms: float = 0.0
     total_ms: float = 0.0
     error: str = ""
     cached: bool = False
+    arm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,11 @@ class Load:
     cached: int
     errors: dict[str, int]
 
+    def within(self, limit_ms: float) -> bool:
+        """Whether 95 % of the answers came within `limit_ms`, and at most 1 % of what was asked failed."""
+        failed = sum(self.errors.values())
+        return self.answers > 0 and failed <= _FAILING * (self.answers + failed) and self.p95 <= limit_ms
+
 
 async def measure(
     url: str,
@@ -58,12 +71,14 @@ async def measure(
     concurrency: Sequence[int],
     seconds: float,
     max_tokens: int,
+    fresh: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Load]:
     """Ask for `seconds` at each concurrency, arm by arm, with streamed chat completions; the questions go round.
 
-    `arms` may hold ``auto``; without `domain` only that. One answer an arm is asked before and not counted. Raises ApplianceError where
-    the address does not answer, or answers something else than an appliance does.
+    `arms` may hold ``auto``; without `domain` only that. One answer an arm is asked before and not counted. An answer by another arm than
+    the one asked is an error. With `fresh` no answer comes from the gateway's cache. Raises ApplianceError where the address does not
+    answer, refuses the key, or answers something else than an appliance does.
     """
     import httpx
 
@@ -79,10 +94,13 @@ async def measure(
                 "model": "auto" if domain is None else domain if arm == "auto" else f"{domain}/{arm}",
                 "stream": True,
                 "max_tokens": max_tokens,
+                **({"temperature": _FRESH} if fresh else {}),
             }
 
-            async def once(question: str, body: dict[str, Any] = body) -> Asked:
-                return await ask(client, url, {**body, "messages": [{"role": "user", "content": question}]})
+            async def once(question: str, arm: str = arm, body: dict[str, Any] = body) -> Asked:
+                asked = await ask(client, url, {**body, "messages": [{"role": "user", "content": question}]})
+                # A quote that finds nothing to quote is a refusal, which is quicker.
+                return asked if asked.error or arm in ("auto", asked.arm) else Asked(error=f"answered_by_{asked.arm}")
 
             await once(questions[0])
             for streams in concurrency:
@@ -102,6 +120,8 @@ async def _check(client: httpx.AsyncClient, url: str) -> None:
         raise ApplianceError(f"{url} cannot be reached ({error}); start it with: appliance serve") from error
     if answer.status_code == 401:
         raise ApplianceError(f"{url} wants an API key: put one into the environment variable that --key-env names")
+    if answer.status_code == 403:
+        raise ApplianceError(f"{url} refuses this key ({_code(answer.content, 403)}): asking needs one with the scope chat")
     if answer.status_code != 200:
         raise ApplianceError(f"{url}/v1/models answers {answer.status_code}; is this an appliance?")
 
@@ -124,7 +144,7 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Aske
     import httpx
 
     started = time.perf_counter()
-    first, cached, done, rest = 0.0, False, False, b""
+    first, cached, done, rest, arm = 0.0, False, False, b"", ""
     try:
         async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -140,11 +160,12 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Aske
                         return Asked(error=_code(line[6:], 200))
                     if not first and any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
                         first = time.perf_counter() - started
-                    cached = cached or bool(chunk.get("appliance", {}).get("cached"))
+                    if told := chunk.get("appliance"):
+                        cached, arm = bool(told["cached"]), str(told["arm"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Asked(error="broken off" if first else type(error).__name__)
     total = time.perf_counter() - started
-    return Asked((first or total) * 1000, total * 1000, "" if done else "broken off", cached)
+    return Asked((first or total) * 1000, total * 1000, "" if done else "broken off", cached, arm)
 
 
 def _code(body: bytes, status: int) -> str:
