@@ -35,6 +35,10 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _A_DOMAIN = 2
 # Each place in a batch takes memory, used or not: beyond so many, requests wait for each other.
 _MOST_PLACES = 32
+# The model's own defaults for sampling would change what other engines are asked for in the same words.
+ALWAYS = ("--generation-config", "vllm")
+# Half precision is slower than float32 on most CPUs, and compiling saves little there but takes a minute.
+ON_CPU = ("--dtype", "float32", "--enforce-eager")
 # The environment that `make vllm` builds, beside the appliance's own.
 _ENVIRONMENT = ".venv-vllm"
 
@@ -70,8 +74,7 @@ def launch(workspace: Workspace, models: ModelStore, name: str, settings: Engine
     arguments = [
         *("--model", str(base), "--served-model-name", _MODEL),
         *("--max-model-len", str(context_window(base, settings))),
-        # The model's own defaults for sampling would change what other engines are asked for in the same words.
-        *("--generation-config", "vllm"),
+        *ALWAYS,
         *("--enable-lora", "--max-loras", str(found.places), "--max-cpu-loras", str(found.kept), "--max-lora-rank", str(found.rank)),
         *("--shutdown-timeout", "5", "--disable-uvicorn-access-log"),
     ]
@@ -85,8 +88,7 @@ def launch(workspace: Workspace, models: ModelStore, name: str, settings: Engine
         "HF_HUB_OFFLINE": "1",
     }
     if shutil.which("nvidia-smi") is None:
-        # Half precision is slower than float32 on most CPUs, and compiling saves little there but takes a minute.
-        arguments += ["--dtype", "float32", "--enforce-eager"]
+        arguments += ON_CPU
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
         if settings.threads is not None:
             environment |= {"OMP_NUM_THREADS": str(settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
