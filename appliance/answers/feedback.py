@@ -62,7 +62,9 @@ class Feedback:
 
     def __init__(self, database: Database, settings: FeedbackConfig) -> None:
         self._database, self._settings = database, settings
+        # `remember` appends to the first at any moment, also while a thread writes; the second is of whoever holds the lock.
         self._waiting: deque[dict[str, Any]] = deque(maxlen=_WAITING)
+        self._taken: list[dict[str, Any]] = []
         self._writing = threading.Lock()
 
     def remember(self, answer: Answer, question: str, evidence: Evidence | None, caller: Caller) -> None:
@@ -92,34 +94,40 @@ class Feedback:
 
     def flush(self) -> None:
         """Write what waits and erase what is too old. Raises DatabaseFailed (what waits then goes on waiting)."""
-        table, now = schema.answer, utcnow()
         with self._writing:
-            secret = self._database.secret() if self._waiting else b""
-            rows = [{**row, "question_hash": question_hash(secret, row["asked"])} for row in self._waiting]
-            with self._database.write() as connection:
-                if rows:
-                    kept = _as_kept(connection, rows)
-                    connection.execute(table.insert(), [{name: row[name] for name in row if name != "asked"} for row in kept])
-                    enter(connection, (_refusal(row) for row in kept if row["refused"]))
-                kept_since = now - timedelta(hours=self._settings.retain_hours)
-                old = sa.and_(table.c.created_at < kept_since, sa.or_(table.c.answer.is_not(None), table.c.question.is_not(None)))
-                connection.execute(table.update().where(old).values(question=None, answer=None))
-                accepted_since = now - timedelta(days=self._settings.accept_days)
-                expire(connection, kept_since, accepted_since)
-                connection.execute(table.delete().where(table.c.created_at < accepted_since))
-            for _ in rows:
-                self._waiting.popleft()
+            self._flush()
+
+    def _flush(self) -> None:
+        self._taken += [self._waiting.popleft() for _ in range(len(self._waiting))]
+        del self._taken[:-_WAITING]
+        table, now = schema.answer, utcnow()
+        secret = self._database.secret() if self._taken else b""
+        rows = [{**row, "question_hash": question_hash(secret, row["asked"])} for row in self._taken]
+        with self._database.write() as connection:
+            if rows:
+                kept = _as_kept(connection, rows)
+                connection.execute(table.insert(), [{name: row[name] for name in row if name != "asked"} for row in kept])
+                enter(connection, (_refusal(row) for row in kept if row["refused"]))
+            kept_since = now - timedelta(hours=self._settings.retain_hours)
+            old = sa.and_(table.c.created_at < kept_since, sa.or_(table.c.answer.is_not(None), table.c.question.is_not(None)))
+            connection.execute(table.update().where(old).values(question=None, answer=None))
+            accepted_since = now - timedelta(days=self._settings.accept_days)
+            expire(connection, kept_since, accepted_since)
+            connection.execute(table.delete().where(table.c.created_at < accepted_since))
+        self._taken.clear()
 
     def waiting(self) -> int:
         """How many answers are to be written."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._taken)
 
     def give(
         self, caller: Caller, answer_id: str, rating: Rating, *, correction: str | None, question: str | None, answer: str | None
     ) -> None:
         """Take feedback of whoever got the answer; a second one replaces the first. Raises UnknownAnswer."""
-        if self._waiting:
-            self.flush()
+        # The answer may just be on its way into the database.
+        with self._writing:
+            if self.waiting():
+                self._flush()
         table, now = schema.answer, utcnow()
         with self._database.write() as connection:
             since = now - timedelta(days=self._settings.accept_days)

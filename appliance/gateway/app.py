@@ -59,6 +59,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# Seconds until work beside the answers that a defect has ended begins again.
+_AGAIN = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`body_bytes` caps a request's body; `upload_bytes` a file that is sent in; `sampling` fills in the sampling fields that a
@@ -117,7 +121,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work()) for work in (warm, desk.write, *beside)]
+        tasks = [asyncio.create_task(_kept_up(work)) for work in (warm, desk.write, *beside)]
         try:
             yield
         finally:
@@ -165,3 +169,14 @@ def create_app(
     app.include_router(health_router(answering, lifecycle, metrics))
     app.include_router(web_router(app.openapi))
     return app
+
+
+async def _kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `work` to its end; where an error that nobody foresaw ends it before, that is logged and it begins again."""
+    while True:
+        try:
+            await work()
+            return
+        except Exception:
+            logger.exception("work beside the answers has ended; it begins again in %g s", _AGAIN)
+        await asyncio.sleep(_AGAIN)

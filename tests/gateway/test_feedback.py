@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +22,18 @@ from gateway_server import Served, running
 from lying_engine import LyingEngine, lying
 
 from appliance.admin.keys import Keys
+from appliance.answers import feedback as answers_feedback
+from appliance.answers.feedback import Feedback
 from appliance.cli.main import cli
-from appliance.gateway import desk
+from appliance.engines.base import Usage
+from appliance.gateway import app, desk
 from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
+from appliance.types import Answer, Caller
 from retrieval.types import DocumentKey
+from router.types import Decision
 
 KEPT = FeedbackConfig(retain_hours=24)
 QUESTION = "专家门诊挂号费是多少？"
@@ -155,6 +162,113 @@ def test_a_full_or_locked_disk_costs_feedback_but_no_answer(start: Callable[...,
     assert served.feedback.waiting() == 1
     monkeypatch.setattr(served.feedback._database, "write", original)
     assert give(served, id) == 200 and served.feedback.waiting() == 0
+
+
+def answer(number: int, text: str = "At most 4 g.") -> Answer:
+    decision = Decision("base", "medical", "forced", (), {}, {}, {}, "rules-1")
+    return Answer(f"a{number}", text, "base", "medical", (), (), decision, "local", None, 7, Usage(1, 1), {"total": 1.0})
+
+
+def remember(feedback: Feedback, *numbers: int) -> None:
+    for number in numbers:
+        feedback.remember(answer(number), QUESTION, None, Caller())
+
+
+def written(database: Database) -> list[str]:
+    with database.read() as connection:
+        return sorted(connection.execute(sa.select(schema.answer.c.id)).scalars())
+
+
+def test_answers_are_noted_while_others_are_written(database: Database) -> None:
+    feedback, count = Feedback(database, KEPT), 8000
+    remember(feedback, *range(count // 2))
+    before = sys.getswitchinterval()
+    # Threads take turns as often as in the gateway, and more.
+    sys.setswitchinterval(0.0001)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            noting = pool.submit(remember, feedback, *range(count // 2, count))
+            while not noting.done():
+                feedback.flush()
+            noting.result()
+    finally:
+        sys.setswitchinterval(before)
+    feedback.flush()
+    assert len(written(database)) == count
+
+
+def test_what_comes_while_a_full_book_is_written_is_not_lost(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_feedback, "_WAITING", 3)
+    feedback, original = Feedback(database, KEPT), database.write
+    database.secret()
+
+    def busy() -> Any:
+        remember(feedback, 3, 4)
+        return original()
+
+    remember(feedback, 0, 1, 2)
+    monkeypatch.setattr(database, "write", busy)
+    feedback.flush()
+    monkeypatch.setattr(database, "write", original)
+    feedback.flush()
+    assert written(database) == ["a0", "a1", "a2", "a3", "a4"]
+
+
+def test_of_too_many_that_cannot_be_written_the_newest_are_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_feedback, "_WAITING", 3)
+    feedback, original = Feedback(database, KEPT), database.write
+
+    def full() -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(database, "write", full)
+    for numbers in ((0, 1, 2), (3, 4)):
+        remember(feedback, *numbers)
+        with pytest.raises(OSError, match="No space left"):
+            feedback.flush()
+    monkeypatch.setattr(database, "write", original)
+    feedback.flush()
+    assert written(database) == ["a2", "a3", "a4"]
+
+
+def test_feedback_waits_for_an_answer_that_is_being_written(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    feedback, original, begun = Feedback(database, KEPT), database.write, threading.Event()
+
+    def slow() -> Any:
+        begun.set()
+        time.sleep(0.2)
+        return original()
+
+    feedback.remember(answer(1), QUESTION, None, Caller())
+    monkeypatch.setattr(database, "write", slow)
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(feedback.flush)
+        begun.wait(10)
+        feedback.give(Caller(), "a1", "up", correction=None, question=None, answer=None)
+        flushing.result()
+
+
+def test_a_defect_does_not_end_the_writing(
+    start: Callable[..., Served], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_AGAIN", 0.01)
+    served = start(FakeAnswering(numbered=True))
+    original = served.feedback.flush
+    failed = threading.Event()
+
+    def broken() -> None:
+        failed.set()
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(served.feedback, "flush", broken)
+    asked(served)
+    assert failed.wait(10)
+    monkeypatch.setattr(served.feedback, "flush", original)
+    for _ in range(1000):
+        if served.feedback.waiting() == 0:
+            break
+        time.sleep(0.01)
+    assert served.feedback.waiting() == 0 and "nobody foresaw this" in caplog.text
 
 
 def test_an_answer_that_cannot_be_written_is_not_told_to_the_log(
