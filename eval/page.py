@@ -13,7 +13,7 @@ from eval.calibration import brier, ece, reliability, risk_coverage
 from eval.metrics import of_outcome
 from eval.page_template import HTML
 from eval.plots import Format, Plot
-from eval.report import COLUMNS, Difference
+from eval.report import COLUMNS, Difference, failures
 from eval.run import RunResult
 from eval.statistics import Interval, paired_bootstrap
 from eval.types import AUTO, Item, Outcome
@@ -74,6 +74,8 @@ def page(
     for name in ("routed", "oracle"):
         if name in rows:
             notes.append(f"{name}: " + ", ".join(f"{arm} {share:.0%}" for arm, share in rows[name]["mix"].items()))
+    if result.summary.get("errors"):
+        notes.append(failures(result.summary))
     if result.summary.get("reused"):
         notes.append(
             f"{result.summary['reused']} outcomes were taken over from earlier runs in the same state, with the times they had there"

@@ -16,6 +16,7 @@ from eval.utility import Scoring
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("n", "n", 0),
     ("utility", "utility", 3),
+    ("errors", "errors", 0),
     ("answered", "answered", 3),
     ("numeric_match", "numbers", 3),
     ("choice", "choice", 3),
@@ -90,7 +91,13 @@ def table(summary: Mapping[str, Any]) -> str:
         if summary[name]:
             lines.append(f"{name}: " + ", ".join(f"{arm} {share:.0%}" for arm, share in summary[name]["mix"].items()))
     lines += [f"not run: {arm} ({reason})" for arm, reason in summary["unavailable"].items()]
+    lines += [failures(summary)] if summary.get("errors") else []
     return "\n".join(lines)
+
+
+def failures(summary: Mapping[str, Any]) -> str:
+    """How many answers of a run failed, in words."""
+    return f"{summary['errors']} answer{'s' * (summary['errors'] > 1)} failed, the first with: {summary['first_error']}"
 
 
 def compare(first: RunResult, second: RunResult, scoring: Scoring | None = None, seed: int = 0) -> list[Difference]:

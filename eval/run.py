@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,19 +50,19 @@ async def run(
 ) -> RunResult:
     """Ask every arm ("auto" = routed) every question, `concurrency` at a time so that an engine can batch, and summarise.
 
-    Outcomes already in the folder for the same item and arm are not asked again, except failures; an item that has
-    changed is. Neither are those whose `key` is among the `known` outcomes of other runs: they are taken over, with the times they
-    had there, and counted as ``reused`` in the summary. `progress(done, total)` is called after each outcome. An exception of
-    `ask`, or cancelling, ends the run with what is stored so far, and calling again goes on from there. Times are measured by `ask`
-    under this concurrency.
+    Outcomes already in the folder for the same item and arm are not asked again, except failures; an item that has changed is, and
+    with `key` whatever was stored under another key. Neither are those whose `key` is among the `known` outcomes of other runs: they
+    are taken over, with the times they had there, and counted as ``reused`` in the summary. `progress(done, total)` is called after each
+    outcome. An exception of `ask` is raised as it is; it, or cancelling, ends the run with what is stored so far, and calling again goes
+    on from there. Times are measured by `ask` under this concurrency.
     Raises EvalError on no items, no arms, ids that repeat, concurrency below 1, or a damaged folder.
     """
     arms = list(dict.fromkeys(arms))
     _check(items, arms, concurrency)
     _prepare(folder, items)
-    outcomes = _usable(items, folder / "outputs.jsonl")
+    identities = {(item.id, arm): key(item, arm) if key is not None else None for arm in arms for item in items}
+    outcomes = _standing(items, folder, identities if key is not None else {})
     todo = [(item, arm) for arm in arms for item in items if _open(outcomes.get((item.id, arm)))]
-    identities = {(item.id, arm): key(item, arm) if key is not None else None for item, arm in todo}
     total = len(items) * len(arms)
     with append_lines(folder / "outputs.jsonl") as write:
 
@@ -89,9 +89,7 @@ async def run(
                 if progress is not None:
                     progress(done, total)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(todo))):
-                group.create_task(worker())
+        await at_once(worker, min(concurrency, len(todo)))
 
     asked = {(item.id, arm): outcomes[item.id, arm] for arm in arms for item in items}
     reused = {(row["id"], row["asked"]): row.get("reused", False) for row in read_lines(folder / "outputs.jsonl")}
@@ -100,12 +98,30 @@ async def run(
     return RunResult(folder, tuple(items), asked, summary)
 
 
+async def at_once(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """`count` workers side by side. The first exception of one cancels the others and is raised as it is, not within a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(worker())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+def stands(folder: Path, items: Sequence[Item], arms: Sequence[str], key: Key) -> bool:
+    """Whether the folder holds an outcome for every item and arm, none of them a failure, under the key they have now. Raises EvalError on
+    a damaged file."""
+    identities = {(item.id, arm): key(item, arm) for arm in arms for item in items}
+    outcomes = _standing(items, folder, identities)
+    return not any(_open(outcomes.get(pair)) for pair in identities)
+
+
 def load(folder: Path) -> RunResult:
     """Read a run back. Raises EvalError when the folder holds none or a file is damaged, naming file and line."""
     if not (folder / "items.jsonl").is_file():
         raise EvalError(f"{folder}: no evaluation run is stored here (items.jsonl is missing)")
     items = tuple(_parsed(folder / "items.jsonl", item_from_json))
-    outcomes = _usable(items, folder / "outputs.jsonl")
+    outcomes = _standing(items, folder, {})
     path = folder / "summary.json"
     if not path.is_file():
         return RunResult(folder, items, outcomes, None)
@@ -167,19 +183,21 @@ def _open(outcome: Outcome | None) -> bool:
     return outcome is None or (outcome.error is not None and not outcome.unavailable)
 
 
-def _usable(items: Iterable[Item], path: Path) -> dict[tuple[str, str], Outcome]:
-    """The stored outcomes that belong to these items as they are now; of several for one item and arm the last."""
+def _standing(items: Iterable[Item], folder: Path, identities: Mapping[tuple[str, str], str | None]) -> dict[tuple[str, str], Outcome]:
+    """The stored outcomes that belong to these items as they are now, by item id and arm; of several for one the last, and that only if
+    it was stored under its key in `identities`, where it has one there."""
     digests = {item.id: _digest(item) for item in items}
-    found: dict[tuple[str, str], Outcome] = {}
+    found: dict[tuple[str, str], tuple[str | None, Outcome]] = {}
+    path = folder / "outputs.jsonl"
     if path.is_file():
-        for key, digest, outcome in _parsed(path, _stored):
-            if digests.get(key[0]) == digest:
-                found[key] = outcome
-    return found
+        for pair, digest, key, outcome in _parsed(path, _stored):
+            if digests.get(pair[0]) == digest:
+                found[pair] = key, outcome
+    return {pair: outcome for pair, (key, outcome) in found.items() if identities.get(pair, key) == key}
 
 
-def _stored(row: dict[str, Any]) -> tuple[tuple[str, str], str, Outcome]:
-    return (row["id"], row["asked"]), row["item"], outcome_from_json(row["outcome"])
+def _stored(row: dict[str, Any]) -> tuple[tuple[str, str], str, str | None, Outcome]:
+    return (row["id"], row["asked"]), row["item"], row.get("key"), outcome_from_json(row["outcome"])
 
 
 def _parsed(path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:

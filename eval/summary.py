@@ -12,12 +12,13 @@ from eval.utility import Scoring, utility
 
 
 def summarise(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None = None) -> dict[str, Any]:
-    """``{"n", "arms": {arm: {metric: number}}, "routed", "oracle", "unavailable": {arm: reason}}``.
+    """``{"n", "arms": {arm: {metric: number}}, "routed", "oracle", "unavailable": {arm: reason}, "errors", "first_error"}``.
 
     An arm that could not be used for a single item is listed under ``unavailable`` and not scored. ``routed`` and
     ``oracle`` also have ``mix``: the share of questions each arm answered; they are empty when "auto" was not asked, or no
-    single arm could be scored.
+    single arm could be scored. ``errors`` counts the outcomes that are failures, ``first_error`` says what the first one was, or None.
     """
+    failed = [outcome.error for outcome in outcomes.values() if outcome.error is not None and not outcome.unavailable]
     by_arm = {arm: [(item, outcomes[item.id, arm]) for item in items if (item.id, arm) in outcomes] for arm in _asked(outcomes)}
     usable = {arm: pairs for arm, pairs in by_arm.items() if any(not outcome.unavailable for _, outcome in pairs)}
     out = {arm: pairs[0][1].error for arm, pairs in by_arm.items() if arm not in usable and pairs}
@@ -29,6 +30,8 @@ def summarise(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None
         "routed": _row(routed, scoring) | {"mix": _mix(routed)} if routed else {},
         "oracle": _row(best, scoring) | {"mix": _mix(best)} if best else {},
         "unavailable": out,
+        "errors": len(failed),
+        "first_error": failed[0] if failed else None,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import compare, compare_json, compare_table, table
-from eval.run import RunResult, kept, load, run
+from eval.run import RunResult, kept, load, run, stands
 from eval.summary import oracle, summarise
 from eval.types import EvalError, Item, Outcome
 
@@ -101,8 +101,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
                 raise RuntimeError("power cut")
             return await super().__call__(item, arm)
 
-    with pytest.raises(ExceptionGroup):
-        ran(tmp_path, ["quote", "rag"], ask=Failing(), concurrency=1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        ran(tmp_path, ["quote", "rag"], ask=Failing(), concurrency=2)
     partial = load(tmp_path)
     assert partial.summary is None and len(partial.outcomes) == 4
     ask = Arms()
@@ -138,6 +138,9 @@ def test_failures_are_counted_and_tried_again(tmp_path):
 
     first = ran(tmp_path, ["rag"], ask=Down())
     assert first.summary["arms"]["rag"]["errors"] == 3 and first.summary["arms"]["rag"]["utility"] == 0
+    assert first.summary["errors"] == 3 and first.summary["first_error"] == "the engine stopped"
+    lines = table(first.summary).splitlines()
+    assert "errors" in lines[0].split() and lines[-1] == "3 answers failed, the first with: the engine stopped"
     ask = Arms()
     assert ran(tmp_path, ["rag"], ask=ask).summary["arms"]["rag"]["errors"] == 0
     assert len(ask.asked) == 3
@@ -180,7 +183,8 @@ def test_oracle_breaks_ties_by_tokens_and_skips_what_cannot_be_scored():
         ("u", "rag"): Outcome("rag", "there"),
     }
     assert [(one.id, outcome.arm) for one, outcome in oracle([item, unknown], outcomes)] == [("en-1", "quote")]
-    assert summarise([], {}) == {"n": 0, "arms": {}, "routed": {}, "oracle": {}, "unavailable": {}}
+    nothing = {"n": 0, "arms": {}, "routed": {}, "oracle": {}, "unavailable": {}, "errors": 0, "first_error": None}
+    assert summarise([], {}) == nothing
 
 
 def test_table(tmp_path):
@@ -237,3 +241,22 @@ def test_failures_are_not_taken_over(tmp_path):
 
     ran(tmp_path, ["rag"], ask=Down(), key=lambda item, arm: f"{item.id}{arm}")
     assert dict(kept(tmp_path)) == {} and dict(kept(tmp_path / "nowhere")) == {}
+
+
+def test_what_was_stored_in_another_state_is_asked_again(tmp_path):
+    def keys(base: str):
+        return lambda item, arm: f"{item.question} {arm} {base if arm == 'rag' else ''}"
+
+    ran(tmp_path, ["quote", "rag"], key=keys("old"))
+    assert stands(tmp_path, ITEMS, ["quote", "rag"], keys("old")) and not stands(tmp_path, ITEMS, ["quote", "rag"], keys("new"))
+    ask = Arms()
+    again = ran(tmp_path, ["quote", "rag"], ask=ask, key=keys("new"))
+    assert sorted(ask.asked) == [(item, "rag") for item in ("en-1", "en-2", "zh-1")] and again.outcomes == load(tmp_path).outcomes
+    # Back in the first state the newest lines are of the other one.
+    ran(tmp_path, ["quote", "rag"], ask=ask, key=keys("old"))
+    assert len(ask.asked) == 6
+    # Whoever knows no keys takes what is there, and what was kept without one.
+    ran(tmp_path / "plain", ["rag"])
+    for folder, arms in ((tmp_path, ["quote", "rag"]), (tmp_path / "plain", ["rag"])):
+        ran(folder, arms, ask=ask)
+    assert len(ask.asked) == 6
