@@ -114,8 +114,9 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # max_upload_bytes = 268435456          # of one file sent to /v1/admin/uploads
 
 [gateway]
-# max_running = 64                      # answers and embeddings at once
-# max_queued = 128                      # waiting ones; more get 503 with Retry-After
+# max_running = 64                      # answers generated at once, searches at once, embeddings at once
+# max_queued = 128                      # waiting ones of each; more get 503 with Retry-After
+# queue_seconds = 30                    # as do those that have waited so long
 # drain_seconds = 0                     # after SIGTERM: still serving, but not ready, so that a load balancer turns away first
 # grace_seconds = 30                    # then: for open streams to end
 # max_embedding_inputs = 256            # texts in one call of /v1/embeddings
@@ -133,7 +134,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # long_words = 30                       # longer gold answers are scored by ROUGE-L, others by token F1
 
 # [eval.metrics]                        # for data sets whose rows have no column `metric`
-# reports = "numeric_match"             # or token_f1, rougeL, exact_match, choice
+# reports = "numeric_match"             # or token_f1, rougeL, exact_match, choice, accuracy, item_f1
 
 # [eval.prices.default]                 # of an engine; [eval.prices.appliance] is for what no engine generates
 # read_1k = 0.0                         # 1,000 tokens read

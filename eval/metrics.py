@@ -37,8 +37,8 @@ def of_outcome(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> 
         found["chrf"] = chrf([item.answer], [outcome.text])
         found["token_f1"] = token_f1(item.answer, outcome.text, item.lang)
         found["exact_match"] = exact_match(item.answer, outcome.text, item.lang)
-        found |= of_task(item.task, item.answer, outcome.text)
-        if item.metric in ("numeric_match", "choice"):
+        found |= of_task(item, outcome.text)
+        if item.metric is not None:
             found[item.metric] = declared(item, outcome.text, item.metric)
     answers = bool(outcome.text.strip())
     found["answered"] = float(answers)
@@ -83,8 +83,8 @@ def of_arm(items: Sequence[Item], outcomes: Sequence[Outcome], scoring: Scoring 
     with_words = [(item, outcome) for item, outcome in pairs if _has_words(item)]
     row |= _corpus_scores(with_words)
     for task in dict.fromkeys(item.task for item, _ in with_words):
-        of_it = [(item.answer, outcome.text) for item, outcome in with_words if item.task == task]
-        row |= of_task_whole(task, [gold for gold, _ in of_it], [answer for _, answer in of_it])
+        of_it = [(item, outcome.text) for item, outcome in with_words if item.task == task]
+        row |= of_task_whole(task, [item for item, _ in of_it], [answer for _, answer in of_it])
     for name, shares in PERCENTILES.items():
         values = [found[f"{name}_ms"] for found in rows if f"{name}_ms" in found]
         row |= {f"{name}_p{share}_ms": percentile(values, share) for share in shares if values}

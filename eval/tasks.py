@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from eval.types import Task
+from eval.types import Item, Task
 
 # The measures that tell how well a task was done, the deciding one first; see `eval.metrics` for their meaning.
 MEASURES: Mapping[Task, tuple[str, ...]] = {
@@ -21,12 +21,33 @@ MEASURES: Mapping[Task, tuple[str, ...]] = {
 _BETWEEN: Final = re.compile(r"[\n;；、]|,\s|，")
 _AROUND: Final = " .,:;!?\"'`()[]{}<>。、「」『』【】《》“”‘’"
 _BULLET: Final = re.compile(r"^([-*•·]|\d+[.)、])\s*")
-
-
-_LETTER: Final = re.compile(
-    r"^[(（\[]?([A-Za-z])(?:[)）\].、:：,，\s]|$)|(?:答案|正确选项|选项|应选|故选|选择|选)(?:是|为|应为|应该是)?[:：]?\s*[(（]?([A-Za-z])(?![A-Za-z])"
-    r"|(?:answer|option|choice)(?:\s+is)?:?\s*[(\[]?([A-Z])(?![A-Za-z])"
+# A label may be said with what it is: "Category: complaint", "类别是投诉".
+_IS_LABEL: Final = re.compile(
+    r"^(?:the )?(?:category|class|label|classification|intent|sentiment)(?: is| of [^:：]{1,40} is|[:：])[:：]? *"
+    r"|^(?:(?:该|这段|此)?文本的?)?(?:类别|分类|标签|类型|意图)(?:名称|结果)?(?:是|为|[:：])[:：]? *"
 )
+
+
+# One letter that is no word: "a" and "I" are words wherever another one follows, except what gives the reason for a choice.
+_ALONE: Final = r"[b-hj-zB-HJ-Z](?![A-Za-z'’]|-[A-Za-z])|[AaIi](?= *(?:$|[^\sA-Za-z0-9'’-]|(?:because|since|as|for)\b))"
+# What stands before the answer. The last one counts: people weigh the others first.
+_LEAD: Final = re.compile(
+    r"(?:\banswer|\b(?:correct|right|best) (?:option|choice|one))(?: (?:to|for|here)\b[^.:\n]{0,80}?)?"
+    r"(?:(?: (?:is|was|(?:should|must|would) be))(?: (?:therefore|thus|clearly|probably|most likely|likely))?:?|:)\s*"
+    r"(?:(?:option|choice) )?"
+    r"|(?:答案|正确选项)(?:应该是|应为|应是|是|为|选)?[:：]?\s*|(?:应选|故选)(?:择)?[:：]?\s*",
+    re.IGNORECASE,
+)
+_LED: Final = {"en": re.compile(rf"[(\[\"'“]?({_ALONE})"), "zh": re.compile(r"[(\[\"'“]?([A-Za-z])(?![A-Za-z])")}
+_IS_RIGHT: Final = re.compile(
+    r"(?<![\w'’-])([A-Za-z])[)\]]?(?: is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice|one))?|(?:项)?(?:是|为)?正确)"
+)
+_BEFORE_TEXT: Final = re.compile(r"[(\[【]?([A-Za-z])(?:[)\].、:,】]|$)")
+_OPTION: Final = re.compile(
+    rf"(?<!not )(?<!nor )\b(?i:option|choice) [(\[]?({_ALONE})|(?<![不非别])选(?:项|择)?[:：]?\s*[(\[]?([A-Za-z])(?![A-Za-z])"
+)
+# Another letter beside the one that was named: the answer names more than one.
+_ANOTHER: Final = re.compile(r"[)\]]?\s*(?:[/、,&]|or\b|and\b|或|和|及)\s*[(\[]?([A-Z])(?![A-Za-z'’])")
 # What people say for the three labels, by the label as data sets write it.
 _YES_NO: Final = (("", "yes"), ("", "no"), ("", "maybe"))
 _SAID: Final[Mapping[str, tuple[str, ...]]] = {
@@ -34,36 +55,52 @@ _SAID: Final[Mapping[str, tuple[str, ...]]] = {
     "no": ("no", "不是", "否", "没有", "不可以", "不能", "不会", "不"),
     "maybe": ("maybe", "possibly", "perhaps", "unclear", "不确定", "可能", "不一定"),
 }
+# Words that only begin like one of them.
+_ONLY_BEGINS: Final = re.compile(
+    r"no (?:doubt|matter|wonder)\b|是否|有关|有些|有时|有的|有没有|能否|可否|对于|对照|对比|不仅|不但|不过|不同|不论|不管"
+)
 
 
-def of_task(task: Task, gold: str, answer: str) -> dict[str, float]:
-    """The measures of one answer that only `task` has, by name; empty for the tasks that word overlap measures."""
-    if task == "classify":
-        return {"accuracy": float(_label(gold) == _label(answer))}
-    if task != "extract":
+def of_task(item: Item, answer: str) -> dict[str, float]:
+    """The measures of one answer that only the item's task has, by name; empty for the tasks that word overlap measures."""
+    if item.task == "classify":
+        return {"accuracy": accuracy(item, answer)}
+    if item.task != "extract":
         return {}
-    wanted, found = _items(gold), _items(answer)
+    wanted, found = _items(item.answer), _items(answer)
     hits = len(wanted & found)
-    shares = {"item_f1": item_f1(gold, answer)}
+    shares = {"item_f1": item_f1(item.answer, answer)}
     shares |= {"item_precision": hits / len(found)} if found else {}
     return shares | ({"item_recall": hits / len(wanted)} if wanted else {})
 
 
-def of_task_whole(task: Task, golds: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+def of_task_whole(task: Task, items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
     """The measures that a set of answers has as a whole, by name.
 
     ``macro_f1`` of a classification: the mean of each gold label's F1, so that rare labels count as much as frequent ones; an answer that
     is no label is wrong. ``micro_f1`` of an extraction: F1 over all items of all answers. Both as in scikit-learn's `f1_score`.
     """
     if task == "classify":
-        pairs = [(_label(gold), _label(answer)) for gold, answer in zip(golds, answers, strict=True)]
+        pairs = [(label(item, item.answer), label(item, answer)) for item, answer in zip(items, answers, strict=True)]
         right, wanted, given = (Counter(g for g, a in pairs if g == a), Counter(g for g, _ in pairs), Counter(a for _, a in pairs))
-        return {"macro_f1": sum(2 * right[label] / (wanted[label] + given[label]) for label in wanted) / len(wanted)} if wanted else {}
+        return {"macro_f1": sum(2 * right[name] / (wanted[name] + given[name]) for name in wanted) / len(wanted)} if wanted else {}
     if task == "extract":
-        sets = [(_items(gold), _items(answer)) for gold, answer in zip(golds, answers, strict=True)]
+        sets = [(_items(item.answer), _items(answer)) for item, answer in zip(items, answers, strict=True)]
         total = sum(len(one) + len(two) for one, two in sets)
         return {"micro_f1": 2 * sum(len(one & two) for one, two in sets) / total} if total else {}
     return {}
+
+
+def accuracy(item: Item, answer: str) -> float:
+    """1 if the answer names the item's label, else 0."""
+    return float(label(item, item.answer) == label(item, answer))
+
+
+def label(item: Item, text: str) -> str:
+    """The label that a text names: the one of the item's choices where it declares any and the text names one, else the text itself,
+    up to how labels are written ("Category: complaint." is "complaint")."""
+    place = chosen(text, item.choices) if item.choices else None
+    return _label(item.choices[place][1]) if place is not None else _IS_LABEL.sub("", _label(text.replace("*", ""))).strip(_AROUND)
 
 
 def choice(gold: str, answer: str, choices: Sequence[tuple[str, str]] = ()) -> float:
@@ -79,28 +116,42 @@ def choice(gold: str, answer: str, choices: Sequence[tuple[str, str]] = ()) -> f
 
 
 def chosen(answer: str, choices: Sequence[tuple[str, str]]) -> int | None:
-    """The place of the choice that an answer names: by its whole text, its letter ("B.", "答案是B", "the answer is B"), the label it begins
-    with, or the only text of a choice that it contains; None if it names none, or more than one."""
-    whole = _label(answer)
+    """The place of the choice that an answer names; None if it names none, or more than one.
+
+    By its whole text, by what follows the last "the answer is" or "答案是", by its letter ("B.", "option B", "选B") or the label it begins
+    with, else by the only text of a choice that it contains.
+    """
+    whole, said = _label(answer), unicodedata.normalize("NFKC", answer).replace("*", "").strip()
     texts = [_label(text) for _, text in choices]
-    letters = [letter.casefold() for letter, _ in choices]
     if whole in texts:
         return texts.index(whole)
+    letters = [letter.casefold() for letter, _ in choices]
     if any(letters):
-        if whole in letters:
-            return letters.index(whole)
-        said = _LETTER.search(unicodedata.normalize("NFKC", answer).strip())
-        letter = next((group.casefold() for group in said.groups() if group), "") if said else ""
-        if letter in letters:
-            return letters.index(letter)
+        if named := _letters(said) & set(letters):
+            return letters.index(named.pop()) if len(named) == 1 else None
+        for place, letter in enumerate(letters):
+            if whole.startswith(letter) and _begins(whole.removeprefix(letter).lstrip(_AROUND), texts[place]):
+                return place
     else:
-        begins = [(len(word), place) for place, text in enumerate(texts) for word in _SAID.get(text, (text,)) if _begins(whole, word)]
-        if begins:
-            return max(begins)[1]
+        led = [_label(said[found.end() :]) for found in _LEAD.finditer(said)]
+        for part in [*reversed(led), whole]:
+            begins = [(len(word), place) for place, text in enumerate(texts) for word in _SAID.get(text, (text,)) if _begins(part, word)]
+            if begins and not _ONLY_BEGINS.match(part):
+                return max(begins)[1]
     inside = [place for place, text in enumerate(texts) if _contains(whole, text)]
     # The text of a choice may be part of another's.
     inside = [place for place in inside if not any(texts[place] != texts[other] and texts[place] in texts[other] for other in inside)]
     return inside[0] if len(inside) == 1 else None
+
+
+def _letters(said: str) -> set[str]:
+    """The letters that the surest way of naming one has in the text."""
+    led = [match for lead in _LEAD.finditer(said) if (match := _LED["en" if lead[0][0].isascii() else "zh"].match(said, lead.end()))]
+    for found in (led[-1:], list(_IS_RIGHT.finditer(said))[-1:], [match] if (match := _BEFORE_TEXT.match(said)) else []):
+        if found:
+            another = _ANOTHER.match(said, found[0].end(1))
+            return {found[0][1].casefold()} | ({another[1].casefold()} if another else set())
+    return {(match[1] or match[2]).casefold() for match in _OPTION.finditer(said)}
 
 
 def item_f1(gold: str, answer: str) -> float:

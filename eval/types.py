@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Metric = Literal["token_f1", "rougeL", "exact_match", "numeric_match", "choice"]
+Metric = Literal["token_f1", "rougeL", "exact_match", "numeric_match", "choice", "accuracy", "item_f1"]
 Task = Literal["qa", "summary", "classify", "extract"]
 
 AUTO = "auto"
@@ -23,7 +23,7 @@ class Item:
 
     `answer` is the gold answer ('' if unanswerable or unknown), `doc_ids` the gold documents ('' unknown: empty), `lang`
     decides how words are cut ("zh" or else English), `history` the turns before it as (role, content). `metric` is the one
-    the data set declares for its answers, None means by answer length (see `eval.utility`). `system` is the system message of
+    the data set declares for its answers, None means by task and answer length (see `eval.utility`). `system` is the system message of
     whoever asks, `task` what the set asks for (see `eval.tasks`). `choices` are the answers to choose from, as (letter, text), or
     labels with '' for the letter; they are not shown to the arms.
     """

@@ -9,8 +9,8 @@ from typing import Final
 from eval.cost import Price
 from eval.numeric import numeric_f1
 from eval.overlap import exact_match, rouge_l, token_f1
-from eval.tasks import choice
-from eval.types import Item, Metric, Outcome
+from eval.tasks import accuracy, choice, item_f1
+from eval.types import Item, Metric, Outcome, Task
 from retrieval.text import words
 
 
@@ -19,7 +19,7 @@ class UtilitySettings:
     """What each case is worth to a team.
 
     An answer scoring below `wrong_below` counts `wrong`: a bad answer is worse than none. Gold answers of more than
-    `long_words` words are scored by ROUGE-L, shorter ones by token F1, unless the data set declares its metric.
+    `long_words` words are scored by ROUGE-L, shorter ones by token F1, unless the data set declares its metric or its task has one.
     """
 
     refuse_answerable: float = 0.0
@@ -44,9 +44,9 @@ class Scoring:
 
 
 def metric_of(item: Item, settings: UtilitySettings) -> Metric:
-    """The declared metric, else by the length of the gold answer."""
-    if item.metric is not None:
-        return item.metric
+    """The declared metric, else that of the task, else by the length of the gold answer."""
+    if (named := item.metric or _OF_TASK.get(item.task)) is not None:
+        return named
     return "rougeL" if len(words(item.answer, item.lang)) > settings.long_words else "token_f1"
 
 
@@ -91,4 +91,7 @@ _SCORES: Final[Mapping[Metric, Callable[[Item, str], float]]] = {
     "exact_match": lambda item, answer: exact_match(item.answer, answer, item.lang),
     "numeric_match": _numeric,
     "choice": lambda item, answer: choice(item.answer, answer, item.choices),
+    "accuracy": accuracy,
+    "item_f1": lambda item, answer: item_f1(item.answer, answer),
 }
+_OF_TASK: Final[Mapping[Task, Metric]] = {"summary": "rougeL", "classify": "accuracy", "extract": "item_f1"}

@@ -111,6 +111,21 @@ def test_the_declared_metric_and_experts_decide_the_worth():
     assert utility(FEE, Outcome("rag", error="it stopped"), experts) == 0
 
 
+def test_the_task_decides_where_no_metric_is_declared():
+    risk = Item("r", "Which risk?", "high risk", task="classify")
+    assert utility(risk, Outcome("base", "low risk")) == -0.5
+    assert utility(risk, Outcome("base", "Category: High risk.")) == 1
+    assert utility(Item("r", "q", "high risk", task="classify", metric="token_f1"), Outcome("base", "low risk")) == 0.5
+    drugs = Item("e", "Which drugs?", "aspirin\nibuprofen", task="extract")
+    assert utility(drugs, Outcome("base", "ibuprofen; aspirin")) == 1
+    assert utility(drugs, Outcome("base", "aspirin")) == pytest.approx(2 / 3)
+    assert utility(drugs, Outcome("base", "not aspirin but ibuprofen tablets")) == -0.5
+    short = Item("s", "摘要", "门诊时间延长。", lang="zh", task="summary")
+    assert utility(short, Outcome("base", "延长门诊时间")) == of_outcome(short, Outcome("base", "延长门诊时间"))["rougeL"] < 1
+    declared = Item("q", "q", "a; b", metric="item_f1")
+    assert of_outcome(declared, Outcome("rag", "b; a"))["item_f1"] == utility(declared, Outcome("rag", "b; a")) == 1
+
+
 def test_what_answers_cost():
     prices = {"default": Price(read_1k=1.0, generated_1k=4.0, hour=3.6), NO_ENGINE: Price(hour=36.0)}
     answer = Outcome("rag", "x", engine="default", tokens=1500, generated=500, latency_ms=1000)
