@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,26 @@ import yaml
 
 from appliance.admin.audit import _LAST
 from appliance.config import Config
+from appliance.engines.vllm_started import ALWAYS, ON_CPU
 from appliance.jobs.worker import _GRACE
+from appliance.models.refs import ModelRef
 from appliance.settings import EngineConfig, GatewayConfig
 
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
-OVERLAYS = ("base", "overlays/gpu", "overlays/postgresql")
+ADAPTERS = ("overlays/adapters", "overlays/gpu-adapters")
+OVERLAYS = ("base", "overlays/gpu", "overlays/postgresql", *ADAPTERS)
+
+
+def _build(tool: Any, folder: Path, tmp_path: Path) -> Path:
+    """One file with everything that is applied."""
+    file = tmp_path / "all.yaml"
+    file.write_text(tool("kubectl", "kustomize", folder), "utf-8")
+    return file
 
 
 @pytest.fixture(params=OVERLAYS)
 def built(request: pytest.FixtureRequest, tool: Any, tmp_path: Path) -> Path:
-    """One file with everything that is applied."""
-    file = tmp_path / "all.yaml"
-    file.write_text(tool("kubectl", "kustomize", FOLDER / request.param), "utf-8")
-    return file
+    return _build(tool, FOLDER / request.param, tmp_path)
 
 
 def _read(file: Path) -> dict[tuple[str, str], Any]:
@@ -30,7 +40,7 @@ def _read(file: Path) -> dict[tuple[str, str], Any]:
 
 
 def _workloads(items: dict[tuple[str, str], Any]) -> dict[str, Any]:
-    found = {name: item["spec"]["template"] for (kind, name), item in items.items() if kind == "Deployment"}
+    found = {name: item["spec"]["template"] for (kind, name), item in items.items() if kind in ("Deployment", "StatefulSet")}
     jobs = {name: item["spec"]["jobTemplate"]["spec"]["template"] for (kind, name), item in items.items() if kind == "CronJob"}
     return {**found, **jobs}
 
@@ -47,15 +57,15 @@ def test_it_hangs_together(built: Path) -> None:
     for (kind, name), item in items.items():
         if kind == "Service":
             assert any(item["spec"]["selector"].items() <= labels.items() for labels in pods.values()), name
-        if kind in ("PodDisruptionBudget", "Deployment"):
+        if kind in ("PodDisruptionBudget", "Deployment", "StatefulSet"):
             assert any(item["spec"]["selector"]["matchLabels"].items() <= labels.items() for labels in pods.values()), name
         if kind == "HorizontalPodAutoscaler":
             target = item["spec"]["scaleTargetRef"]
             scaled = items[target["kind"], target["name"]]
             assert "replicas" not in scaled["spec"], "the autoscaler and the manifest would fight over the number"
             adapter = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text("utf-8"))
-            made = {rule["name"]["as"] for rule in adapter["rules"]["custom"]}
-            assert {metric["pods"]["metric"]["name"] for metric in item["spec"]["metrics"]} <= made
+            made = {rule["name"]["as"] for rule in adapter["rules"]["external"]}
+            assert {metric["external"]["metric"]["name"] for metric in item["spec"]["metrics"]} <= made
     for name, template in _workloads(items).items():
         claims = {v["persistentVolumeClaim"]["claimName"] for v in template["spec"]["volumes"] if "persistentVolumeClaim" in v}
         assert all(("PersistentVolumeClaim", claim) in items for claim in claims), name
@@ -94,13 +104,93 @@ def test_the_drain_times_add_up(built: Path) -> None:
     assert spec["terminationGracePeriodSeconds"] > drain + grace + _GRACE + _LAST
     probe = spec["containers"][0]["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"] < drain
-    spec = items["Deployment", "engine"]["spec"]["template"]["spec"]
+    spec = _workloads(items)["engine"]["spec"]
     container = spec["containers"][0]
     words = [*container["args"], *_entry_point()]
     timeout = int(words[words.index("--shutdown-timeout") + 1])
     assert spec["terminationGracePeriodSeconds"] > container["lifecycle"]["preStop"]["sleep"]["seconds"] + timeout
     # The gateway's answers end before the engines that they come from could.
     assert timeout >= grace
+
+
+# What one vLLM begins at once (its --max-num-seqs on the smallest machines, see vllm/engine/arg_utils.py): more would wait in its own queue.
+_MAX_NUM_SEQS = 128
+
+
+def test_engines_are_added_before_answers_wait(built: Path) -> None:
+    items = _read(built)
+    running = int(items["ConfigMap", "gateway"]["data"]["APPLIANCE_GATEWAY__MAX_RUNNING"])
+    if ("HorizontalPodAutoscaler", "engine") not in items:
+        return
+    spec = items["HorizontalPodAutoscaler", "engine"]["spec"]
+    [metric] = spec["metrics"]
+    target = int(metric["external"]["target"]["averageValue"])
+    # One gateway alone brings all engines into being, each with enough to do, and no engine gets more than it begins at once.
+    assert spec["minReplicas"] * target < running >= spec["maxReplicas"] * target
+    assert running / spec["minReplicas"] <= _MAX_NUM_SEQS
+
+
+def test_engines_are_started_as_the_appliance_starts_them(built: Path) -> None:
+    container = _workloads(_read(built))["engine"]["spec"]["containers"][0]
+    ours = container["image"].startswith("registry.example.org/")
+    words = " ".join([*(_entry_point() if ours else []), *container["args"]])
+    assert " ".join(ALWAYS) in words and (" ".join(ON_CPU) in words) is ours
+
+
+@pytest.mark.parametrize("overlay", ADAPTERS)
+def test_every_engine_can_be_told_to_load_an_adapter(overlay: str, tool: Any, tmp_path: Path) -> None:
+    items = _read(_build(tool, FOLDER / overlay, tmp_path))
+    prefix = "APPLIANCE_ENGINES__DEFAULT__"
+    settings = {
+        name.removeprefix(prefix): value for name, value in items["ConfigMap", "gateway"]["data"].items() if name.startswith(prefix)
+    }
+    assert settings["KIND"] == "vllm" and "URL" not in settings and not any(kind == "HorizontalPodAutoscaler" for kind, _ in items)
+    engines = items["StatefulSet", "engine"]["spec"]
+    service = items["Service", engines["serviceName"]]
+    assert service["spec"]["clusterIP"] == "None"
+    names = [f"http://engine-{number}.{engines['serviceName']}:8000/v1" for number in range(engines["replicas"])]
+    assert json.loads(settings["URLS"]) == names
+    spec = engines["template"]["spec"]
+    container = spec["containers"][0]
+    assert "--enable-lora" in container["args"] and f"--max-lora-rank={settings['MAX_LORA_RANK']}" in container["args"]
+    assert {"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "1"} in container["env"]
+    # The same weights as the gateway's, and adapters at the paths that the gateway names; all of it to be read only.
+    assert container["args"][:2] == ["--model", f"/models/{ModelRef.parse(settings['BASE']).slug}"]
+    mounted = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounted["workspace"]["mountPath"] == "/workspace/adapters" and mounted["workspace"]["subPath"] == "adapters"
+    assert mounted["models"]["mountPath"] == "/models" and mounted["models"]["readOnly"] and mounted["workspace"]["readOnly"]
+    for volume in spec["volumes"]:
+        if claim := volume.get("persistentVolumeClaim"):
+            assert claim["readOnly"] and items["PersistentVolumeClaim", claim["claimName"]]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_of_several_gateways_that_make_the_workspace_the_later_goes_on(tmp_path: Path) -> None:
+    deployment = next(
+        item for item in yaml.safe_load_all((FOLDER / "base" / "gateway.yaml").read_text("utf-8")) if item["kind"] == "Deployment"
+    )
+    [setup] = deployment["spec"]["template"]["spec"]["initContainers"]
+    # The other one makes it after this one looked, and before it began.
+    stand_in = tmp_path / "appliance"
+    stand_in.write_text('#!/bin/sh\nif [ "$1" = init ]; then touch "$2/appliance.toml"; exit 2; fi\necho "$@"\n', "utf-8")
+    stand_in.chmod(0o755)
+    command = [*setup["command"], setup["args"][0].replace("/workspace", str(tmp_path))]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "model pull\n"), done.stderr
+
+
+def test_prometheus_finds_what_it_scrapes(tool: Any, tmp_path: Path) -> None:
+    """The services that its configuration names exist, and what `kubectl apply -k deploy/monitoring` makes has the right form."""
+    monitoring = FOLDER.parent / "monitoring"
+    items = _read(_build(tool, FOLDER / "base", tmp_path))
+    for job in yaml.safe_load((monitoring / "kubernetes.yml").read_text("utf-8"))["scrape_configs"]:
+        [found] = job["dns_sd_configs"]
+        [name] = found["names"]
+        service, namespace, _ = name.split(".")
+        spec = items["Service", service]["spec"]
+        assert namespace == "appliance" and spec["clusterIP"] == "None" and spec["ports"][0]["port"] == found["port"]
+    said = tool("kubernetes-validate", "--strict", _build(tool, monitoring, tmp_path))
+    assert said.count("passed") == 2
 
 
 def _entry_point() -> list[str]:

@@ -13,8 +13,20 @@ import yaml
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "monitoring"
 
 
-def test_prometheus_accepts_its_configuration(tool: Any) -> None:
-    assert "FAILED" not in tool("promtool", "check", "config", FOLDER / "prometheus.yml")
+CONFIGURATIONS = ("prometheus.yml", "kubernetes.yml")
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_prometheus_accepts_its_configuration(tool: Any, name: str) -> None:
+    assert "FAILED" not in tool("promtool", "check", "config", FOLDER / name)
+
+
+def test_both_configurations_name_the_jobs_of_the_alerts() -> None:
+    used = set(re.findall(r'job="(\w+)"', (FOLDER / "alerts.yml").read_text("utf-8")))
+    for name in CONFIGURATIONS:
+        content = yaml.safe_load((FOLDER / name).read_text("utf-8"))
+        assert used <= {job["job_name"] for job in content["scrape_configs"]} and content["rule_files"] == ["alerts.yml"]
+        assert content["alerting"]["alertmanagers"], "nobody is told"
 
 
 def test_the_alerts_pass_their_unit_tests(tool: Any) -> None:
