@@ -36,6 +36,9 @@ class Request:
     may see to documents with no other labels; None narrows nothing. `task` picks the instruction; None is what the adapter that
     answers was trained for, else a question. `adapter` is an immutable version to answer with in place of the live one, '' for none;
     it is for the gate and for measuring, not for clients.
+
+    `measured` is for evaluation, whose answers must not depend on the moment: routed with an engine that is down the question fails
+    (EngineDown) instead of going to an arm that needs none, and costs are those the router assumes, not what this process has seen.
     """
 
     question: str
@@ -48,6 +51,7 @@ class Request:
     labels: frozenset[str] | None = None
     task: Task | None = None
     adapter: str | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

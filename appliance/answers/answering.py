@@ -111,7 +111,7 @@ class Answering(Deciding):
         answer = await asyncio.to_thread(self._finish, turn, arm, draft) if draft.citations else self._finish(turn, arm, draft)
         if held:
             yield Text(answer.text)
-        if not answer.cached:
+        if not (answer.cached or request.measured):
             self.costs.record(arm, answer)
         yield Finished(answer)
 

@@ -23,6 +23,7 @@ from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage
+from router.predict import ASSUMED_COSTS
 from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
 
 T = TypeVar("T")
@@ -171,7 +172,8 @@ class Deciding:
         unavailable: dict[Arm, str] = {}
         engine = await self.engines.of(domain)
         trouble = await engine_trouble(engine, lang)
-        if trouble and request.arm in GENERATING and lang in engine.languages:
+        needed = request.arm in GENERATING or (request.arm == "auto" and request.measured)
+        if trouble and needed and lang in engine.languages:
             raise EngineDown(trouble)
         settings = self.config.engine_of(domain)[1]
         if not trouble and settings.has_base:
@@ -203,7 +205,7 @@ class Deciding:
             adapter=facts,
             prior=self.config.domain(domain).scenario,
             verified=verified,
-            costs=self.costs.expected(),
+            costs=ASSUMED_COSTS if request.measured else self.costs.expected(),
             constraints=request.constraints,
         )
 

@@ -19,9 +19,12 @@ import router
 from appliance.engines.base import Sampling
 from appliance.errors import ApplianceError
 from appliance.knowledge.forgetting import forget
+from appliance.routing.routers import Routers
 from appliance.service import Service
 from appliance.store import schema
+from appliance.store.database import utcnow
 from appliance.workspace import Workspace
+from eval import grounded, numeric
 from eval.run import kept
 from eval.types import EvalError, Item, Outcome
 
@@ -40,6 +43,8 @@ _MODULES = (
     "routing/routers",
     "evaluation/runs",
 )
+# What is measured of an answer when it is given, and kept with it.
+_MEASURING = (grounded, numeric)
 # What does not change an engine's answers: limits, waiting times, and where it runs.
 _ENGINE_LIMITS = frozenset(
     {"max_batch", "max_queue", "threads", "api_key_env", "prompt_cache_mb", "kv_cache_gib", "python", "max_loras", "start_seconds"}
@@ -68,6 +73,9 @@ def state_of_arm(service: Service, arm: str, domains: list[str]) -> dict[str, An
     if arm in ("verified", "auto"):
         state |= {"router": service.answering.router.version, "verified": _verified(service.workspace)}
         state |= {"routing": config.router.model_dump(mode="json"), "scenarios": {name: config.domain(name).scenario for name in domains}}
+    if arm == "auto" and any(Routers(service.workspace.db).live(name) is not None for name in domains):
+        # A learned router looks at how old the documents are.
+        state["day"] = utcnow().date().isoformat()
     return state
 
 
@@ -101,7 +109,8 @@ def known(service: Service, dataset: str) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
     for row in rows:
         try:
-            found = {**dict(kept(service.workspace.root / row.path)), **found}
+            for key, outcome in dict(kept(service.workspace.root / row.path)).items():
+                found.setdefault(key, outcome)
         except EvalError:
             # A damaged run is repaired or deleted by whoever looks at it; here it only has nothing to give.
             continue
@@ -132,6 +141,7 @@ def _verified(workspace: Workspace) -> list[str]:
 
 def _code() -> str:
     files = [Path(__file__).parent.parent / f"{name}.py" for name in _MODULES]
+    files += [Path(module.__file__ or "") for module in _MEASURING]
     files += [file for package in _PACKAGES for folder in package.__path__ for file in sorted(Path(folder).rglob("*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from appliance.answers.availability import ArmUnavailable
 from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo, Datasets
-from appliance.engines.base import EngineError, Message, Sampling
+from appliance.engines.base import EngineBusy, EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.cache import keys, known
 from appliance.knowledge.forgetting import forget
@@ -26,7 +26,7 @@ from appliance.types import Caller, Decided, Finished, Request
 from appliance.workspace import Workspace
 from eval.cost import Price
 from eval.grounded import grounded
-from eval.run import Ask, Key, RunResult, run
+from eval.run import Ask, Key, RunResult, run, stands
 from eval.tasks import MEASURES
 from eval.types import AUTO, UNAVAILABLE, EvalError, Item, Metric, Outcome
 from eval.utility import Scoring, UtilitySettings
@@ -36,6 +36,8 @@ from router.types import ARMS
 
 # Proofs compare ways to answer; `verified` only repeats an expert and `refuse` only declines.
 MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
+# How often a question is asked of an engine that is busy (a full queue, a rate limit), and the longest wait between, in seconds.
+_TRIES, _LONGEST_WAIT = 6, 60.0
 
 
 def items(pairs: Sequence[Pair], split: str | None, limit: int | None, metric: Metric | None = None) -> list[Item]:
@@ -112,8 +114,7 @@ async def evaluate(
     What an earlier run over the set has asked in the same state is not asked again, unless `fresh`. `seed` is for what is drawn with a
     `temperature` above 0.
     """
-    declared = service.workspace.config.eval.metrics.get(info.name)
-    chosen = items(Datasets(service.workspace).pairs(info), split, limit, declared)
+    chosen = _questions(service, info, split, limit)
     if not chosen:
         raise UsageError(f"data set {info.name} has no questions in split {split!r}; name another with --split")
     settings = state_of(service, arms, split, limit, max_tokens)
@@ -186,13 +187,21 @@ async def kept_run(
 def finished_run(
     service: Service, info: DatasetInfo, arms: Sequence[str], *, split: str | None, limit: int | None, max_tokens: int
 ) -> dict[str, Any] | None:
-    """The summary of a finished run that measured this very state of data set, index, adapters and router."""
+    """The summary of a finished run, without failures, in which everything that decides an answer was as it is now."""
     settings = state_of(service, arms, split, limit, max_tokens)
+    chosen = _questions(service, info, split, limit)
+    key = keys(service, info.domain, Sampling(max_tokens=max_tokens))
     for row in runs(service):
-        if row.finished_at is not None and (row.dataset, row.dataset_version, row.settings) == (info.name, info.version, settings):
+        same = row.finished_at is not None and (row.dataset, row.dataset_version, row.settings) == (info.name, info.version, settings)
+        if same and stands(service.workspace.root / row.path, chosen, [*arms, AUTO], key):
             summary: dict[str, Any] = row.summary
             return summary
     return None
+
+
+def _questions(service: Service, info: DatasetInfo, split: str | None, limit: int | None) -> list[Item]:
+    declared = service.workspace.config.eval.metrics.get(info.name)
+    return items(Datasets(service.workspace).pairs(info), split, limit, declared)
 
 
 def state_of(service: Service, arms: Sequence[str], split: str | None, limit: int | None, max_tokens: int) -> dict[str, Any]:
@@ -222,26 +231,38 @@ def request_of(item: Item, arm: str, domain: str | None, sampling: Sampling, ada
         system=item.system,
         task=item.task,
         adapter=adapter,
+        measured=True,
     )
 
 
 async def answered(service: Service, item: Item, arm: str, domain: str | None, sampling: Sampling, adapter: str | None = None) -> Outcome:
-    """What `arm` makes of `item`; see `request_of`."""
+    """What `arm` makes of `item`; see `request_of`. What one question cannot be answered for is the error of its outcome: a failing engine,
+    one that stays busy, a question that is too long. Raises ApplianceError for what concerns every question.
+    """
     request = request_of(item, arm, domain, sampling, adapter)
+    left = _TRIES
+    while True:
+        left -= 1
+        try:
+            return await _answered(service, item, request)
+        except ArmUnavailable as error:
+            return Outcome(arm, error=f"{UNAVAILABLE}{error}")
+        except (EngineError, UsageError) as error:
+            if not isinstance(error, EngineBusy) or not left:
+                return Outcome(arm, error=str(error))
+            await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
+
+
+async def _answered(service: Service, item: Item, request: Request) -> Outcome:
     retrieved: tuple[str, ...] | None = None
     passages: Sequence[Passage] = ()
-    try:
-        async for event in service.answering.stream(request, evaluator(service)):
-            if isinstance(event, Decided) and event.evidence.generation is not None:
-                found = [[info.id for info in passage.sources or (passage.document,)] for passage in event.evidence.passages]
-                retrieved = tuple(dict.fromkeys(_known_as(names, item) for names in found))
-                passages = event.evidence.passages
-            if isinstance(event, Finished):
-                answer = event.answer
-    except ArmUnavailable as error:
-        return Outcome(arm, error=f"{UNAVAILABLE}{error}")
-    except EngineError as error:
-        return Outcome(arm, error=str(error))
+    async for event in service.answering.stream(request, evaluator(service)):
+        if isinstance(event, Decided) and event.evidence.generation is not None:
+            found = [[info.id for info in passage.sources or (passage.document,)] for passage in event.evidence.passages]
+            retrieved = tuple(dict.fromkeys(_known_as(names, item) for names in found))
+            passages = event.evidence.passages
+        if isinstance(event, Finished):
+            answer = event.answer
     refused = answer.arm == "refuse" or says_nothing_found(answer.text)
     texts = [f"{' > '.join(passage.chunk.heading)}\n{passage.chunk.text}" for passage in passages]
     return Outcome(

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows, wrong
 
 from appliance.cli.main import run as command
 from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo
+from appliance.engines.base import EngineBusy, Health, Sampling
 from appliance.evaluation import cache as run_cache
 from appliance.evaluation import runs as evaluation
 from appliance.evaluation.judging import judged
 from appliance.evaluation.page import hold, keep_page, page_of, write_page
-from appliance.evaluation.runs import evaluate, find, items, scoring_of
+from appliance.evaluation.runs import evaluate, find, finished_run, items, scoring_of
 from appliance.knowledge.knowledge import Knowledge
+from appliance.service import Service
+from appliance.types import Request
 from eval.gate import GateFile, Threshold
 from eval.run import load
 from eval.types import EvalError, Outcome
@@ -44,6 +49,11 @@ def bench(light: Knowledge, tmp_path: Path) -> Bench:
 
 def dataset(bench: Bench, content: list[dict[str, Any]] | None = None) -> DatasetInfo:
     return bench.dataset("手册", [{**row, "split": "test"} for row in content or QUESTIONS])
+
+
+def engine_of(service: Service) -> ScriptedEngine:
+    """The engine behind the service."""
+    return asyncio.run(service.answering.engines.of("medical"))  # type: ignore[return-value]
 
 
 class Asked:
@@ -91,8 +101,6 @@ def test_a_rerun_asks_only_what_changed(bench: Bench, monkeypatch: pytest.Monkey
 
 
 def test_the_key_holds_all_that_decides(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.engines.base import Sampling
-
     item = items([Pair("i", "多少钱？", "50元", "zh")], None, None)[0]
 
     def key(arm: str, sampling: Sampling = Sampling()) -> str | None:  # noqa: B008
@@ -109,6 +117,79 @@ def test_the_key_holds_all_that_decides(bench: Bench, monkeypatch: pytest.Monkey
     (bench.workspace.root / "synonyms").mkdir(exist_ok=True)
     (bench.workspace.root / "synonyms" / "medical.txt").write_text("费用, 价钱\n", "utf-8")
     assert {arm for arm in before if key(arm) != before[arm]} == {"rag", "finetuned", "auto"}
+
+
+def test_an_outage_is_no_answer_of_the_router(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its engine the router would quote or refuse, which says nothing about it, and would be taken over for ever."""
+    info, asked = dataset(bench), Asked(monkeypatch)
+    down = bench.service()
+    engine_of(down).state = Health(False, "it is being restarted")
+    first = asyncio.run(evaluate(down, info, ("quote", "rag")))
+    assert first["errors"] == 8 and first["first_error"] == "engine default is not available: it is being restarted"
+    assert first["routed"]["errors"] == 4 and first["routed"]["answered"] == 0 and first["arms"]["quote"]["errors"] == 0
+    asked.since()
+    again = ran(bench, info, ("quote", "rag"), run_id=first["run_id"])
+    assert {arm for _, arm in asked.since()} == {"rag", "auto"} and again["errors"] == 0 and again["routed"]["answered"] > 0
+
+
+def test_one_bad_row_does_not_end_a_run(bench: Bench) -> None:
+    long = {"id": "long", "question": "多少钱？" * 3000, "answer": "50元", "lang": "zh"}
+    summary = ran(bench, dataset(bench, [*QUESTIONS, long]), ("base",))
+    assert summary["errors"] == 2 and "the question has 12000 characters" in summary["first_error"]
+    assert summary["arms"]["base"]["answered"] > 0
+
+
+def test_a_busy_engine_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("appliance.evaluation.runs.asyncio.sleep", sleep)
+    service = bench.service()
+    item = items([Pair("i", "多少钱？", "50元", "zh")], None, None)[0]
+    bench.gold[item.question] = "50元"
+    engine = engine_of(service)
+    engine.error = EngineBusy("rate limit", retry_after=600)
+    outcome = asyncio.run(evaluation.answered(service, item, "base", "medical", Sampling()))
+    assert outcome.error == "rate limit" and waits == [60.0] * 5
+
+
+def test_a_run_that_goes_on_in_another_state_asks_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, asked = dataset(bench), Asked(monkeypatch)
+    options: dict[str, Any] = {"split": "test", "limit": None, "max_tokens": 64}
+    first = ran(bench, info, ("base", "quote"))
+    assert finished_run(bench.service(), info, ("base", "quote"), **options) == first
+    bench.workspace.save_setting("retrieval.k", 3)
+    assert finished_run(bench.service(), info, ("base", "quote"), **options) is None
+    asked.since()
+    again = ran(bench, info, ("base", "quote"), run_id=first["run_id"])
+    assert {arm for _, arm in asked.since()} == {"quote", "auto"}
+    assert finished_run(bench.service(), info, ("base", "quote"), **options) == again
+
+
+def test_what_a_process_has_seen_does_not_change_what_is_measured(bench: Bench) -> None:
+    service = bench.service()
+    item = items([Pair("i", "专家门诊挂号费多少钱？", "50元", "zh")], None, None)[0]
+    before = service.answering.costs.expected()
+    asyncio.run(evaluation.answered(service, item, "base", "medical", Sampling()))
+    assert service.answering.costs.expected() == before
+    asyncio.run(service.answering.ask(Request(item.question, domain="medical", arm="base"), evaluation.evaluator(service)))
+    assert service.answering.costs.expected() != before
+    turn = asyncio.run(service.answering.decide(evaluation.request_of(item, "auto", "medical", Sampling()), evaluation.evaluator(service)))
+    assert dict(turn.situation.costs) == dict(before)
+
+
+def test_a_learned_router_is_asked_again_on_another_day(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = items([Pair("i", "多少钱？", "50元", "zh")], None, None)[0]
+
+    def key(arm: str, day: int) -> str | None:
+        monkeypatch.setattr(run_cache, "utcnow", lambda: datetime(2026, 1, day, tzinfo=UTC))
+        return run_cache.keys(bench.service(), "medical", Sampling())(item, arm)
+
+    assert key("auto", 1) == key("auto", 2)
+    monkeypatch.setattr("appliance.evaluation.cache.Routers.live", lambda *_: "router@1")
+    assert key("auto", 1) != key("auto", 2) and key("rag", 1) == key("rag", 2)
 
 
 def test_what_a_deletion_took_is_not_taken_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
