@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -23,7 +23,7 @@ _SCALES: Final = {
     **dict.fromkeys(("亿", "億"), Decimal(10) ** 8),
     **dict.fromkeys(("billion", "billions", "bn", "b", "十亿"), Decimal(10) ** 9),
     **dict.fromkeys(("trillion", "trillions", "tn", "万亿"), Decimal(10) ** 12),
-    **dict.fromkeys(("百",), Decimal(100)),
+    **dict.fromkeys(("百", "hundred"), Decimal(100)),
 }
 # Written form: (unit it is compared in, how many of those one is).
 _UNITS: Final = {
@@ -51,20 +51,40 @@ _UNITS: Final = {
     **dict.fromkeys(("tonnes", "tonne", "吨"), ("g", "1000000")),
     **dict.fromkeys(("mm", "millimetres", "millimeters", "毫米"), ("m", "0.001")),
     **dict.fromkeys(("cm", "centimetres", "centimeters", "厘米"), ("m", "0.01")),
-    **dict.fromkeys(("metres", "meters", "米"), ("m", "1")),
+    **dict.fromkeys(("metres", "meters", "metre", "meter", "m", "米"), ("m", "1")),
+    **dict.fromkeys(("square metres", "square meters", "m2", "平方米"), ("m2", "1")),
+    **dict.fromkeys(("cubic metres", "cubic meters", "m3", "立方米"), ("m3", "1")),
     **dict.fromkeys(("km", "kilometres", "kilometers", "千米", "公里"), ("m", "1000")),
     **dict.fromkeys(("ml", "millilitres", "milliliters", "毫升"), ("l", "0.001")),
     **dict.fromkeys(("l", "litres", "liters", "升"), ("l", "1")),
+}
+# What a quantity is for each of ("5 mg/kg", "$3 a month", "每日"), by its written forms.
+_PER: Final = {
+    **dict.fromkeys(("hours", "hour", "hr", "h", "小时"), "hour"),
+    **dict.fromkeys(("days", "day", "d", "天", "日"), "day"),
+    **dict.fromkeys(("weeks", "week", "周"), "week"),
+    **dict.fromkeys(("months", "month", "月"), "month"),
+    **dict.fromkeys(("years", "year", "yr", "annum", "年"), "year"),
+    **dict.fromkeys(("minutes", "minute", "min", "分钟"), "minute"),
+    **dict.fromkeys(("seconds", "second", "s", "秒"), "second"),
+    **dict.fromkeys(("kg", "kilogram", "公斤", "千克"), "kg"),
+    **dict.fromkeys(("ml", "毫升"), "ml"),
+    **dict.fromkeys(("l", "litre", "liter", "升"), "l"),
+    **dict.fromkeys(("person", "人"), "person"),
+    **dict.fromkeys(("dose", "次"), "dose"),
 }
 _SYMBOLS: Final = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "CNY", "US$": "USD", "HK$": "HKD", "USD": "USD", "EUR": "EUR", "GBP": "GBP"}
 _SYMBOLS_ZH: Final = {"CNY": "CNY", "RMB": "CNY", "HKD": "HKD", "人民币": "CNY"}
 _DIGITS: Final = {
     sign: value for value, signs in enumerate(("〇零", "一", "二两", "三", "四", "五", "六", "七", "八", "九")) for sign in signs
 }
-_WORDS: Final = {
-    **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11},
-    **{"twelve": 12, "fourteen": 14, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "ninety": 90},
+_ONES: Final = {name: value for value, name in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), start=1)}
+_TEENS: Final = {
+    **{"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17},
+    **{"eighteen": 18, "nineteen": 19},
 }
+_TIES: Final = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_WORDS: Final = {**_ONES, **_TEENS, **_TIES, "zero": 0, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _TENS: Final = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS: Final = {"万": 10**4, "亿": 10**8}
 
@@ -75,22 +95,35 @@ def _either(words: Sequence[str]) -> str:
     return "|".join(re.escape(word) + (r"(?![a-z])" if word[-1].isascii() and word[-1].isalpha() else "") for word in ordered)
 
 
+_BELOW_100: Final = rf"(?:(?:{'|'.join(_TIES)})(?:[ -](?:{'|'.join(_ONES)})\b)?|{'|'.join(_TEENS)}|{'|'.join(_ONES)})"
+_BELOW_1000: Final = rf"(?:(?:(?:{_BELOW_100}|an?)[ -])?hundred(?:[ -](?:and[ -])?{_BELOW_100}\b(?! hundred))?|{_BELOW_100})"
+_REST: Final = rf",?[ -](?:and[ -])?{_BELOW_1000}\b"
+_LAST: Final = "(?![ -](?:thousand|million|billion))"
+_THOUSANDS: Final = rf"[ -]thousand\b(?:{_REST}{_LAST})?"
+_MILLIONS: Final = rf"[ -]million\b(?:{_REST}(?:{_THOUSANDS}|{_LAST}))?"
+_BILLIONS: Final = rf"[ -]billion\b(?:{_REST}(?:{_MILLIONS}|{_THOUSANDS}|{_LAST}))?"
+_POINT: Final = rf" point(?: (?:zero|{'|'.join(_ONES)})\b)+"
+_WORD_NUMBER: Final = rf"{_BELOW_1000}(?:{_BILLIONS}|{_MILLIONS}|{_THOUSANDS}|{_POINT})?"
 _HAN_NUMBER: Final = "[〇零一二两三四五六七八九十百千]+(?:[万亿][〇零一二两三四五六七八九十百千]*)*(?:点[〇零一二三四五六七八九]+)?"
 _QUANTITY: Final = re.compile(
     rf"(?P<share>百分之|千分之)?(?P<open>\()?(?P<sign>[-−–]|负|(?<=百分之)负)?\s?"
     rf"(?P<symbol>{_either([*_SYMBOLS, *_SYMBOLS_ZH])})?\s?(?P<inner>[-−(])?"
     rf"(?:(?P<number>(?<![a-z0-9.])\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)|(?P<han>{_HAN_NUMBER})"
-    rf"|\b(?P<word>{'|'.join(_WORDS)})\b)"
-    rf"[ -]?(?P<scale>{_either(list(_SCALES))})?[ -]?(?:of )?(?P<unit>{_either(list(_UNITS))})?(?P<close>\))?",
+    rf"|\b(?P<word>{_WORD_NUMBER})\b)"
+    rf"(?P<gap>[ -])?(?:(?P<scale>{_either(list(_SCALES))})(?!(?<=m)[23]))?[ -]?(?:of )?(?P<unit>{_either(list(_UNITS))})?"
+    rf"(?P<per>(?: ?/ ?(?:{_either(list(_PER))}|[a-z]+)"
+    rf"|(?:(?: |(?<= ))(?:per|an?|each|every) | ?每 ?)(?:{_either(list(_PER))}))*)(?P<close>\))?",
     re.IGNORECASE,
 )
+_ONE_PER: Final = re.compile(rf"(?:/ ?|(?:per|an?|each|every) |每 ?)({_either(list(_PER))}|[a-z]+)", re.IGNORECASE)
 _DATE: Final = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A number with its scale; `step` is what its last digit stands for. `unit` is what it is compared in ('' if none is written), `one`
-    how many of those its own unit is: 5 mg is 5, with unit "g" and one 0.001. `written` are its digits in the text, '' if it is in words.
+    how many of those its own unit is: 5 mg is 5, with unit "g" and one 0.001. `per` is what it is for each of: ("kg", "day") for
+    5 mg/kg/day. `written` are its digits in the text, '' if it is in words.
     """
 
     value: Decimal
@@ -98,28 +131,41 @@ class Quantity:
     unit: str = ""
     one: Decimal = Decimal(1)
     written: str = ""
+    per: tuple[str, ...] = ()
 
     def percent(self) -> Quantity:
         """A share, as 0.12, in percent."""
-        return Quantity(self.value * 100, self.step * 100, self.unit)
+        return replace(self, value=self.value * 100, step=self.step * 100)
 
 
 def quantities(text: str) -> list[Quantity]:
-    """The quantities of a text, in order. Dates in digits are not quantities; numbers in words need a unit, Chinese ones two characters or
-    a unit.
+    """The quantities of a text, in order. Dates in digits are not quantities; a single number word needs a unit, Chinese numerals two
+    characters or a unit.
     """
     folded = _DATE.sub(" ", unicodedata.normalize("NFKC", text))
-    found = (_read(match) for match in _QUANTITY.finditer(folded))
-    return [quantity for quantity in found if quantity is not None]
+    found: list[Quantity] = []
+    before: re.Match[str] | None = None
+    for match in _QUANTITY.finditer(folded):
+        quantity = _read(match)
+        if quantity is not None and before is not None and _goes_on(before, match):
+            # 3亿5000万元 is one quantity.
+            high = found.pop()
+            quantity = replace(quantity, value=high.value + quantity.value, written=f"{high.written} {quantity.written}")
+        if quantity is not None:
+            found.append(quantity)
+        before = match if quantity is not None else None
+    return found
 
 
 def same(gold: Quantity, answer: Quantity) -> bool:
-    """Whether `answer` is the gold quantity, up to rounding, a missing unit, and a percentage written as a share (12 % and 0.12).
+    """Whether `answer` is the gold quantity, up to rounding, what is missing of a unit, and a percentage written as a share (0.12).
 
     An answer with as many digits or more must round to the gold value; one with fewer must be the gold value rounded and within half a
     percent of it.
     """
     if gold.unit and answer.unit and gold.unit != answer.unit:
+        return False
+    if gold.per and answer.per and gold.per != answer.per:
         return False
     if gold.unit == answer.unit and gold.one == answer.one:
         return _close(gold, answer)
@@ -161,14 +207,15 @@ def _read(match: re.Match[str]) -> Quantity | None:
             return None
         value, step = _han(han)
     elif match["word"] is not None:
-        if not unit:
+        if not unit and match["word"].isalpha():
             return None
-        value, step = Decimal(_WORDS[match["word"].lower()]), Decimal(1)
+        value, step = _in_words(match["word"])
     else:
         written = match["number"].replace(",", "")
         value, step = Decimal(written), Decimal(1).scaleb(-len(written.partition(".")[2]))
-    if scale == "mm" and not symbol and not unit:
-        scale, unit = "", "mm"
+    per = tuple(_PER.get(name.lower(), name.lower()) for name in _ONE_PER.findall(match["per"]))
+    if not symbol and not unit and (scale == "mm" or (match["scale"] == "m" and (match["gap"] or per))):
+        scale, unit = "", scale  # a height of 5 m; 5m and $5 m are millions
     factor, one = _SCALES[scale] if scale else Decimal(1), Decimal(1)
     name = _SYMBOLS.get(symbol) or _SYMBOLS_ZH.get(symbol) or ""
     if unit == "年" and value >= 1000:
@@ -181,7 +228,33 @@ def _read(match: re.Match[str]) -> Quantity | None:
     # Accountants write losses in brackets.
     bracketed = bool(match["open"] and match["close"]) and (bool(symbol) or "," in match[0] or "." in match[0] or name == "%")
     negative = bool(match["inner"]) or _is_minus(match) or bracketed
-    return Quantity((-value if negative else value) * factor, step * factor, name, one, match["number"] or "")
+    return Quantity((-value if negative else value) * factor, step * factor, name, one, match["number"] or "", per)
+
+
+def _goes_on(before: re.Match[str], match: re.Match[str]) -> bool:
+    """Whether a number with a Chinese scale, as 3亿, goes on with a smaller one, as 5000万."""
+    high, low = (_SCALES.get(found["scale"] or "", Decimal(1)) for found in (before, match))
+    at_once = before.end() == match.start() and (before["scale"] or "")[-1:] in ("万", "亿") and before["number"] and match["number"]
+    # 3万5 may be 35,000.
+    return bool(at_once and not before["unit"] and not before["per"] and low < high and (match["scale"] or len(match["number"]) > 2))
+
+
+def _in_words(text: str) -> tuple[Decimal, Decimal]:
+    """An English number in words, and what its last word stands for: a hundred and five, two million, three point five."""
+    whole, _, rest = text.lower().replace("-", " ").replace(",", "").partition(" point ")
+    total = section = step = 0
+    for word in whole.split():
+        value = _WORDS.get(word)
+        if value is None:  # "and", "a"
+            continue
+        step = value if value >= 1000 else 1
+        if step > 1:
+            total, section = total + section * value, 0
+        else:
+            section = (section or 1) * 100 if word == "hundred" else section + value
+    digits = "".join(str(_WORDS[word]) for word in rest.split())
+    value = Decimal(f"{total + section}.{digits}") if digits else Decimal(total + section)
+    return value, Decimal(1).scaleb(-len(digits)) if digits else Decimal(step)
 
 
 def _is_minus(match: re.Match[str]) -> bool:

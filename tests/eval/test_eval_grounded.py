@@ -62,3 +62,11 @@ def test_odd_texts() -> None:
     assert has_numbers("Revenue rose 12%.", source("Revenue rose 12.04% in 2020."))
     assert not has_numbers("Revenue rose 12.4%.", source("Revenue rose 12% in 2020."))
     assert not has_numbers("It opens on 2026-01-31.", source("It opens on 2026-02-01."))
+
+
+def test_numbers_in_words_and_what_they_are_for_each_of() -> None:
+    assert has_numbers("Revenue rose 35 percent.", source("Revenue rose thirty-five percent in 2020."))
+    assert not has_numbers("Revenue rose 5 percent.", source("Revenue rose thirty-five percent in 2020."))
+    assert not has_numbers("The dose is 5 mg/day.", source("The dose is 5 mg/kg."))
+    assert has_numbers("营收为3.5亿元。", source("公司营收为3亿5000万元。"))
+    assert not has_numbers("营收为5000万元。", source("公司营收为3亿5000万元。"))

@@ -27,6 +27,38 @@ from eval.numeric import numeric_f1, quantities
         ("on 9/28/18 or 2026-01-31", []),
         ("from 7-10 days", [("7", ""), ("10", "s")]),
         ("COVID-19", [("19", "")]),
+        ("thirty-five percent", [("35", "%")]),
+        ("one hundred and twenty days", [("120", "s")]),
+        ("a hundred days", [("100", "s")]),
+        ("thirteen, sixteen or nineteen weeks", [("19", "s")]),
+        ("Thirteen weeks", [("13", "s")]),
+        ("seventy two hours and eighty minutes", [("72", "s"), ("80", "s")]),
+        ("two thousand five hundred euros", [("2500", "EUR")]),
+        ("one million, two hundred thousand dollars", [("1200000", "USD")]),
+        ("two and a half million people", []),
+        ("three point zero five percent", [("3.05", "%")]),
+        ("5 hundred dollars", [("500", "USD")]),
+        ("one million, two million dollars", [("1000000", ""), ("2000000", "USD")]),
+        ("one thousand three thousand days", [("1000", ""), ("3000", "s")]),
+        ("two billion three million four thousand and five euros", [("2003004005", "EUR")]),
+        ("one of the two", []),
+        ("between five and ten days", [("10", "s")]),
+        ("forty-five", [("45", "")]),
+        ("fifty", []),
+        ("often a hundredfold, the sixth", []),
+        ("5 mg/kg/day", [("5", "g")]),
+        ("3亿5000万元", [("350000000", "CNY")]),
+        ("1万2千元", [("12000", "CNY")]),
+        ("2亿3000", [("200003000", "")]),
+        ("3万5", [("30000", ""), ("5", "")]),
+        ("3亿元5000万元", [("300000000", "CNY"), ("50000000", "CNY")]),
+        ("2万人和3000元", [("20000", ""), ("3000", "CNY")]),
+        ("5 m", [("5", "m")]),
+        ("5m", [("5000000", "")]),
+        ("$5 m", [("5000000", "USD")]),
+        ("5 M", [("5000000", "")]),
+        ("3 m/s", [("3", "m")]),
+        ("50 m² or 50平方米", [("50", "m2"), ("50", "m2")]),
         ("", []),
     ],
 )
@@ -52,6 +84,17 @@ def test_quantities(text: str, found: list[tuple[str, str]]) -> None:
         ("1 year", "十二个月"),
         ("-5.2", "(5.20)"),
         ("17,116", "17116.00"),
+        ("35%", "thirty-five percent"),
+        ("120 days", "It takes one hundred and twenty days."),
+        ("120", "one hundred and twenty"),
+        ("2.5 million dollars", "two million five hundred thousand dollars"),
+        ("3.5亿元", "3亿5000万元"),
+        ("350,000,000元", "3亿5000万元"),
+        ("5 mg/kg", "5 mg per kg"),
+        ("5 mg/kg", "每次5毫克/公斤"),
+        ("5 mg/kg", "5 mg"),
+        ("4.90 a month", "€4.90 per month"),
+        ("50元/次", "每次50元"),
     ],
 )
 def test_the_same_quantity_written_differently(gold: str, answer: str) -> None:
@@ -70,6 +113,15 @@ def test_the_same_quantity_written_differently(gold: str, answer: str) -> None:
         ("€4.90", "$4.90"),
         ("3个月", "3天"),
         ("7", "no number"),
+        ("5 percent", "thirty-five percent"),
+        ("20 days", "one hundred and twenty days"),
+        ("5 mg/kg", "5 mg/day"),
+        ("5 mg/kg/day", "5 mg/kg"),
+        ("5毫克/公斤", "5毫克/日"),
+        ("$5 a month", "$5 a year"),
+        ("5 m", "5 million"),
+        ("3亿5000万元", "3亿元"),
+        ("5000万元", "3亿5000万元"),
     ],
 )
 def test_another_quantity(gold: str, answer: str) -> None:
@@ -84,6 +136,12 @@ def test_surplus_quantities_cost_unless_the_question_names_them() -> None:
     assert numeric_f1("California", "California") is None
 
 
+def test_what_a_quantity_is_for_each_of() -> None:
+    said = "5 mg/kg/day, $3 a month, 10 mg and 3 times, 每次50元, 50元/次, 7 and/or 8, two per cent per annum"
+    assert [quantity.per for quantity in quantities(said)] == [("kg", "day"), ("month",), (), (), (), ("dose",), (), (), ("year",)]
+
+
 def test_long_texts_take_no_time_to_speak_of() -> None:
     assert len(quantities("1,000 " * 20_000)) == 20_000
+    assert len(quantities("one hundred and " * 10_000)) == 10_000 and len(quantities("5 mg" + "/kg" * 20_000)) == 1
     assert quantities("一" * 50_000) and quantities("(" * 50_000 + "-" * 50_000) == []
