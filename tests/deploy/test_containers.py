@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from appliance.admin.audit import _LAST
+from appliance.engines.vllm_started import ALWAYS, ON_CPU
 from appliance.jobs.worker import _GRACE
 from appliance.models.refs import ModelRef
 from appliance.settings import DEFAULT_CHAT, EngineConfig, GatewayConfig
@@ -116,8 +117,7 @@ def test_every_service_is_confined(compose: Any) -> None:
         assert service["read_only"] is True and service["tmpfs"] == ["/tmp"], name
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert "privileged" not in service and service.get("user", "1") != "0", name
-        mounted = dict(volume.split(":")[:2] for volume in service["volumes"])
-        for source in mounted:
+        for source in [volume.split(":")[0] if isinstance(volume, str) else volume["source"] for volume in service["volumes"]]:
             if source.startswith("."):
                 assert (ROOT / "docker" / source).resolve().exists(), source
             else:
@@ -130,11 +130,44 @@ def test_every_service_is_confined(compose: Any) -> None:
 
 
 def test_the_settings_are_ours(compose: Any) -> None:
+    for service in ("setup", *GATEWAYS):
+        for name in compose["services"][service]["environment"]:
+            if name.startswith("APPLIANCE_ENGINES__DEFAULT__"):
+                assert name.removeprefix("APPLIANCE_ENGINES__DEFAULT__").lower() in EngineConfig.model_fields, name
     environment = compose["services"]["gateway-of-engine"]["environment"]
-    for name in environment:
-        if name.startswith("APPLIANCE_ENGINES__DEFAULT__"):
-            assert name.removeprefix("APPLIANCE_ENGINES__DEFAULT__").lower() in EngineConfig.model_fields, name
     assert environment["APPLIANCE_ENGINES__DEFAULT__API_KEY_ENV"] in environment
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_serve_adapters(compose: Any, name: str) -> None:
+    service, gateway = compose["services"][name], compose["services"]["gateway-of-engine"]["environment"]
+    words = service["command"]
+    assert "--enable-lora" in words and service["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert gateway["APPLIANCE_ENGINES__DEFAULT__KIND"] == "vllm"
+    assert words[words.index("--max-lora-rank") + 1] == str(gateway["APPLIANCE_ENGINES__DEFAULT__MAX_LORA_RANK"])
+    # Under the path that the gateway names, and nothing else of the workspace.
+    [adapters] = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    assert adapters["source"] == "workspace" and adapters["target"] == "/workspace/adapters" and adapters["read_only"] is True
+    assert adapters["volume"] == {"subpath": "adapters"}
+    assert service["depends_on"] == {"setup": {"condition": "service_completed_successfully"}}
+
+
+def test_engines_are_started_as_the_appliance_starts_them(compose: Any) -> None:
+    entry = yaml.safe_load(FILES["engine.Dockerfile"].split("ENTRYPOINT")[1])
+    for name, first in (("engine-cpu", entry), ("engine-gpu", [])):
+        words = " ".join([*first, *compose["services"][name]["command"]])
+        assert " ".join(ALWAYS) in words and (" ".join(ON_CPU) in words) is (name == "engine-cpu")
+
+
+def test_builds_are_for_a_cpu_unless_an_index_is_named(compose: Any) -> None:
+    """And stand on one release of Debian, whose libraries were looked at."""
+    for text in FILES.values():
+        assert text.count('ARG TORCH_INDEX="https://download.pytorch.org/whl/cpu"') == 1 == text.count('$TORCH_INDEX"; fi')
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"python:3.11-slim-bookworm"}
+    for name, service in compose["services"].items():
+        if "build" in service:
+            # Without a value: from the environment, else the Dockerfile's.
+            assert service["build"]["args"] == ["TORCH_INDEX"], name
 
 
 def test_the_grace_periods_add_up(compose: Any) -> None:
@@ -143,14 +176,21 @@ def test_the_grace_periods_add_up(compose: Any) -> None:
     for name in GATEWAYS:
         assert _seconds(compose["services"][name]["stop_grace_period"]) > needed
     for name in ENGINES:
-        words = [*compose["services"][name]["command"], *re.findall(r'"([^"]+)"', FILES["engine.Dockerfile"].split("ENTRYPOINT")[1])]
+        words = compose["services"][name]["command"]
         timeout = int(words[words.index("--shutdown-timeout") + 1])
         assert _seconds(compose["services"][name]["stop_grace_period"]) > timeout > 0
 
 
 def test_the_engine_serves_the_model_that_setup_fetches(compose: Any) -> None:
     slug = ModelRef.parse(DEFAULT_CHAT).slug
-    assert f"${{ENGINE_MODEL:-/models/{slug}}}" in compose["services"]["engine-cpu"]["command"]
+    for name in ENGINES:
+        assert f"${{ENGINE_MODEL:-/models/{slug}}}" in compose["services"][name]["command"]
+    setup = compose["services"]["setup"]["environment"]["APPLIANCE_ENGINES__DEFAULT__BASE"]
+    assert (
+        setup
+        == f"${{ENGINE_BASE:-{DEFAULT_CHAT}}}"
+        == compose["services"]["gateway-of-engine"]["environment"]["APPLIANCE_ENGINES__DEFAULT__BASE"]
+    )
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -113,7 +113,7 @@ def test_the_drain_times_add_up(built: Path) -> None:
     assert timeout >= grace
 
 
-# What one vLLM begins at once (its --max-num-seqs on the smallest machines, see vllm/engine/arg_utils.py): more would wait in its own queue.
+# What one vLLM begins at once (--max-num-seqs of vLLM 0.32 on a CPU, vllm/engine/arg_utils.py); more would wait in its own queue.
 _MAX_NUM_SEQS = 128
 
 
