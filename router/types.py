@@ -30,9 +30,9 @@ class AdapterFacts:
     """Plain data about the live adapter of a domain, computed by `appliance`.
 
     `nearest_question` is the cosine to the nearest training question, `near_questions` the mean of those to the five nearest (None if
-    unknown), `stale_share` the share of
-    its linked training pairs whose evidence has changed or gone, `unlinked` the number of pairs without evidence,
-    `stale_here` the documents among this question's passages that changed after the adapter was trained,
+    unknown), `stale_share` the share of its linked training pairs whose evidence has changed or gone, `unlinked` the number of pairs
+    without evidence, `stale_here` the documents it was trained on that are other or gone now, as far as they are among this question's
+    passages or the evidence of its nearest training question,
     `scores` its scores from the gate or the last evaluation.
     """
 

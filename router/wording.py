@@ -68,8 +68,8 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "有可用的最新适配器 {version}，由它根据段落作答。",
         ),
         "stale_here": (
-            "The adapter {version} is not trusted here: {documents} changed after it was trained.",
-            "此处不采用适配器 {version}：{documents} 在其训练之后已经更改。",
+            "The adapter {version} is not trusted here: {documents} changed or went after it was trained.",
+            "此处不采用适配器 {version}：{documents} 在其训练之后已经更改或删除。",
         ),
         "stale_share": (
             "The adapter {version} is not trusted alone: {share:.0%} of its training evidence has changed.",
@@ -112,8 +112,8 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "路由器所依据的评测没有包含该方式",
         ),
         "not_chosen_stale": (
-            "{documents} changed after the adapter was trained",
-            "{documents} 在适配器训练之后已经更改",
+            "{documents} changed or went after the adapter was trained",
+            "{documents} 在适配器训练之后已经更改或删除",
         ),
         "must_cite": (
             "citations are required and this arm cannot give any",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -37,11 +38,12 @@ class StaleDocument:
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
-    """The stale part of one version's training evidence."""
+    """The stale part of one version's training evidence; `pairs` names for each stale pair its documents that are other or gone."""
 
     version: str
     counts: Counts
     documents: tuple[StaleDocument, ...]
+    pairs: Mapping[str, tuple[DocumentKey, ...]]
 
 
 class Freshness:
@@ -49,16 +51,16 @@ class Freshness:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # The last generation that was asked about, and the counts then.
-        self._known: dict[str, tuple[int | None, Counts]] = {}
+        # The last generation that was asked about, and what was stale then.
+        self._known: dict[str, tuple[int, Staleness]] = {}
 
-    def counts(self, version: str, generation: int | None) -> Counts:
-        """The counts while `generation` is live, looked up once: every change of documents makes a new generation. None: looked up."""
+    def at(self, version: str, generation: int | None) -> Staleness:
+        """What is stale while `generation` is live, looked up once: every change of documents makes a new generation. None: looked up."""
         if generation is None:
-            return self.of(version).counts
+            return self.of(version)
         known = self._known.get(version)
         if known is None or known[0] != generation:
-            known = self._known[version] = (generation, self.of(version).counts)
+            known = self._known[version] = (generation, self.of(version))
         return known[1]
 
     def of(self, version: str) -> Staleness:
@@ -81,8 +83,8 @@ class Freshness:
 
 def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
     linked: set[str] = set()
-    stale: set[str] = set()
     unlinked: set[str] = set()
+    stale: defaultdict[str, dict[DocumentKey, None]] = defaultdict(dict)
     pairs: defaultdict[DocumentKey, set[str]] = defaultdict(set)
     removed: set[DocumentKey] = set()
     for row in rows:
@@ -92,10 +94,11 @@ def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
         linked.add(row.pair_id)
         if row.sha256 != row.now:
             key = DocumentKey(row.doc_domain, row.doc_id)
-            stale.add(row.pair_id)
+            stale[row.pair_id][key] = None
             pairs[key].add(row.pair_id)
             if row.now is None:
                 removed.add(key)
     documents = [StaleDocument(key, "removed" if key in removed else "changed", len(ids)) for key, ids in pairs.items()]
     documents.sort(key=lambda document: (-document.pairs, document.key.domain, document.key.id))
-    return Staleness(version, Counts(len(linked), len(stale), len(unlinked)), tuple(documents))
+    counts = Counts(len(linked), len(stale), len(unlinked))
+    return Staleness(version, counts, tuple(documents), {pair: tuple(keys) for pair, keys in stale.items()})

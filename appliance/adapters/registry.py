@@ -338,19 +338,20 @@ class Registry:
 
     def facts(self, version: AdapterVersion, evidence: Evidence, near: Near | None) -> AdapterFacts:
         """What the router must know about `version` for one question; `near` as `appliance.adapters.tuned_questions` tells it."""
-        counts = self.freshness.counts(version.name, evidence.generation)
-        changed = tuple(
-            dict.fromkeys(p.document.id for p in evidence.passages if p.document.updated_at > version.created_at)
-        )  # fmt: skip
+        stale = self.freshness.at(version.name, evidence.generation)
+        changed = {document.key for document in stale.documents}
+        here = [passage.document.key for passage in evidence.passages if passage.document.key in changed]
+        # A document that is gone is found by nobody; the questions that were learnt from it are.
+        here += [key for pair in near.pairs for key in stale.pairs.get(pair, ())] if near is not None else []
         return AdapterFacts(
             version=version.name,
             trained_at=version.created_at,
             pairs=int(version.metrics.get("train_examples", 0)),
-            stale_share=counts.share,
-            unlinked=counts.unlinked,
+            stale_share=stale.counts.share,
+            unlinked=stale.counts.unlinked,
             nearest_question=None if near is None else near.best,
             near_questions=None if near is None else near.mean,
-            stale_here=changed,
+            stale_here=tuple(dict.fromkeys(key.id for key in here)),
             scores={key: float(value) for key, value in version.metrics.items() if isinstance(value, int | float)},
         )
 

@@ -17,24 +17,37 @@ if TYPE_CHECKING:
 _FILE = "questions.npz"
 # Of so many nearest questions the mean is taken; the vectors of so many versions stay in memory.
 _NEAREST, _REMEMBERED = 5, 8
+# Cosines of the same text differ by no more than rounding does.
+_SAME = 1e-6
 
 
 class Near(NamedTuple):
-    """How near a question is to those of training: the cosine to the nearest, and the mean of those to the five nearest."""
+    """How near a question is to those of training: the cosine to the nearest, the mean of those to the five nearest, and the ids of the
+    pairs with the nearest question, which are several where they ask the same."""
 
     best: float
     mean: float
+    pairs: tuple[str, ...]
 
 
-def save(folder: Path, questions: Sequence[str], embedder: Embedder) -> None:
-    """Embed the questions into `folder`; float32 [n, dim], L2-normalised."""
+class Tuned(NamedTuple):
+    """Training questions: `vectors` float32 [n, dim], L2-normalised, and the ids of their pairs [n], none where they were not kept."""
+
+    vectors: NDArray[np.float32]
+    pairs: tuple[str, ...]
+
+
+def save(folder: Path, questions: Sequence[tuple[str, str]], embedder: Embedder) -> None:
+    """Embed the questions, each given with the id of its pair, into `folder`."""
     import numpy as np
 
-    np.savez(folder / _FILE, vectors=embedder.encode_queries(list(questions)), model=np.array(json.dumps(embedder.hash)))
+    texts = [question for _, question in questions]
+    pairs = np.array([pair for pair, _ in questions], str)
+    np.savez(folder / _FILE, vectors=embedder.encode_queries(texts), pairs=pairs, model=np.array(json.dumps(embedder.hash)))
 
 
-def load(folder: Path, embedding_hash: str) -> NDArray[np.float32] | None:
-    """The vectors, or None where there are none of this embedding model."""
+def load(folder: Path, embedding_hash: str) -> Tuned | None:
+    """The questions, or None where there are none of this embedding model."""
     import numpy as np
 
     file = folder / _FILE
@@ -43,27 +56,30 @@ def load(folder: Path, embedding_hash: str) -> NDArray[np.float32] | None:
     with np.load(file, allow_pickle=False) as stored:
         if json.loads(str(stored["model"])) != embedding_hash:
             return None
-        vectors: NDArray[np.float32] = stored["vectors"]
-    return vectors
+        # Versions of earlier releases have no ids.
+        return Tuned(stored["vectors"], tuple(stored["pairs"].tolist()) if "pairs" in stored else ())
 
 
 class TunedQuestions:
     """Compares questions with those that versions were trained on; their vectors are read once."""
 
     def __init__(self) -> None:
-        self._vectors: OrderedDict[tuple[Path, str], NDArray[np.float32] | None] = OrderedDict()
+        self._known: OrderedDict[tuple[Path, str], Tuned | None] = OrderedDict()
 
     def near(self, folder: Path, embedder: Embedder, question: str) -> Near | None:
         """How near `question` is to those of the version in `folder`, None where there are none of this embedding model."""
         import numpy as np
 
         key = (folder, embedder.hash)
-        if key not in self._vectors:
-            self._vectors[key] = load(folder, embedder.hash)
-            while len(self._vectors) > _REMEMBERED:
-                self._vectors.popitem(last=False)
-        vectors = self._vectors.get(key)
-        if vectors is None or not len(vectors):
+        if key not in self._known:
+            self._known[key] = load(folder, embedder.hash)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        tuned = self._known.get(key)
+        if tuned is None or not len(tuned.vectors):
             return None
-        cosines = np.sort(vectors @ embedder.encode_queries([question])[0])[-_NEAREST:]
-        return Near(float(cosines[-1]), float(cosines.mean()))
+        cosines = tuned.vectors @ embedder.encode_queries([question])[0]
+        nearest = np.partition(cosines, -_NEAREST)[-_NEAREST:] if len(cosines) > _NEAREST else cosines
+        best = float(cosines.max())
+        same = np.flatnonzero(cosines >= best - _SAME) if tuned.pairs else ()
+        return Near(best, float(nearest.mean()), tuple(tuned.pairs[place] for place in same))

@@ -42,8 +42,9 @@ class TrainingData:
         read = [Link(info.id, "declared", info.domain, info.id, info.sha256) for info in self.documents]
         return read + evidence_links(service, domain, self.pairs)
 
-    def questions(self) -> list[str]:
-        return [question(pair) for pair in self.pairs]
+    def questions(self) -> list[tuple[str, str]]:
+        """The id of each pair and what it asks."""
+        return [(pair.id, question(pair)) for pair in self.pairs]
 
 
 def gather(service: Service, domain: str, dataset: str | None, settings: TrainSettings, languages: Sequence[str]) -> TrainingData:

@@ -55,13 +55,15 @@ def tune(
     job = replace(prepared.job, work=run_folder(prepared.job, domain), fresh=fresh)
     # Of several processes that train together only the first one writes; the others leave with `Helped`.
     with workspace.db.lock(f"tune:{domain}") if is_main() else nullcontext():
+        # Before the first step: what changes or goes while it trains is stale when it is done. The others of several processes need none.
+        links = data.links(service, domain) if is_main() else []
+        # What the start was trained on is in the new version too.
+        links += service.registry.links(start.name) if start else []
+        labels = labels_of(service, links) | (start.labels if start else frozenset())
         try:
             with together():
                 result = train(job, progress)
-            # What the start was trained on is in the new version too.
-            links = data.links(service, domain) + (service.registry.links(start.name) if start else [])
             parent = start or (service.registry.live(domain) if makes == "adapter" else None)
-            labels = labels_of(service, links) | (start.labels if start else frozenset())
             folder = finish_version(
                 result,
                 workspace.folder(MODELS if makes == "model" else "adapters"),

@@ -10,6 +10,7 @@ import pytest
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
+from appliance.adapters import tuned_questions
 from appliance.adapters.registry import AdapterVersion, Link, Registry
 from appliance.adapters.tuned_questions import Near
 from appliance.answers.availability import ArmUnavailable
@@ -77,10 +78,44 @@ def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) 
     file.write_text(file.read_text("utf-8").replace("20:00", "18:00"), "utf-8")
     knowledge.ingest([file.parent], domain="medical")
     found = knowledge.search("When may visitors come?", Scope(frozenset({"medical"})))
-    facts = registry.facts(version, found, Near(0.97, 0.9))
+    facts = registry.facts(version, found, Near(0.97, 0.9, ()))
     assert facts.stale_share == 0.5 and facts.stale_here == ("visiting.md",)
     knowledge.remove([DocumentKey("medical", "parking.md")])
     assert registry.facts(version, nothing, None).stale_share == 1.0
+
+
+def test_only_what_it_learnt_from_makes_it_stale(knowledge: Knowledge) -> None:
+    """Not a document that came later, nor an old text that nobody changed; a text that was put back to an older one does."""
+    registry, folder = Registry(knowledge.workspace), knowledge.workspace.root.parent / "documents"
+    file = folder / "visiting.md"
+    older = file.read_text("utf-8")
+    file.write_text(older.replace("20:00", "18:00"), "utf-8")
+    knowledge.ingest([folder], domain="medical")
+    version = make(knowledge)
+    (folder / "visitors.md").write_text("# Visitors\n\nWhen may visitors come? Visitors may come at any hour.\n", "utf-8")
+    knowledge.ingest([folder], domain="medical")
+    scope, question = Scope(frozenset({"medical"})), "When may visitors come?"
+    found = knowledge.search(question, scope)
+    assert {"visiting.md", "visitors.md"} <= {passage.document.id for passage in found.passages}
+    assert registry.facts(version, found, Near(0.97, 0.9, ("q1",))).stale_here == ()
+    file.write_text(older, "utf-8")
+    knowledge.ingest([folder], domain="medical")
+    assert registry.facts(version, knowledge.search(question, scope), None).stale_here == ("visiting.md",)
+
+
+def test_what_is_gone_is_missed_by_the_questions_learnt_from_it(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    version = make(knowledge)
+    registry.promote(version.name)
+    asked = "When may visitors come?"
+    tuned_questions.save(version.path, [("q1", asked), ("q2", "Where may cars be parked?"), ("q3", "谁保管钥匙？")], knowledge.embedder)
+    knowledge.remove([DocumentKey("medical", "visiting.md")])
+    answer = ask(knowledge, ScriptedEngine("From 14:00 to 20:00."), "auto")
+    assert answer.decision.features["a_nearest"] > 0.99 and "visiting.md" not in {citation.doc_id for citation in answer.citations}
+    assert answer.arm not in ("finetuned", "hybrid")
+    assert "visiting.md" in answer.decision.unavailable["finetuned"]
+    found = knowledge.search("Where may cars be parked?", Scope(frozenset({"medical"})))
+    assert registry.facts(version, found, Near(0.97, 0.9, ("q2",))).stale_here == ()
 
 
 def test_a_stale_adapter_is_not_trusted_and_the_reason_is_given(knowledge: Knowledge) -> None:

@@ -134,3 +134,24 @@ def test_what_cannot_be_trained_on_is_said(service: Service, tmp_path: Path) -> 
     service.workspace.save_setting("engines.default.languages", ["de"])
     with pytest.raises(UsageError, match="medical has no document to read"):
         _tune(service, "pretrain")
+
+
+@pytest.mark.slow
+def test_what_changes_while_it_trains_is_stale_when_it_is_done(service: Service, tmp_path: Path) -> None:
+    registry, knowledge = service.registry, service.knowledge
+    rows = [{**row, "doc_ids": ["parking.md" if number % 2 else "visiting.md"]} for number, row in enumerate(PAIRS)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    Datasets(service.workspace).add(file, domain="medical")
+    text = service.workspace.root.parent / "documents" / "visiting.md"
+
+    def meanwhile(event: dict[str, Any]) -> None:
+        if "parking.md" in {info.id for info in knowledge.documents.documents("medical")}:
+            text.write_text(text.read_text("utf-8").replace("20:00", "18:00"), "utf-8")
+            knowledge.ingest([text.parent], domain="medical")
+            knowledge.remove([DocumentKey("medical", "parking.md")])
+
+    version, _ = tune(service, "medical", "pairs", QUICK, meanwhile)
+    found = {document.key.id: document.change for document in registry.freshness.of(version.name).documents}
+    assert found == {"visiting.md": "changed", "parking.md": "removed"}
+    assert registry.deleted() == {version.name: [DocumentKey("medical", "parking.md")]}
