@@ -288,7 +288,9 @@ class ServerConfig(Section):
 
 
 class GatewayConfig(Section):
-    """How much is served at once. `max_running` answers and embeddings run together and `max_queued` wait; more are told to come back.
+    """How much is served at once. `max_running` answers are generated together and `max_queued` wait for that; more are told to come back,
+    as is who has waited for `queue_seconds`. The same limits hold by themselves for what needs no model (searching, `quote`, `verified`,
+    `refuse`) and for embeddings.
 
     On SIGTERM the gateway is not ready at once, takes new requests for another `drain_seconds`, and ends open streams after
     `grace_seconds`. One call of `/v1/embeddings` takes at most `max_embedding_inputs` texts.
@@ -296,6 +298,7 @@ class GatewayConfig(Section):
 
     max_running: int = Field(default=64, ge=1, le=100_000)
     max_queued: int = Field(default=128, ge=0, le=100_000)
+    queue_seconds: float = Field(default=30, gt=0, le=3600)
     drain_seconds: float = Field(default=0, ge=0, le=3600)
     grace_seconds: int = Field(default=30, ge=0, le=86_400)
     max_embedding_inputs: int = Field(default=256, ge=1, le=100_000)

@@ -59,11 +59,15 @@ class Faults:
     refused: int = 0
 
 
+class _LeftAlone(EngineDown):
+    """Not another failure: what came of the failures before."""
+
+
 class Guarded:
     """`engine` under `limits` and `breaker`; an `Engine` itself.
 
     A request that fails before its first token, not by being late, is sent once more. An engine that failed too often in a row, or
-    was not well several times in a row, is left alone: EngineDown says so at once.
+    was not well several times in a row, is left alone: EngineDown says so at once, also to those that wait for their first token.
 
     No adapter is loaded unless `lint` finds nothing that keeps the files in its folder from being served by the engine as it is configured.
     """
@@ -87,6 +91,8 @@ class Guarded:
         self._linted: dict[str, float] = {}
         # Requests under way, and when the last one ended, by adapter.
         self._using: Counter[str] = Counter()
+        # The time limits of those that wait for their first token.
+        self._unbegun: set[asyncio.Timeout] = set()
         self._used: dict[str, float] = {}
 
     @property
@@ -97,9 +103,7 @@ class Guarded:
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
         """See the contract; also raises EngineDown (left alone for now, or failed) and EngineLate."""
         if not self.breaker.allows():
-            self.faults.refused += 1
-            wait = self.breaker.wait()
-            raise EngineDown(f"engine {self.name} keeps failing and is left alone; try again in {max(1, round(wait))} s", retry_after=wait)
+            raise self._left_alone()
         trial = self.breaker.enter()
         if adapter is not None:
             self._using[adapter] += 1
@@ -119,6 +123,8 @@ class Guarded:
                     # It answers, if not what was hoped for.
                     self.breaker.succeed()
                     raise
+                except _LeftAlone:
+                    raise
                 except EngineDown as error:
                     self._count(error)
                     if begun or not again or isinstance(error, EngineLate) or not self.breaker.allows():
@@ -136,24 +142,43 @@ class Guarded:
 
     async def _timed(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling, deadline: float) -> AsyncGenerator[Delta]:
         loop = asyncio.get_running_loop()
-        patience, what = self.limits.first_token, "no first token"
+        patience, what, waiting = self.limits.first_token, "no first token", True
         async with aclosing(self.engine.chat(messages, adapter, sampling)) as deltas:
             while True:
                 timeout = asyncio.timeout_at(min(deadline, loop.time() + patience))
                 try:
                     async with timeout:
+                        if waiting:
+                            self._unbegun.add(timeout)
                         delta = await anext(deltas, None)
                 except TimeoutError as error:
                     if not timeout.expired():
                         raise
+                    if waiting and timeout not in self._unbegun:
+                        raise self._left_alone() from error
                     if loop.time() >= deadline:
                         raise EngineLate(f"engine {self.name} did not complete the answer within {self.limits.total:g} s") from error
                     raise EngineLate(f"engine {self.name} sent {what} within {patience:g} s") from error
+                finally:
+                    if waiting:
+                        self._unbegun.discard(timeout)
                 if delta is None:
                     return
                 self._alive_at = time.monotonic()
                 yield delta
-                patience, what = self.limits.between_tokens, "nothing more"
+                patience, what, waiting = self.limits.between_tokens, "nothing more", False
+
+    def _left_alone(self) -> _LeftAlone:
+        self.faults.refused += 1
+        wait = self.breaker.wait()
+        return _LeftAlone(f"engine {self.name} keeps failing and is left alone; try again in {max(1, round(wait))} s", retry_after=wait)
+
+    def _give_up(self) -> None:
+        """End what waits for its first token of an engine that is left alone from now on."""
+        now = asyncio.get_running_loop().time()
+        for timeout in [limit for limit in self._unbegun if not limit.expired()]:
+            self._unbegun.discard(timeout)
+            timeout.reschedule(now)
 
     def _count(self, error: EngineDown) -> None:
         if isinstance(error, EngineLate):
@@ -166,6 +191,7 @@ class Guarded:
         logger.warning("%s", error)
         if before != "open" and self.breaker.state == "open":
             logger.error("engine %s keeps failing and is left alone for %g s", self.name, self.breaker.wait())
+            self._give_up()
 
     async def health(self) -> Health:
         """What the engine says of itself, unless it has just shown it by answering or failing; takes no longer than `limits.connect`.
@@ -190,6 +216,7 @@ class Guarded:
             self._ill += 1
             if self._ill >= _ILL or self.breaker.state != "closed":
                 self.breaker.open()
+                self._give_up()
         if found != self._last and not found.ok:
             logger.error("engine %s is not available: %s", self.name, found.detail)
         self._last = found

@@ -21,7 +21,7 @@ from appliance.errors import ApplianceError
 from appliance.experts.review import ReviewQueue
 from appliance.experts.tasks import ExpertTasks
 from appliance.gateway.admin_api import admin_router
-from appliance.gateway.admission import Admission
+from appliance.gateway.admission import Queues
 from appliance.gateway.answer_api import Passage, answer_router
 from appliance.gateway.auth import BEARER
 from appliance.gateway.desk import Desk
@@ -68,7 +68,8 @@ class Limits:
     """`body_bytes` caps a request's body; `upload_bytes` a file that is sent in; `sampling` fills in the sampling fields that a
     request sets only some of.
 
-    `running` answers and embeddings run at once and `queued` wait; one call embeds at most `embedding_inputs` texts.
+    `running` of each kind of work run at once and `queued` wait, `queue_seconds` at most (see `appliance.gateway.admission.Queues`); one
+    call embeds at most `embedding_inputs` texts.
     """
 
     body_bytes: int = 1 << 20
@@ -77,6 +78,7 @@ class Limits:
     embedding_inputs: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     upload_bytes: int = 1 << 28
+    queue_seconds: float = 30.0
 
 
 def create_app(
@@ -107,9 +109,9 @@ def create_app(
     Without `auth_required`, requests without a key are `anonymous` (by default one who holds no labels), and only requests
     addressed to a loopback name are served. ``app.state.lifecycle`` is the `Lifecycle` that ``/readyz`` reports.
     """
-    admission, lifecycle = Admission(limits.running, limits.queued), Lifecycle()
-    metrics = Metrics(answering, admission, shares)
-    desk = Desk(answering, admission, feedback)
+    queues, lifecycle = Queues.of(limits.running, limits.queued, limits.queue_seconds), Lifecycle()
+    metrics = Metrics(answering, queues, shares)
+    desk = Desk(answering, queues, feedback)
 
     async def warm() -> None:
         try:
@@ -157,7 +159,7 @@ def create_app(
     install_errors(app)
     needs_key = [Depends(BEARER)]
     app.include_router(openai_router(desk, limits.sampling, _ERRORS), dependencies=needs_key)
-    app.include_router(embeddings_router(embedding, admission, limits.embedding_inputs, _ERRORS), dependencies=needs_key)
+    app.include_router(embeddings_router(embedding, queues.embedding, limits.embedding_inputs, _ERRORS), dependencies=needs_key)
     app.include_router(answer_router(desk, passage, _ERRORS), dependencies=needs_key)
     app.include_router(feedback_router(feedback, _ERRORS), dependencies=needs_key)
     if administration is not None:

@@ -1,4 +1,4 @@
-"""What every question passes on its way: the queue before it is answered, the book of answers after."""
+"""What every question passes on its way: the queues before it is decided and generated, the book of answers after."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from appliance.answers.feedback import Feedback
 from appliance.errors import ApplianceError
-from appliance.gateway.admission import Admission
+from appliance.gateway.admission import Queues
 from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
 from appliance.types import Caller, Decided, Event, Finished, Request
 from retrieval.types import Evidence
+from router.types import GENERATING
 
 logger = logging.getLogger("appliance.gateway")
 
@@ -26,20 +27,23 @@ _FLUSH, _ERASE = 0.5, 60.0
 
 
 class Desk:
-    """Questions go to `answering` when it is their turn; answers are noted in `feedback`."""
+    """Questions go to `answering` when it is their turn in `queues`; answers are noted in `feedback`."""
 
-    def __init__(self, answering: Answers, admission: Admission, feedback: Feedback) -> None:
-        self.answering, self.admission, self.feedback = answering, admission, feedback
+    def __init__(self, answering: Answers, queues: Queues, feedback: Feedback) -> None:
+        self.answering, self.queues, self.feedback = answering, queues, feedback
 
     async def ask(self, trace: Trace, question: Request, caller: Caller) -> AsyncGenerator[Event]:
         """The events of one answer, each noted in `trace`. Raises ApiError (busy) and what the answering raises."""
         evidence: Evidence | None = None
-        async with self.admission.turn() as waited, _closing(self.answering.stream(question, caller)) as events:
-            trace.queued = waited
+        async with AsyncExitStack() as turn, _closing(self.answering.stream(question, caller)) as events:
+            trace.queued = await turn.enter_async_context(self.queues.deciding.turn())
             async for event in events:
                 trace.note(event)
                 if isinstance(event, Decided):
                     evidence = event.evidence
+                    if event.decision.arm in GENERATING:
+                        await turn.aclose()
+                        trace.queued += await turn.enter_async_context(self.queues.generating.turn())
                 elif isinstance(event, Finished):
                     self.feedback.remember(event.answer, question.question, evidence, caller)
                 yield event

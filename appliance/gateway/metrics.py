@@ -11,11 +11,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from appliance.engines.guard import Faults
-from appliance.gateway.admission import Admission
+from appliance.gateway.admission import Queues
 from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
 
-# `queue` is the wait before an answer; the other stages are counted from its end.
+# Since the question was taken up; `queue` is all it waited for its turns, of which the one for the model is part of the later stages.
 STAGES = ("retrieval", "decision", "first_token", "total")
 _FAULTS = tuple(field.name for field in fields(Faults))
 _STATES = ("closed", "half-open", "open")
@@ -26,7 +26,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """The gateway's metrics: requests, answers by stage, the queue, the engines, and the process itself."""
 
-    def __init__(self, answering: Answers, admission: Admission, shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple) -> None:
+    def __init__(self, answering: Answers, queues: Queues, shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple) -> None:
         """`shares` are (domain, version, share of the questions) of the versions on trial."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -48,7 +48,7 @@ class Metrics:
         )
         self.over_quota = Counter("appliance_quota_exceeded", "Requests refused with 429, by the quota.", ["quota"], registry=self.registry)
         self.in_progress = Gauge("appliance_requests_in_progress", "Requests being served now.", registry=self.registry)
-        self.registry.register(_State(answering, admission, shares))
+        self.registry.register(_State(answering, queues, shares))
         ProcessCollector(registry=self.registry)
 
     def count(self, route: str, trace: Trace, status: int) -> None:
@@ -72,13 +72,15 @@ class Metrics:
 class _State(Collector):
     """What is read at the moment of a scrape: the queue and the engines."""
 
-    def __init__(self, answering: Answers, admission: Admission, shares: Callable[[], Sequence[tuple[str, str, float]]]) -> None:
-        self.answering, self.admission, self.shares = answering, admission, shares
+    def __init__(self, answering: Answers, queues: Queues, shares: Callable[[], Sequence[tuple[str, str, float]]]) -> None:
+        self.answering, self.queues, self.shares = answering, queues, shares
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.admission.running)
-        yield GaugeMetricFamily("appliance_answers_queued", "Answers and embeddings that wait for their turn.", self.admission.queued)
-        yield CounterMetricFamily("appliance_queue_full", "Requests refused with 503 because the queue was full.", self.admission.refused)
+        yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.queues.running)
+        yield GaugeMetricFamily("appliance_answers_queued", "Answers and embeddings that wait for their turn.", self.queues.queued)
+        yield CounterMetricFamily(
+            "appliance_queue_full", "Requests refused with 503: the queue was full, or the wait too long.", self.queues.refused
+        )
         state = GaugeMetricFamily(
             "appliance_engine_state", "1 for the state that an engine's circuit breaker is in.", labels=["engine", "state"]
         )

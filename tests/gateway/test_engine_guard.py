@@ -145,6 +145,37 @@ async def test_a_hanging_engine_is_known_to_be_ill_within_its_limit_and_back_by_
             assert (await guard.health()).ok and await ask(guard)
 
 
+async def test_who_waits_for_an_engine_that_turns_out_to_be_ill_is_told_at_once() -> None:
+    with lying(fault="hang") as server:
+        async with guarded(server, replace(PATIENT, connect=0.1), pause=5.0) as guard:
+            waiting = [asyncio.ensure_future(ask(guard)) for _ in range(3)]
+            for _ in range(1000):
+                if server.chats == 3:
+                    break
+                await asyncio.sleep(0.01)
+            server.fault, server.words, server.pause = "", 20, 0.1
+            begun = guard.chat(ASK, None, Sampling())
+            await anext(begun)
+            server.sick, guard._alive_at = True, float("-inf")
+            for _ in range(3):
+                guard._alive_at = float("-inf")
+                await guard.health()
+            found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+            assert all(isinstance(error, EngineDown) and not isinstance(error, EngineLate) for error in found)
+            assert "is left alone" in str(found[0]) and (guard.faults.failed, guard.faults.late, guard.faults.refused) == (0, 0, 3)
+            # An answer that has begun shows that not everything is lost.
+            assert (await anext(begun)).text.startswith("第1词 ")
+            await begun.aclose()
+
+
+async def test_all_that_are_late_at_the_same_moment_are_late() -> None:
+    with lying(fault="hang") as server:
+        async with guarded(server, replace(PATIENT, first_token=0.3), failures=2) as guard:
+            found = await asyncio.gather(*(ask(guard) for _ in range(6)), return_exceptions=True)
+            assert all(isinstance(error, EngineDown) for error in found) and guard.state == "open"
+            assert guard.faults.late >= 2 and guard.faults.late + guard.faults.refused == 6
+
+
 async def test_one_late_answer_to_how_it_is_keeps_no_request_away() -> None:
     with lying(sick=True) as server:
         async with guarded(server) as guard:

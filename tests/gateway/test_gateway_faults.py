@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from gateway_real import APPROVED, DOCUMENTS, make_knowledge, real_answering
-from gateway_server import Served, running
+from gateway_server import LIMITS, Served, running
 from lying_engine import LyingEngine, lying
 
 from appliance.admin.keys import Keys
+from appliance.gateway.app import Limits
 from retrieval.types import DocumentKey
 
 QUESTION = "专家门诊挂号费是多少？"
@@ -23,9 +25,9 @@ QUICK = {"connect_seconds": "1", "first_token_seconds": "1.5", "between_tokens_s
 
 
 @contextmanager
-def gateway(folder: Path, url: str, **settings: str) -> Iterator[Served]:
+def gateway(folder: Path, url: str, limits: Limits = LIMITS, **settings: str) -> Iterator[Served]:
     knowledge = make_knowledge(folder, url, **{**QUICK, **settings})
-    with running(Keys(knowledge.workspace.db), real_answering(knowledge), passage=knowledge.passage) as served:
+    with running(Keys(knowledge.workspace.db), real_answering(knowledge), limits=limits, passage=knowledge.passage) as served:
         yield served
     knowledge.workspace.close()
 
@@ -100,6 +102,23 @@ def test_a_hanging_engine_is_a_clear_error(both: tuple[Served, LyingEngine], lie
     assert ask(served, "rag").json()["error"]["code"] in ("engine_timeout", "engine_unavailable")
     assert ask(served, "rag").json()["error"]["code"] == "engine_unavailable"
     still_served(served)
+
+
+def test_what_needs_no_engine_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
+    patient = {"first_token_seconds": "5", "connect_seconds": "10"}
+    with (
+        lying(fault="hang") as engine,
+        gateway(tmp_path, engine.url, limits=Limits(running=2, queued=4), **patient) as served,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        hanging = [pool.submit(ask, served, "base") for _ in range(3)]
+        wait_for(lambda: "appliance_answers_queued 1.0" in served.http("").get("/metrics").text)
+        for arm, question in (("quote", QUESTION), ("verified", APPROVED[0]), ("refuse", QUESTION), ("auto", APPROVED[0])):
+            started = time.perf_counter()
+            answer = ask(served, arm, question)
+            assert answer.status_code == 200 and time.perf_counter() - started < 1, arm
+        assert not any(one.done() for one in hanging)
+        assert {one.result(20).status_code for one in hanging} == {503}
 
 
 @pytest.mark.parametrize("fault", ["reset", "500", "garbage"])

@@ -6,14 +6,14 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
 import openai
 import pytest
-from gateway_fake import FakeAnswering
+from gateway_fake import FakeAnswering, FakeEmbedding
 from gateway_server import Served
 
 from appliance.admin.keys import Keys
@@ -22,6 +22,7 @@ from appliance.errors import UsageError
 from appliance.gateway.admission import Admission
 from appliance.gateway.app import Limits
 from appliance.gateway.errors import ApiError
+from appliance.types import Caller, Event, Request
 
 QUESTION = {"question": "成人一天最多吃多少？"}
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
@@ -51,17 +52,16 @@ def test_a_full_queue_is_503_with_retry_after_and_drains(start: Callable[..., Se
         pool = stack.enter_context(ThreadPoolExecutor(1))
         second = pool.submit(lambda: served.http().post("/v1/answer", json=QUESTION))
         wait_for(lambda: metric(served, "appliance_answers_queued ") == 1)
-        for path, body in (
-            ("/v1/answer", QUESTION),
-            ("/v1/chat/completions", CHAT),
-            ("/v1/embeddings", {"model": "embedding", "input": "药"}),
-        ):
+        for path, body in (("/v1/answer", QUESTION), ("/v1/chat/completions", CHAT)):
             refused = served.http().post(path, json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_busy"), path
             assert int(refused.headers["retry-after"]) >= 1
         assert served.http().get("/v1/models").status_code == 200 and served.http("").get("/readyz").status_code == 200
-        assert metric(served, "appliance_queue_full_total") == 3 and metric(served, "appliance_answers_running ") == 1
+        assert metric(served, "appliance_queue_full_total") == 2 and metric(served, "appliance_answers_running ") == 1
+        # What needs no model waits for none.
+        assert served.http().post("/v1/embeddings", json={"model": "embedding", "input": "药"}).status_code == 200
         served.answering.stall = False
+        assert served.http().post("/v1/answer", json={**QUESTION, "arm": "quote"}).status_code == 200
         first.close()
         assert second.result(20).status_code == 200
     wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
@@ -76,13 +76,61 @@ def test_a_client_that_leaves_the_queue_takes_no_turn(start: Callable[..., Serve
         with pytest.raises(httpx.ReadTimeout):
             served.http().post("/v1/answer", json=QUESTION, timeout=0.5)
         wait_for(lambda: metric(served, "appliance_answers_queued ") == 0)
-    assert len(served.answering.asked) == 1
+    assert len(served.answering.asked) == 2
     wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_waits_too_long_for_a_turn_is_told_to_come_back(start: Callable[..., Served], stream: bool) -> None:
+    served = start(FakeAnswering(stall=True), limits=Limits(running=1, queued=5, queue_seconds=0.3))
+    with served.http().stream("POST", "/v1/chat/completions", json=CHAT) as first:
+        pieces = first.iter_bytes()
+        next(pieces)
+        late = served.http().post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "gateway_busy") and int(late.headers["retry-after"]) >= 1
+        assert "within 0.3 s" in late.json()["error"]["message"]
+        assert metric(served, "appliance_answers_queued ") == 0 and metric(served, "appliance_queue_full_total") == 1
+    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+
+
+@pytest.mark.parametrize("kind", ["deciding", "embedding"])
+def test_what_needs_no_model_has_a_queue_that_ends(start: Callable[..., Served], kind: str) -> None:
+    answering, entered, go = FakeAnswering(), threading.Semaphore(0), threading.Event()
+    original = answering.stream
+
+    async def slow(request: Request, caller: Caller) -> AsyncIterator[Event]:
+        entered.release()
+        await asyncio.to_thread(go.wait)
+        async for event in original(request, caller):
+            yield event
+
+    def embedding() -> FakeEmbedding:
+        entered.release()
+        go.wait()
+        return FakeEmbedding()
+
+    answering.stream = slow  # type: ignore[method-assign]
+    served = start(answering, embedding=embedding, limits=Limits(running=1, queued=1))
+    path, body = ("/v1/embeddings", {"model": "embedding", "input": "药"}) if kind == "embedding" else ("/v1/answer", QUESTION)
+
+    def ask() -> int:
+        response = served.http().post(path, json=body)
+        assert response.status_code == 200 or response.json()["error"]["code"] == "gateway_busy"
+        return response.status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask)]
+        entered.acquire(timeout=10)
+        asking.append(pool.submit(ask))
+        wait_for(lambda: metric(served, "appliance_answers_queued ") == 1)
+        assert ask() == 503
+        go.set()
+        assert [one.result(20) for one in asking] == [200, 200]
 
 
 def test_turns_are_first_come_first_served_and_never_lost() -> None:
     async def run() -> None:
-        admission, order = Admission(2, 50), []
+        admission, order = Admission(2, 50, 10), []
 
         async def one(number: int) -> None:
             async with admission.turn():
@@ -116,7 +164,7 @@ def test_turns_are_first_come_first_served_and_never_lost() -> None:
 
 def test_who_goes_at_the_moment_a_turn_passes_by_just_goes() -> None:
     async def run() -> None:
-        admission = Admission(1, 5)
+        admission = Admission(1, 5, 10)
 
         async def one() -> None:
             async with admission.turn():
@@ -138,7 +186,7 @@ def test_who_goes_at_the_moment_a_turn_passes_by_just_goes() -> None:
 
 def test_without_a_queue_the_next_is_refused_at_once() -> None:
     async def run() -> None:
-        admission = Admission(1, 0)
+        admission = Admission(1, 0, 10)
         async with admission.turn():
             with pytest.raises(ApiError) as refused:
                 async with admission.turn():
