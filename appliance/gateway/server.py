@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from appliance.errors import ApplianceError
+from appliance.gateway.connection import Connection
 
 # Seconds that a thread may run on while another waits.
 _SWITCH = 0.0005
@@ -100,7 +101,7 @@ def serve(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         log_config=_LOGGING,
         access_log=False,
         server_header=False,

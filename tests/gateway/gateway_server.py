@@ -17,6 +17,7 @@ from gateway_fake import FakeEmbedding, passage
 from appliance.admin.keys import Keys
 from appliance.answers.feedback import Feedback
 from appliance.gateway.app import Limits, create_app
+from appliance.gateway.connection import Connection
 from appliance.gateway.server import bind
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
@@ -71,7 +72,7 @@ def running(
     given: dict[str, Any] = {"passage": passage, "embedding": FakeEmbedding, "feedback": book, **parts}
     app = create_app(answering, keys, **given, auth_required=auth_required, version="0.0", limits=limits, anonymous=local)
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, access_log=False, lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

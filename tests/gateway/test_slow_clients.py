@@ -1,0 +1,106 @@
+"""Clients that keep their connection and do nothing, and those that are only slow."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from gateway_fake import FakeAnswering
+from gateway_server import Served
+
+from appliance.gateway.connection import Connection
+
+LONG = ["药" * 30_000] * 300
+PATIENCE = 1.0
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "patience", PATIENCE)
+
+
+@contextmanager
+def connected(served: Served) -> Iterator[socket.socket]:
+    with socket.socket() as client:
+        # The system would take megabytes for a client that does not read.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(20)
+        host, port = served.url.removeprefix("http://").split(":")
+        client.connect((host, int(port)))
+        yield client
+
+
+def request(served: Served, length: int | None = None) -> tuple[bytes, bytes]:
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {served.key}\r\nContent-Type: application/json\r\n"
+    return f"{head}Connection: close\r\nContent-Length: {length or len(body)}\r\n\r\n".encode(), body
+
+
+def ended(client: socket.socket) -> float:
+    """Seconds until the server ends the connection."""
+    started = time.monotonic()
+    with suppress(ConnectionError):
+        while client.recv(65_536):
+            pass
+    return time.monotonic() - started
+
+
+def running(served: Served) -> float:
+    lines = served.http("").get("/metrics").text.splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith("appliance_answers_running ")))
+
+
+def test_who_does_not_read_loses_the_turn(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(pieces=LONG))
+    with connected(served) as client:
+        client.sendall(b"".join(request(served)))
+        deadline = time.monotonic() + 20
+        while not served.answering.abandoned.is_set():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert running(served) == 0
+
+
+def test_who_reads_slowly_gets_everything(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(pieces=LONG[:60]))
+    with connected(served) as client:
+        client.sendall(b"".join(request(served)))
+        pieces, resting = [], 0
+        while piece := client.recv(1 << 20):
+            pieces.append(piece)
+            if resting < 4 and sum(map(len, pieces)) > resting * 1_000_000:
+                resting += 1
+                time.sleep(PATIENCE / 2)
+        assert b"".join(pieces).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("sent", ["nothing", "half a head", "half a body", "a second request"])
+def test_who_does_not_send_is_not_waited_for(start: Callable[..., Served], sent: str) -> None:
+    served = start(FakeAnswering())
+    head, body = request(served)
+    with connected(served) as client:
+        if sent == "half a head":
+            client.sendall(head[:50])
+        elif sent == "half a body":
+            client.sendall(head + body[:20])
+        elif sent == "a second request":
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            client.sendall(head[:50])
+        assert PATIENCE * 0.8 < ended(client) < PATIENCE + 5
+    assert not served.answering.asked
+
+
+def test_a_body_may_come_slowly(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering())
+    head, body = request(served)
+    with connected(served) as client:
+        client.sendall(head)
+        for place in range(0, len(body), len(body) // 3):
+            time.sleep(PATIENCE / 2)
+            client.sendall(body[place : place + len(body) // 3])
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
