@@ -12,8 +12,13 @@ from appliance.cli.session import Session, pass_session, say
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port (default: [server] port; 0 picks a free one).")
 @pass_session
 def serve(session: Session, host: str | None, port: int | None) -> None:
-    """Serve the OpenAI-compatible API, /v1/answer, metrics and the web page."""
-    from appliance.gateway.run import run_gateway
+    """Serve the OpenAI-compatible API, /v1/answer, metrics and the web page.
 
+    The log is on stderr, one JSON object a line.
+    """
+    from appliance.gateway.run import run_gateway
+    from appliance.logs import log_as_json
+
+    log_as_json()
     settings = session.workspace.config.server
     run_gateway(session.workspace, settings.host if host is None else host, settings.port if port is None else port, say)

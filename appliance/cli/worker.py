@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import signal
 import threading
@@ -15,6 +15,8 @@ import click
 from appliance.cli.session import Session, emit, json_option, pass_session, say, table
 from appliance.errors import DONE, FAILURE, PARTLY
 
+logger = logging.getLogger("appliance.worker")
+
 
 @click.command()
 @click.option("--once", is_flag=True, help="Do what is due now, then end.")
@@ -25,13 +27,18 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
     """Run jobs, refresh the knowledge base and retrain on schedule, and watch over versions on trial.
 
     `appliance serve` starts one by itself. A time that was missed is made up for once. What it did: appliance index status, and job list.
+    The log is on stderr, one JSON object a line.
     """
     from appliance.adapters.retraining import Retraining
     from appliance.jobs.background import Background
     from appliance.jobs.schedule import Schedule, plans
     from appliance.jobs.worker import work
+    from appliance.logs import log_as_json
     from appliance.service import open_service
 
+    if not once:
+        log_as_json()
+    tell = say if once else logger.warning
     workspace = session.workspace
     workspace.db.actor = "worker"
     retraining = Retraining(workspace)
@@ -39,7 +46,7 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
     if plans(workspace):
         due.insert(0, Schedule(open_service(workspace).knowledge).due)
     elif not retraining.plans:
-        say("no domain has a schedule; give one sources and refresh, or retrain, under [domains.NAME] in appliance.toml")
+        tell("no domain has a schedule; give one sources and refresh, or retrain, under [domains.NAME] in appliance.toml")
     ended = threading.Event()
     outcomes: list[dict[str, Any]] = []
 
@@ -47,7 +54,7 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
         if once:
             outcomes.append(outcome)
         else:
-            say(json.dumps({"event": "done", "task": name, **outcome}, ensure_ascii=False))
+            logger.info("done", extra={"facts": {"task": name, **outcome}})
 
     with _signals(ended):
         work(
@@ -57,7 +64,7 @@ def worker(session: Session, once: bool, parent: int | None, as_json: bool) -> i
             stopped=lambda: ended.is_set() or (parent is not None and os.getppid() != parent),
             wait=ended.wait,
             report=report,
-            say=say,
+            say=tell,
             beside=lambda: Background(workspace, report),
         )
     if not once:

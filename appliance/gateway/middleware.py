@@ -5,7 +5,6 @@ Nothing here buffers a body, and a client's disconnect always reaches the handle
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -21,6 +20,7 @@ from appliance.gateway.errors import ApiError
 from appliance.gateway.health import Lifecycle
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
+from appliance.logs import REQUEST
 from appliance.types import Caller
 
 access_log = logging.getLogger("appliance.access")
@@ -52,6 +52,8 @@ class Recorder:
         wished = Headers(scope=scope).get("x-request-id", "")
         if _SANE_ID.fullmatch(wished):
             trace.request_id = wished
+        # Never reset: the server logs a crash after this has returned, and every request is a task of its own.
+        REQUEST.set(trace.request_id)
         # A crash is answered outside of this middleware, with 500.
         status = 500
         started = time.perf_counter()
@@ -82,8 +84,6 @@ class Recorder:
 
 def _log(scope: Scope, trace: Trace, route: str, status: int, milliseconds: float) -> None:
     line = {
-        "event": "request",
-        "id": trace.request_id,
         "method": scope["method"],
         "path": scope["path"][:200],
         "route": route,
@@ -94,7 +94,7 @@ def _log(scope: Scope, trace: Trace, route: str, status: int, milliseconds: floa
         "arm": trace.arm or None,
         "domain": trace.domain or None,
     }
-    access_log.info(json.dumps({name: value for name, value in line.items() if value is not None}))
+    access_log.info("request", extra={"facts": {name: value for name, value in line.items() if value is not None}})
 
 
 class LoopbackHosts:

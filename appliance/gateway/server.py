@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,24 +19,6 @@ from appliance.gateway.connection import Connection
 
 # Seconds that a thread may run on while another waits.
 _SWITCH = 0.0005
-
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-        "bare": {"format": "%(message)s"},
-    },
-    "handlers": {
-        "plain": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"},
-        "bare": {"class": "logging.StreamHandler", "formatter": "bare", "stream": "ext://sys.stderr"},
-    },
-    "loggers": {
-        "appliance": {"handlers": ["plain"], "level": "INFO", "propagate": False},
-        "appliance.access": {"handlers": ["bare"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["plain"], "level": "WARNING", "propagate": False},
-    },
-}
 
 
 class _Server(uvicorn.Server):
@@ -83,8 +64,8 @@ def serve(
     """Serve until SIGTERM or SIGINT; then ``/readyz`` says so at once, new requests are taken for another `drain_seconds`, and open streams
     have `grace_seconds` to end before this returns.
 
-    `announce` gets the real address (port 0 picks a free port) once requests are accepted; logs go to stderr. Raises ApplianceError when
-    the address cannot be bound.
+    `announce` gets the real address (port 0 picks a free port) once requests are accepted. Raises ApplianceError when the
+    address cannot be bound.
 
     With `admin` (host, port), administration is served at that address and nowhere else; `announce_admin` gets it.
     """
@@ -102,7 +83,7 @@ def serve(
         app,
         loop="uvloop",
         http=Connection,
-        log_config=_LOGGING,
+        log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import socket
@@ -318,22 +317,6 @@ def test_request_ids_are_honoured_when_sane(served: Served, sent: str, kept: boo
     assert (echoed == sent) is kept and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", echoed)
 
 
-def test_the_log_tells_what_happened_without_any_text(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="appliance.access"):
-        served.http().post("/v1/answer", json={"question": "机密问题"}, headers={"X-Request-ID": "r1"})
-        served.http().get("/nothing%0a{forged}", headers={"X-Request-ID": "r2"})
-        # The server writes the line after the response's last byte; those of earlier requests may come late.
-        for _ in range(200):
-            lines = [json.loads(record.message) for record in caplog.records if '"id": "r' in record.message]
-            if len(lines) == 2:
-                break
-            time.sleep(0.05)
-    assert lines[0]["id"] == "r1" and lines[0]["arm"] == "rag" and lines[0]["status"] == 200 and len(lines[0]["caller"]) == 16
-    assert "机密问题" not in caplog.text and served.key not in caplog.text
-    assert not any("\n" in record.message for record in caplog.records if '"id": "r' in record.message)
-    assert lines[1]["path"] == "/nothing\n{forged}"
-
-
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/livez", "/v1/models", "/nothing"])
 def test_every_response_has_the_security_headers(served: Served, path: str) -> None:
     headers = served.http().get(path).headers
@@ -428,7 +411,10 @@ from appliance.answers.feedback import Feedback
 from appliance.gateway.app import create_app
 from appliance.gateway.server import serve
 from appliance.admin.keys import Keys
+from appliance.logs import log_as_json
 from appliance.store.database import Database
+
+log_as_json()
 
 class Slow(FakeAnswering):
     async def close(self):
@@ -459,7 +445,7 @@ def test_sigterm_finishes_open_streams_and_exits_with_0(request: pytest.FixtureR
         output, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert output == "closed\n"
-    assert json.loads(errors.splitlines()[0])["route"] == "/v1/chat/completions"
+    assert [line["route"] for line in map(json.loads, errors.splitlines()) if "route" in line] == ["/v1/chat/completions"]
 
 
 @pytest.mark.slow
