@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 VLLM := .venv-vllm
 
-.PHONY: setup vllm demo test test-slow test-gpu test-all lint audit format lock docs clean
+.PHONY: setup programs vllm demo test test-slow test-gpu test-all lint audit format lock docs clean
 
 setup: $(STAMP)
 	$(BIN)/appliance model pull
@@ -18,6 +18,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $(STAMP)
+
+# Programs that only tests use, and no image.
+programs: $(VENV)/.programs
+
+$(VENV)/.programs: tools/programs.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tools/programs.lock
+	touch $@
 
 # vLLM has an environment of its own, because its pins clash with everyone's: what docker/engine.lock names where there is no NVIDIA GPU,
 # upstream's package where there is one (not run: no GPU was at hand).
@@ -37,18 +44,18 @@ demo: setup
 	$(BIN)/appliance demo --folder demo-workspace
 
 # One process a core, each with one thread: the suite takes half as long, and the figures of no test depend on it.
-test: setup
+test: setup programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Real models and processes at smoke sizes, then everything at full size.
-test-slow: setup
+test-slow: setup programs
 	$(BIN)/python -m pytest -m "slow and not full"
 
 # What only NVIDIA GPUs can show; skipped without one (not run: no GPU was at hand).
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs
 
-test-all: setup
+test-all: setup programs
 	$(BIN)/python -m pytest -m "slow or full or not slow"
 
 lint: $(STAMP)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.needs import absent
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 DATA = Path(os.environ.get("APPLIANCE_DATA", "/nowhere"))
 
@@ -194,7 +196,7 @@ def test_engines_without_the_peer(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_multi_lora(tmp_path: Path) -> None:
     if not (BENCHMARKS.parent / ".venv-vllm" / "bin" / "python").is_file():
-        pytest.skip("vLLM's environment is missing; build it with: make vllm")
+        absent("vllm", "build its environment with: make vllm")
     found = _run("multi_lora", tmp_path / "lora.json")
     _check_form(found)
     assert {row["engine"] for row in found["rows"]} == {"vllm", "local"} and all(row["tokens_a_s"] > 0 for row in found["rows"])

@@ -30,6 +30,7 @@ from appliance.errors import ApplianceError
 from appliance.models.store import ModelStore
 from appliance.settings import DEFAULT_CHAT, EngineConfig
 from appliance.workspace import Workspace
+from tests.needs import absent
 
 PYTHON = Path(os.environ.get("APPLIANCE_VLLM_PYTHON", Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"))
 # What the adapter of each domain has learned to say.
@@ -87,7 +88,7 @@ def vllm_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from appliance.cli.main import run
 
     if not os.access(PYTHON, os.X_OK):
-        pytest.skip(f"vLLM's environment is missing ({PYTHON}); build it with: make vllm")
+        absent("vllm", f"no {PYTHON}; build it with: make vllm")
     try:
         ModelStore.default().path(DEFAULT_CHAT)
     except ApplianceError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = (ROOT / "requirements.lock", ROOT / "docker" / "engine.lock")
+LOCKS = (ROOT / "requirements.lock", ROOT / "docker" / "engine.lock", ROOT / "tools" / "programs.lock")
 _SECONDS = 600
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.openai import OpenAIEngine
+from tests.needs import program
 
 MONITORING = Path(__file__).parent.parent.parent / "deploy" / "monitoring"
 # Grafana fills these in.
@@ -96,9 +96,7 @@ def _check(name: str, expression: str, scraped: dict[str, set[str]]) -> None:
 
 
 def test_every_expression_parses(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    promtool = program("promtool")
     rules = [{"record": f"panel:{number}", "expr": _filled(expression)} for number, expression in enumerate(_dashboard().values())]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}), "utf-8")
@@ -109,9 +107,6 @@ def test_every_expression_parses(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prometheus_answers_every_panel(served: Served, tmp_path: Path) -> None:
     """A real Prometheus scrapes a real gateway; each panel's query succeeds there, and those that must have data have some."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not installed (Debian's package prometheus)")
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(MONITORING / "alerts.yml")]
@@ -121,7 +116,7 @@ def test_prometheus_answers_every_panel(served: Served, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    command = [program("prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}"]
     process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://{address}/api/v1", timeout=10) as http:
