@@ -39,7 +39,8 @@ def open_service(workspace: Workspace, patient: bool = True) -> Service:
     registry = Registry(workspace)
     verified = VerifiedAnswers(knowledge)
     engines = EnginePool(workspace, models, patient)
-    answering = Answering(knowledge, engines, registry, verified, router_of(workspace), CostBook())
+    router = router_of(workspace)
+    answering = Answering(knowledge, engines, registry, verified, router, CostBook(router.costs))
     return Service(workspace, models, knowledge, registry, verified, engines, answering)
 
 

@@ -38,7 +38,7 @@ class Request:
     it is for the gate and for measuring, not for clients.
 
     `measured` is for evaluation, whose answers must not depend on the moment: routed with an engine that is down the question fails
-    (EngineDown) instead of going to an arm that needs none, and costs are those the router assumes, not what this process has seen.
+    (EngineDown) instead of going to an arm that needs none, and costs are those of the runs before, not what this process has seen.
     """
 
     question: str

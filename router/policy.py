@@ -209,7 +209,7 @@ def exclusions(situation: Situation) -> dict[Arm, str]:
         latency = costs_of(arm, situation).latency_ms
         if situation.constraints.must_cite and arm not in CITING:
             out[arm] = say("must_cite", lang)
-        elif limit is not None and latency > limit:
+        elif limit is not None and latency > limit and arm not in situation.untimed:
             out[arm] = say("too_slow", lang, latency=latency, limit=limit)
     return out
 

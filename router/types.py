@@ -62,6 +62,7 @@ class Situation:
     `question` is self-contained (follow-ups already rewritten). `unavailable` maps an arm to why it cannot be used
     here, in plain words; every arm that is missing there is available. `prior` is the scenario advice saved for the
     domain. `verified` is the similarity (1.0 for an exact match) of the best verified answer, None if there is none.
+    `costs` are those measured, `untimed` the arms whose latency nobody measured lately, which no limit rules out: one late answer tells.
     """
 
     question: str
@@ -73,6 +74,7 @@ class Situation:
     prior: Scenario | None = None
     verified: float | None = None
     costs: Mapping[Arm, Costs] = field(default_factory=dict)
+    untimed: frozenset[Arm] = frozenset()
     constraints: Constraints = Constraints()
 
 

@@ -112,7 +112,7 @@ class Answering(Deciding):
         if held:
             yield Text(answer.text)
         if not (answer.cached or request.measured):
-            self.costs.record(arm, answer)
+            self.costs.record(turn.domain, turn.decision.arm, answer)
         yield Finished(answer)
 
     async def ask(self, request: Request, caller: Caller | None = None) -> Answer:

@@ -23,7 +23,6 @@ from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage
-from router.predict import ASSUMED_COSTS
 from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
 
 T = TypeVar("T")
@@ -205,7 +204,8 @@ class Deciding:
             adapter=facts,
             prior=self.config.domain(domain).scenario,
             verified=verified,
-            costs=ASSUMED_COSTS if request.measured else self.costs.expected(),
+            costs=await self.look(self.costs.start if request.measured else self.costs.expected, domain),
+            untimed=frozenset() if request.measured else self.costs.untimed(domain),
             constraints=request.constraints,
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.errors import UsageError
+from appliance.routing.costs import newest_run
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.store.tables_router import router as table
@@ -21,7 +22,7 @@ from router.learned import LearnedRouter
 from router.model import ModelError, RouterModel, model_from_json
 from router.policy import RulePolicy
 from router.settings import Prices
-from router.types import Decision, Router, Situation
+from router.types import ARMS, Arm, Costs, Decision, Router, Situation
 
 logger = logging.getLogger("appliance.router")
 
@@ -126,8 +127,11 @@ class Routing:
         # By domain: when it was looked up, the live name, and the router.
         self._live: dict[str, tuple[float, str | None, Router]] = {}
 
+        self._database = database
     @property
     def version(self) -> str:
+        # By domain: the version of the router they were looked up for, and the costs.
+        self._costs: dict[str, tuple[str, Mapping[Arm, Costs]]] = {}
         """The rules' version, and those of all trained routers that are live: what decides in this workspace."""
         live = [self.of(domain).version for domain in self._domains()]
         return "+".join([self.policy.version, *(name for name in live if name != self.policy.version)])
@@ -150,6 +154,16 @@ class Routing:
     def _open(self, name: str | None) -> Router:
         if name is None:
             return self.policy
+    def costs(self, domain: str) -> Mapping[Arm, Costs]:
+        """What each arm cost in the runs that the live router learnt from and was measured with, else in the newest evaluation run."""
+        router = self.of(domain)
+        known = self._costs.get(domain)
+        if known is None or known[0] != router.version:
+            training = {} if router is self.policy else self._routers.get(router.version).training
+            learnt = {arm: Costs(**training["costs"][arm]) for arm in ARMS if arm in training.get("costs", {})}
+            known = self._costs[domain] = (router.version, learnt or newest_run(self._database, domain))
+        return known[1]
+
         try:
             return LearnedRouter(name, loaded(self._routers.get(name)), self.policy, self.prices)
         except UsageError as error:

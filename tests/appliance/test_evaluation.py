@@ -6,7 +6,6 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +13,15 @@ from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows, wrong
 
 from appliance.cli.main import run as command
-from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo
 from appliance.engines.base import EngineBusy, Health, Sampling
 from appliance.evaluation import cache as run_cache
 from appliance.evaluation import runs as evaluation
+from appliance.evaluation.gating import hold
 from appliance.evaluation.judging import judged
-from appliance.evaluation.page import hold, keep_page, page_of, write_page
+from appliance.evaluation.page import figures, keep_page, page_of, write_page
 from appliance.evaluation.runs import evaluate, find, finished_run, items, scoring_of
+from appliance.experts.tasks import ExpertTasks, prepare
 from appliance.knowledge.knowledge import Knowledge
 from appliance.service import Service
 from appliance.types import Request
@@ -29,7 +29,7 @@ from eval.gate import GateFile, Threshold
 from eval.run import load
 from eval.types import EvalError, Outcome
 from finetune.types import Pair
-from retrieval.types import DocumentKey
+from retrieval.types import DocumentKey, Scope
 
 QUESTIONS = [
     {"id": "fee", "question": "专家门诊挂号费多少钱？", "answer": "50元", "doc_ids": ["zh/registration.md"], "lang": "zh",
@@ -38,6 +38,9 @@ QUESTIONS = [
     {"id": "old", "question": "May children visit alone?", "answer": "no", "lang": "en", "metric": "choice"},
     {"id": "ghost", "question": "Who founded the moon base?", "answer": "", "answerable": False, "lang": "en"},
 ]  # fmt: skip
+
+
+EVERYTHING = Scope(None, frozenset({"staff", "secret"}))
 
 
 @pytest.fixture
@@ -171,11 +174,11 @@ def test_a_run_that_goes_on_in_another_state_asks_anew(bench: Bench, monkeypatch
 def test_what_a_process_has_seen_does_not_change_what_is_measured(bench: Bench) -> None:
     service = bench.service()
     item = items([Pair("i", "专家门诊挂号费多少钱？", "50元", "zh")], None, None)[0]
-    before = service.answering.costs.expected()
+    before = service.answering.costs.expected("medical")
     asyncio.run(evaluation.answered(service, item, "base", "medical", Sampling()))
-    assert service.answering.costs.expected() == before
+    assert service.answering.costs.expected("medical") == before
     asyncio.run(service.answering.ask(Request(item.question, domain="medical", arm="base"), evaluation.evaluator(service)))
-    assert service.answering.costs.expected() != before
+    assert service.answering.costs.expected("medical") != before
     turn = asyncio.run(service.answering.decide(evaluation.request_of(item, "auto", "medical", Sampling()), evaluation.evaluator(service)))
     assert dict(turn.situation.costs) == dict(before)
 
@@ -232,7 +235,11 @@ def test_worth_and_prices_are_the_teams(bench: Bench) -> None:
 
 def test_page_and_gate(bench: Bench, tmp_path: Path) -> None:
     info = dataset(
-        bench, [{**QUESTIONS[0], "id": f"<b>{n}", "question": f"第{n}次：<script>alert(1)</script>挂号费多少钱？"} for n in range(12)]
+        bench,
+        [
+            {**QUESTIONS[0], "id": f"<b>{n}", "doc_ids": [f"{n}.md"], "question": f"第{n}次：<script>alert(1)</script>挂号费多少钱？"}
+            for n in range(12)
+        ],
     )
     run = find(bench.service(), ran(bench, info, ("base", "quote"))["run_id"])
     written = write_page(bench.workspace, run, tmp_path / "页面.html", tmp_path / "page.md")
@@ -245,8 +252,8 @@ def test_page_and_gate(bench: Bench, tmp_path: Path) -> None:
     assert page_of(bench.workspace, run)[0].title == "Evaluation of 手册"
     second = find(bench.service(), ran(bench, info, ("base", "quote"), fresh=True)["run_id"])
     wanted = GateFile((Threshold("utility", "base", low=0.9, confidence=0.95), Threshold("utility", "base", low=0.0, against="last")))
-    assert [verdict.status for verdict in hold(bench.workspace, wanted, second)] == ["passed", "passed"]
-    assert [verdict.status for verdict in hold(bench.workspace, wanted, run)] == ["passed", "skipped"]
+    assert [verdict.status for verdict in hold(bench.workspace, wanted, "gate.toml", second)] == ["passed", "passed"]
+    assert [verdict.status for verdict in hold(bench.workspace, wanted, "gate.toml", run)] == ["passed", "skipped"]
 
 
 def test_a_model_judges_and_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,12 +311,94 @@ def test_a_wrong_answer_is_worth_less_than_none(bench: Bench) -> None:
     assert summary["arms"]["base"]["utility"] == -0.5 and summary["arms"]["base"]["hallucination"] == 1
 
 
-def test_the_experts_of_both_runs_are_heard_by_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.evaluation.page.finished_before", lambda *_: SimpleNamespace(id="before", path="before"))
-    monkeypatch.setattr("appliance.evaluation.page.load", lambda path: path.name)
-    monkeypatch.setattr("appliance.evaluation.page.expert_utilities", lambda _, run: {("q", run): 1.0, ("both", "x"): float(run == "now")})
-    monkeypatch.setattr("appliance.evaluation.page.judge", lambda threshold, now, before, scoring: (now, before, dict(scoring.experts)))
-    workspace: Any = SimpleNamespace(db=None, root=Path("runs"), config=Config())
-    run: Any = SimpleNamespace(id="now", path="now", summary={}, dataset="d")
-    (found,) = hold(workspace, GateFile((Threshold("utility", low=0.0, against="last"),)), run)
-    assert found == ("now", "before", {("q", "now"): 1.0, ("q", "before"): 1.0, ("both", "x"): 1.0})  # type: ignore[comparison-overlap]
+def score(bench: Bench, run: Any, worth: int) -> None:
+    """Let an expert give every answer of a run the same scores."""
+    prepare(bench.workspace, run, overlap=1)
+    tasks = ExpertTasks(bench.workspace.db)
+    while (task := tasks.next("dr-lin", EVERYTHING)) is not None:
+        cited = ("citation",) if task["answers"][0]["sources"] else ()
+        tasks.submit("dr-lin", EVERYTHING, task["task"], dict.fromkeys(("correctness", "completeness", "harm", *cited), worth))
+
+
+def test_scores_of_experts_are_of_answers_and_hold_in_every_figure(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    info = dataset(bench)
+    first = find(bench.service(), ran(bench, info, ("base",))["run_id"])
+    assert first.summary["arms"]["base"]["utility"] == 1
+    score(bench, first, 1)
+    # A later run takes the answers over, and with them what the experts said.
+    second = find(bench.service(), ran(bench, info, ("base",))["run_id"])
+    for run in (first, second):
+        shown = figures(bench.workspace, run)[0].summary or {}
+        assert shown["arms"]["base"]["utility"] == pytest.approx((3 * -1 + 1) / 4) and shown["run_id"] == run.id
+        made = page_of(bench.workspace, run)[0]
+        assert made.rows[0][made.columns.index("utility")] == "-0.500"
+        assert dict(made.facts)["scored by experts"].startswith("3 answers")
+    assert command(["--workspace", str(bench.workspace.root), "eval", "show", "last"]) == 0
+    assert "-0.500" in capsys.readouterr().out
+    wanted = GateFile((Threshold("utility", "base", low=0.9),))
+    assert [verdict.status for verdict in hold(bench.workspace, wanted, "gate.toml", second)] == ["missed"]
+    # The same id with another question is another question.
+    changed = dataset(bench, [{**row, "question": f"{row['question']} ?"} for row in QUESTIONS])
+    third = find(bench.service(), ran(bench, changed, ("base",))["run_id"])
+    assert (figures(bench.workspace, third)[0].summary or {})["arms"]["base"]["utility"] == 1
+
+
+def test_a_missed_run_is_nobodys_baseline(bench: Bench) -> None:
+    info = dataset(bench)
+    wanted = GateFile((Threshold("utility", "base", low=-0.1, against="last"),))
+
+    def gated(**rest: Any) -> tuple[str, str]:
+        run = find(bench.service(), ran(bench, info, ("base",), **rest)["run_id"])
+        (verdict,) = hold(bench.workspace, wanted, "gate.toml", run)
+        return verdict.status, run.id
+
+    assert gated()[0] == "skipped"
+    bench.script[None] = wrong
+    assert gated(fresh=True)[0] == "missed"
+    # Measured again it is still a loss, though every answer is taken over from the run before.
+    status, again = gated()
+    assert status == "missed"
+    ran(bench, info, ("base",), run_id=again)
+    assert gated()[0] == "missed"
+    # Nor is what somebody asked with other settings.
+    ran(bench, info, ("base",), limit=2)
+    ran(bench, info, ("base",), max_tokens=8)
+    ran(bench, info, ("quote",))
+    assert gated()[0] == "missed"
+    bench.script[None] = right
+    assert gated(fresh=True)[0] == "passed"
+    # Whoever accepts the loss holds a gate that the run passes against it.
+    assert [verdict.status for verdict in hold(bench.workspace, GateFile((Threshold("utility", "base", low=-2),)), "gate.toml",
+            find(bench.service(), again))] == ["passed"]  # fmt: skip
+
+
+def test_failures_and_how_to_go_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset(bench)
+    service = bench.service()
+    monkeypatch.setattr("appliance.service.open_service", lambda *_: service)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = command(["--workspace", str(bench.workspace.root), "eval", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    engine_of(service).state = Health(False, "stopped")
+    code, out, err = call("run", "--dataset", "手册", "--arms", "base", "--split", "all", "--max-tokens", "7")
+    run_id = out.split()[1].rstrip(",")
+    assert code == 3 and "errors" in out
+    assert "8 answers failed, the first with: engine default is not available: stopped" in err
+    assert f"ask these again with: appliance eval run --resume {run_id}\n" in err
+    gate = tmp_path / "gate.toml"
+    gate.write_text('[[check]]\nmetric = "answered"\narm = "base"\nmin = 0\n', "utf-8")
+    code, out, _ = call("gate", str(gate), "--json")
+    assert code == 4 and json.loads(out)["checks"][0]["metric"] == "errors"
+    engine_of(service).state = Health(True)
+    code, _, err = call("run", "--resume", "last", "--arms", "rag")
+    assert code == 2 and f"--arms: run {run_id} was begun with ['base'], not ['rag']" in err
+    code, _, err = call("run")
+    assert code == 2 and "--resume RUN" in err
+    code, out, err = call("run", "--resume", "last", "--max-tokens", "7", "--json")
+    assert code == 0 and json.loads(out)["run_id"] == run_id and json.loads(out)["errors"] == 0 and "failed" not in err
+    assert call("gate", str(gate))[0] == 0
