@@ -27,7 +27,8 @@ from router.types import AdapterFacts
 
 # Where model versions are, below the workspace.
 MODELS = "models"
-_VERSION = re.compile(r"[a-z0-9][a-z0-9_-]*@[0-9a-f]{8}")
+# What a version is called: domain and content hash.
+VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*@[0-9a-f]{8}")
 
 
 def _doomed(folder: Path) -> Path:
@@ -247,7 +248,7 @@ class Registry:
         while its domain is trained or a gate runs.
         """
         named = [self.workspace.root / parent / name for parent in ("adapters", MODELS)]
-        left = [folder for path in named for folder in (path, _doomed(path)) if folder.is_dir()] if _VERSION.fullmatch(name) else []
+        left = [folder for path in named for folder in (path, _doomed(path)) if folder.is_dir()] if VERSION_NAME.fullmatch(name) else []
         if left and self.find(name) is None:
             # A training of the domain may be about to register it.
             with self.workspace.db.lock(f"tune:{name.split('@')[0]}"):

@@ -60,8 +60,8 @@ class Retraining:
 def retrain(workspace: Workspace, domain: str, progress: Progress) -> dict[str, Any]:
     """Train the domain from the newest data, measure the gate, and go on as `retrain_then` says; the JSON of `adapter retrain --json`.
 
-    `outcome` is skipped (nothing has changed), waiting (a version is still on trial), missed (the gate), registered, trial, live, or failed,
-    which is also raised. One line of JSON goes to `retrain_report`.
+    `outcome` is skipped (nothing has changed), waiting (a version is still on trial), missed (the gate), registered, trial, live, or
+    failed, which is also raised. One line of JSON goes to `retrain_report`.
     Raises UsageError where nothing says what to train on, ApplianceError.
     """
     row: dict[str, Any] = {"domain": domain, "at": utcnow().isoformat(timespec="seconds")}

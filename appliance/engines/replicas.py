@@ -30,8 +30,8 @@ class _Replica:
 class Replicas:
     """`engines`, all of one base model, as one `Engine`; `connect` and `first_token` are the whole engine's limits, in seconds.
 
-    A request goes to the replica with the fewest requests under way. One that fails is out until it says that it is well; a replica of vLLM
-    has its adapters again when it says so. A request that fails before its first token is sent once more, to another replica. One that
+    A request goes to the replica with the fewest requests under way, one for an adapter to those that have it. One that fails is out until
+    it says that it is well. A request that fails before its first token is sent once more, to another replica. One that
     sends no first token in time is out too. The loss of one is a warning in the log; the engine is well as long as one replica is.
     May be used from one event loop at a time.
     """
@@ -44,12 +44,19 @@ class Replicas:
         # A replica that does not answer must not make the whole engine late.
         self._connect, self._first_token = connect * 0.7, first_token
 
+    @property
+    def engines(self) -> list[Engine]:
+        """The replicas."""
+        return [replica.engine for replica in self._replicas]
+
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
         """See the contract."""
         self._ask_those_out()
         tried: list[_Replica] = []
         while True:
-            replica = self._least_busy(tried)
+            # A server that was started anew has its adapters a little later.
+            lacking = [one for one in self._replicas if adapter is not None and adapter not in await one.engine.adapters()]
+            replica = self._least_busy([*tried, *lacking]) or self._least_busy(tried)
             if replica is None:
                 raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
             tried.append(replica)
@@ -121,7 +128,8 @@ class Replicas:
         return sorted(set.intersection(*have)) if have else []
 
     async def load(self, adapter: AdapterRef) -> None:
-        """Load it everywhere; a replica that is down loads it before it is used again. Raises EngineError where one refuses it."""
+        """Load it everywhere; a replica that is down lacks it when it is back, until it is loaded again. Raises EngineError where one
+        refuses it."""
         found = await asyncio.gather(*(replica.engine.load(adapter) for replica in self._replicas), return_exceptions=True)
         for replica, error in zip(self._replicas, found, strict=True):
             if isinstance(error, EngineDown):

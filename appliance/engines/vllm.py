@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from finetune.chat_templates import control_words, defuse
 from finetune.tokens import read_tokenizer
 from finetune.types import TrainingError
 
-logger = logging.getLogger("appliance.engines")
-
 # Seconds that a server has to load an adapter or to count tokens, and to say that it is well; one that hangs must not hold up the others.
 _PATIENCE, _WELL = 60.0, 5.0
 
@@ -27,13 +23,15 @@ class VllmEngine(OpenAIEngine):
     """vLLM's API server at `url`, which ends in ``/v1``; it must run with ``--enable-lora`` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and see
     the adapters' folders under the same absolute paths. `model` is its name for the base model with `base_hash`.
 
-    A server that was started anew has lost its adapters: `health`, and a request for one of them, load again what was loaded here. Adapters
-    of a rank above `max_rank` are refused before the server is asked. May be used from one event loop at a time.
+    A server that was started anew has lost its adapters: `health` notices, and whoever keeps them loaded loads them again, as does a
+    request for one of them. Adapters of a rank above `max_rank` are refused before the server is asked. May be used from one event loop at
+    a time.
 
     `words` finds, once, what no message may spell (`finetune.chat_templates.control_words`): the server would read it as a control token.
     """
 
     serves_adapters = True
+    _margin = 0.0
 
     def __init__(
         self,
@@ -53,16 +51,15 @@ class VllmEngine(OpenAIEngine):
         self._max_rank = max_rank
         self._find_words = words
         self._words: Sequence[str] | None = None
-        # What should be loaded, and what the server said it has.
+        # What should be loaded, what of it the server has, and all that it said it serves when it was last asked.
         self._wanted: dict[str, AdapterRef] = {}
         self._loaded: set[str] = set()
+        self._served: set[str] = set()
 
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """See the contract and `OpenAIEngine.chat`."""
         if adapter is not None and adapter not in self._wanted:
             raise EngineError(f"no adapter {adapter!r} is loaded (loaded: {', '.join(sorted(self._wanted)) or 'none'})")
-        # vLLM refuses more tokens than its window; other engines end the answer there.
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self.context_window - 1))
         ref = self._wanted.get(adapter) if adapter is not None else None
         messages = await self._plain(messages)
         for again in (True, False):
@@ -93,9 +90,14 @@ class VllmEngine(OpenAIEngine):
         """Those that were loaded from here and that the server still had when it was last asked."""
         return sorted(self._loaded & self._wanted.keys())
 
+    @property
+    def strays(self) -> set[str]:
+        """What the server had beside the base model and what was loaded from here when it was last asked; some may be models of its own."""
+        return self._served - self._wanted.keys() - {self._model}
+
     async def load(self, adapter: AdapterRef) -> None:
         """Load a LoRA adapter; loading a name again does nothing. Raises EngineError where the server cannot use it, EngineDown where it
-        cannot be asked: it is loaded then as soon as the server is well again."""
+        cannot be asked: it is loaded then when a request asks for it."""
         if adapter.name in self._loaded and adapter.name in self._wanted:
             return
         self._wanted[adapter.name] = adapter
@@ -108,15 +110,16 @@ class VllmEngine(OpenAIEngine):
             raise
 
     async def unload(self, name: str) -> None:
-        """New requests cannot use the adapter any more; accepted ones still finish with it. Unknown names are ignored."""
-        known = self._wanted.pop(name, None)
+        """New requests cannot use the adapter any more, whoever loaded it; accepted ones finish with it. Unknown names are ignored."""
+        known = self._wanted.pop(name, None) is not None or name in self._served
         self._loaded.discard(name)
-        if known is not None:
+        self._served.discard(name)
+        if known:
             self._follow()
             await self._post(f"{self._url}/unload_lora_adapter", {"lora_name": name}, fine=(404,))
 
     async def health(self) -> Health:
-        """Asks the server for its models, and loads the adapters it has lost. The detail names no address: clients see it."""
+        """Asks the server for its models, and thereby which adapters it has. The detail names no address: clients see it."""
         import httpx
 
         if self._closed:
@@ -136,16 +139,7 @@ class VllmEngine(OpenAIEngine):
             return Health(False, f"its server answers {response.status_code} and no list of models")
         if self._model not in served:
             return Health(False, f"its server does not serve the model {self._model}")
-        self._loaded = served & self._wanted.keys()
-        for ref in [ref for name, ref in self._wanted.items() if name not in served]:
-            try:
-                await self._load(ref)
-            except EngineDown as error:
-                return Health(False, f"its server could not load {ref.name} again ({error})")
-            except EngineError as error:
-                # It was loaded before: what uses it will be told, what does not goes on.
-                logger.error("engine %s: %s", self.name, error)
-                self._wanted.pop(ref.name, None)
+        self._served, self._loaded = served, served & self._wanted.keys()
         return Health(True)
 
     async def _plain(self, messages: Sequence[Message]) -> list[Message]:
@@ -199,7 +193,7 @@ class VllmEngine(OpenAIEngine):
 
         try:
             response = await self._http().post(url, json=body, timeout=httpx.Timeout(_PATIENCE, connect=self._connect))
-        except httpx.TimeoutException as error:
+        except httpx.ReadTimeout as error:
             raise EngineLate(f"{url} did not answer within {_PATIENCE:g} s; does the server hang?") from error
         except httpx.HTTPError as error:
             raise EngineDown(f"{url} cannot be reached ({type(error).__name__}: {error}); is the server running?") from error

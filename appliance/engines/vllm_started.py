@@ -178,6 +178,7 @@ class StartedVllm(VllmEngine):
         if running is None:
             raise EngineDown(self._server.detail, retry_after=5.0)
         if running.url != self._url:
-            # A new server has none of the adapters; `health` loads them again.
+            # A new server has none of the adapters.
             self._loaded.clear()
+            self._served.clear()
             self._url, self._max_rank, self._client = running.url, running.limits.rank, None

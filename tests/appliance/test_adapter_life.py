@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,9 +16,10 @@ from appliance.adapters import life as adapter_life
 from appliance.adapters.life import AdapterLife
 from appliance.adapters.registry import AdapterVersion
 from appliance.answers.availability import adapter_trouble
-from appliance.engines.base import AdapterRef, EngineError, Health, Sampling
+from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
+from appliance.engines.vllm import VllmEngine
 from appliance.errors import ApplianceError, GateMissed, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.types import Caller
@@ -47,6 +49,37 @@ class Refusing(ScriptedEngine):
     def chat(self, messages, adapter, sampling):  # type: ignore[no-untyped-def]
         self.error = EngineError("无法生成") if adapter == self.mute and adapter else None
         return super().chat(messages, adapter, sampling)
+
+
+class Hanging(ScriptedEngine):
+    """Says that it is well, and never answers."""
+
+    asking = 0
+
+    async def chat(self, messages, adapter, sampling):  # type: ignore[no-untyped-def]
+        self.asking += 1
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            self.asking -= 1
+
+
+class Shared(VllmEngine):
+    """Over a server that serves what is in `has`."""
+
+    has: set[str]
+
+    async def health(self) -> Health:
+        self._served, self._loaded = set(self.has), self.has & self._wanted.keys()
+        return Health(True)
+
+    async def chat(self, messages, adapter, sampling):  # type: ignore[no-untyped-def]
+        yield Delta("好", "stop")
+
+    async def _post(self, url: str, body: dict[str, Any], **_: object) -> bytes:
+        (self.has.discard if "/unload" in url else self.has.add)(body["lora_name"])
+        return b""
 
 
 @pytest.fixture
@@ -205,6 +238,64 @@ def test_an_engine_with_bad_settings_and_a_database_in_trouble_hold_nothing_up(
 
     asyncio.run(run())
     assert "has an address and no model" in caplog.text and "数据库坏了" in caplog.text
+
+
+def test_an_engine_that_hangs_holds_no_other_up(bench: Bench, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_life, "_LOOK", 0.01)
+    monkeypatch.setattr(adapter_life, "_DRAIN", 0.0)
+    engine, hung = Refusing("好", base_hash=bench.base_hash), Hanging(base_hash=bench.base_hash)
+    one, two, _ = versions
+    found, guard = life(bench, engine)
+    trying = Guarded(hung, TimeLimits(), Breaker(1, 0.0))
+    trying.breaker.open()
+
+    async def named(name: str) -> Guarded:
+        return trying if name == "hung" else guard
+
+    async def loaded(*names: str) -> None:
+        async with asyncio.timeout(10):
+            while engine.loaded != list(names):  # noqa: ASYNC110 - the life changes it
+                await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        monkeypatch.setattr(found._engines, "named", named)
+        monkeypatch.setattr(adapter_life, "wanted", lambda registry: {"hung": {}, **work_out(registry)})
+        bench.registry.promote(one.name)
+        running = asyncio.create_task(found.run())
+        await loaded(one.name)
+        # Not only in the first round.
+        bench.registry.promote(two.name)
+        await loaded(two.name)
+        assert hung.asking == 1
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert hung.asking == 0
+
+    work_out = adapter_life.wanted
+    asyncio.run(run())
+
+
+def test_what_others_left_on_a_shared_server_leaves_it(
+    bench: Bench, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_life, "_DRAIN", 0.0)
+    server = Shared("default", "http://127.0.0.1:9/v1", "base", None, ["zh"], bench.base_hash, 2048, tuple)
+    one, two, _ = versions
+    found, _ = life(bench, server)  # type: ignore[arg-type]
+    bench.registry.promote(one.name)
+    # Brought by a gate, removed since, and what is no version of this workspace.
+    others = {"law@1a2b3c4d", "qwen", "medical@latest"}
+    server.has = {"base", one.name, two.name, "medical@0badc0de", *others}
+
+    async def run() -> None:
+        await found.tick()
+        await found.tick()
+        assert server.has == {"base", one.name, two.name, "medical@0badc0de", *others}
+        monkeypatch.setattr(adapter_life, "_STRAY", 0.0)
+        await found.tick()
+
+    asyncio.run(run())
+    assert server.has == {"base", one.name, *others}
 
 
 def test_an_engine_that_is_back_is_tried_before_a_question_is(bench: Bench, versions: list[AdapterVersion]) -> None:

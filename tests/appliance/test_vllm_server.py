@@ -140,7 +140,9 @@ def test_killed_in_the_middle_of_an_answer_it_comes_back_with_its_adapters(
         assert seen == ["medical@1: "]
         while not (await engine.health()).ok or engine._server.failures == 0:  # noqa: ASYNC110 - another thread changes it
             await asyncio.sleep(0.02)
-        assert await engine.adapters() == ["medical@1"] and await say(engine, "好", "medical@1") == "medical@1: 好 "
+        # That it is well waits for no adapter; who asks for one gets it.
+        assert await engine.adapters() == [] and await say(engine, "好", "medical@1") == "medical@1: 好 "
+        assert await engine.adapters() == ["medical@1"]
         # Not one of the old ones is left, the worker neither.
         assert not first & set(processes(base)) and len(processes(base)) == 3
         await engine.close()
@@ -307,8 +309,13 @@ def test_refused_and_lost_adapters(workspace: Workspace, models: ModelStore, bas
         await other.unload("medical@1")
         assert await say(engine, "好", "medical@1") == "medical@1: 好 "
         await other.unload("medical@1")
+        # What another process loaded is known, and can be unloaded as well.
+        await other.load(adapter(tmp_path, "medical@2"))
+        assert (await engine.health()).ok and engine.strays == {"medical@2"} and await engine.adapters() == ["medical@1"]
+        await engine.unload("medical@2")
+        assert (await engine.health()).ok and engine.strays == set()
         await other.close()
-        assert (await engine.health()).ok and await say(engine, "好", "medical@1") == "medical@1: 好 "
+        assert await say(engine, "好", "medical@1") == "medical@1: 好 "
         await engine.close()
 
     asyncio.run(run())

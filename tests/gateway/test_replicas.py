@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 from lying_engine import LyingEngine, lying
 
 from appliance.engines import replicas
-from appliance.engines.base import AdapterRef, Engine, EngineDown, EngineError, EngineLate, Health, Message, Sampling
+from appliance.engines.base import AdapterRef, Delta, Engine, EngineDown, EngineError, EngineLate, Health, Message, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.openai import OpenAIEngine
@@ -126,7 +126,11 @@ class Loads(OpenAIEngine):
 
     def __init__(self, error: EngineError | None = None) -> None:
         super().__init__("remote", "http://127.0.0.1:9/v1", "m", None, ["zh"])
-        self.error, self.have = error, set[str]()
+        self.error, self.have, self.chats = error, set[str](), 0
+
+    async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
+        self.chats += 1
+        yield Delta("好", "stop")
 
     async def adapters(self) -> list[str]:
         return sorted(self.have)
@@ -141,6 +145,26 @@ class Loads(OpenAIEngine):
 
     async def health(self) -> Health:
         return Health(True)
+
+
+async def test_an_adapter_is_asked_for_where_it_is() -> None:
+    started_anew, other = Loads(), Loads()
+    engine = Replicas([started_anew, other], 1.0, 1.0)
+    await engine.load(AdapterRef("medical@1", Path("/a")))
+    started_anew.have.clear()
+    held = engine.chat(ASK, "medical@1", Sampling())
+    assert (await anext(held)).text == "好"
+    async for _ in engine.chat(ASK, "medical@1", Sampling()):
+        pass
+    assert (started_anew.chats, other.chats) == (0, 2)
+    # What needs none goes where the fewest are under way, and where none has it, one is as good as another.
+    await ask(engine)
+    other.have.clear()
+    async for _ in engine.chat(ASK, "medical@1", Sampling()):
+        pass
+    assert (started_anew.chats, other.chats) == (2, 2)
+    await held.aclose()
+    await engine.close()
 
 
 async def test_adapters_are_loaded_on_all() -> None:
