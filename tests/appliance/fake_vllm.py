@@ -91,6 +91,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+class Server(ThreadingHTTPServer):
+    # As many as connect at once; the default of 5 loses some.
+    request_queue_size = 128
+
+
 def write_python(path: Path) -> Path:
     """A program in place of the Python of vLLM's environment."""
     path.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} "$@"\n', "utf-8")
@@ -104,4 +109,4 @@ if __name__ == "__main__":
         sys.exit("this model cannot be loaded")
     # What vLLM's EngineCore and Worker are: a process that outlives a killed server.
     subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)", "worker of", str(MODEL)])
-    ThreadingHTTPServer(("127.0.0.1", int(_option("--port"))), Handler).serve_forever()
+    Server(("127.0.0.1", int(_option("--port"))), Handler).serve_forever()
