@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,31 +28,35 @@ from finetune.disk import sync
 # Besides the index, whose files the database names.
 KEPT = (*(name for name in FOLDERS if name != "index"), "dictionaries", "synonyms", "attempts")
 _STAGING = ".backup-"
-# Snapshots taken until none of their files is merged away before it has a second name.
+# Snapshots taken until none of the files they name is gone before it is copied.
 _TRIES = 5
 _SECRETS = ("password", "secret", "token", "api_key")
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A finished backup; `manifest_sha256` vouches for all of it."""
+    """A finished backup; `manifest_sha256` vouches for all of it.
+
+    `missing` are files of adapters and data sets that the database names and the workspace itself does not have.
+    """
 
     place: Path
     files: int
     bytes: int
     generation: str | None
     redacted: tuple[str, ...]
+    missing: tuple[str, ...]
     manifest_sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "place": str(self.place), "redacted": list(self.redacted)}
+        return {**asdict(self), "place": str(self.place), "redacted": list(self.redacted), "missing": list(self.missing)}
 
 
 def backup(workspace: Workspace, target: Path, *, link: bool, progress: Progress) -> Made:
     """Copy the workspace to `target` (a new folder, or a zip file if it is called so) while others use and change it.
 
-    The copy is what the database was at one moment, with the files it names. It holds no secret in plain text: the workspace's own is left
-    out, and so are passwords in the configuration. With `link` a folder on the same disk shares the index's and adapters' bytes.
+    The copy is what the database was at one moment, with the files it names; open jobs are cancelled in it. It holds
+    no secret in plain text: the workspace's own is left out, and so are passwords in the configuration. With `link` a folder on the same disk shares the index's and adapters' bytes.
 
     Raises UsageError for a target that exists or a database in PostgreSQL, ApplianceError if a file of the index is missing.
     """
@@ -72,7 +76,7 @@ def backup(workspace: Workspace, target: Path, *, link: bool, progress: Progress
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     _discard(partial)
     try:
-        with _staged(workspace, progress) as (folder, manifest):
+        with _staged(workspace, progress) as (folder, manifest, missing):
             write(folder, manifest, partial, link, progress)
         with Backup(partial) as made:
             made.extract(None, progress)
@@ -82,35 +86,39 @@ def backup(workspace: Workspace, target: Path, *, link: bool, progress: Progress
     except BaseException:
         _discard(partial)
         raise
-    result = Made(target, len(manifest.files), manifest.bytes, manifest.generation, manifest.redacted, sha256)
+    result = Made(target, len(manifest.files), manifest.bytes, manifest.generation, manifest.redacted, missing, sha256)
     with workspace.db.write() as connection:
         workspace.db.audit(connection, "workspace.backup", {"files": result.files, "bytes": result.bytes, "manifest": sha256})
     return result
 
 
 @contextmanager
-def _staged(workspace: Workspace, progress: Progress) -> Iterator[tuple[Path, Manifest]]:
-    """All files of a backup in a folder inside the workspace, where second names cost no space and nobody removes them."""
+def _staged(workspace: Workspace, progress: Progress) -> Iterator[tuple[Path, Manifest, tuple[str, ...]]]:
+    """All files of a backup in a folder inside the workspace, where second names cost no space and nobody removes them; what is missing."""
     for old in workspace.root.glob(f"{_STAGING}*"):
         if not old.name.removeprefix(_STAGING).isdecimal() or not psutil.pid_exists(int(old.name.removeprefix(_STAGING))):
             _discard(old)
     folder = workspace.root / f"{_STAGING}{os.getpid()}"
     try:
+        missing: tuple[str, ...] = ()
         for attempt in range(1, _TRIES + 1):
             _discard(folder)
             folder.mkdir()
             facts = _snapshot(workspace, folder / DATABASE)
-            missing = _pin_index(workspace.root / "index", folder)
-            if missing is None:
+            if (gone := _pin_index(workspace.root / "index", folder)) is not None:
+                if attempt == _TRIES:
+                    raise ApplianceError(f"{gone} is missing; look at `appliance index verify`, nothing was backed up")
+                continue
+            for name in KEPT:
+                _copy(workspace.root / name, folder / name, link=name == "adapters")
+            before, missing = missing, _missing(folder, workspace.root)
+            # What was removed meanwhile is not named by the next snapshot; what that names and nobody has was lost long ago.
+            if missing in ((), before):
                 break
-            if attempt == _TRIES:
-                raise ApplianceError(f"{missing} is missing; look at `appliance index verify`, nothing was backed up")
-        for name in KEPT:
-            _copy(workspace.root / name, folder / name, link=name == "adapters")
         config, redacted = redact((workspace.root / FILE_NAME).read_text("utf-8"))
         (folder / FILE_NAME).write_text(config, "utf-8")
         progress("hashing", 0, None)
-        yield folder, sealed(folder, redacted=redacted, **facts)
+        yield folder, sealed(folder, redacted=redacted, **facts), missing
     finally:
         _discard(folder)
 
@@ -135,6 +143,13 @@ def _copy_database(workspace: Workspace, copy: Path) -> dict[str, Any]:
         with database:
             database.execute("DELETE FROM setting WHERE key = 'secret'")
             database.execute("DELETE FROM lock")
+            # The files that were sent in are not part of a backup, and nobody expects an old job to run after a restore.
+            database.execute("DELETE FROM upload")
+            database.execute(
+                "UPDATE job SET state = 'cancelled', process = NULL, finished_at = ?, error = 'not done when the backup was made' "
+                "WHERE state IN ('queued', 'running')",
+                (datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f"),),
+            )
         problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise ApplianceError(f"the database {workspace.db.name} is damaged: {problem}; restore it from an older backup")
@@ -170,15 +185,39 @@ def _pin_index(index: Path, folder: Path) -> Path | None:
     return None
 
 
+def _missing(folder: Path, root: Path) -> tuple[str, ...]:
+    """Adapters, model versions and data sets that the copied database names and the copy does not have, as paths in the workspace."""
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        named = [root / path for (path,) in database.execute("SELECT path FROM adapter UNION SELECT path FROM dataset ORDER BY path")]
+    inside = [str(path.relative_to(root)) for path in named if path.is_relative_to(root)]
+    return tuple(name for name in inside if not (folder / name).exists())
+
+
 def _copy(source: Path, target: Path, link: bool) -> None:
     """Copy what is below a folder, except what is being written now (hidden or temporary names)."""
-    for path, folders, names in os.walk(source):
+    for path, folders, _ in os.walk(source):
         folders[:] = [name for name in folders if not _passing(name)]
-        for name in names:
-            file = Path(path) / name
-            if _passing(name) or file.is_symlink() or not file.is_file():
-                continue
-            place(file, target / file.relative_to(source), link)
+        _copy_files(Path(path), target / Path(path).relative_to(source), link)
+
+
+def _copy_files(source: Path, target: Path, link: bool) -> None:
+    """Copy the files of one folder as they are together: where some go meanwhile, as an old checkpoint's do, what is left is copied anew."""
+    while True:
+        names = _files(source)
+        with suppress(FileNotFoundError):
+            for name in names:
+                place(source / name, target / name, link)
+            if names <= _files(source):
+                return
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _files(folder: Path) -> set[str]:
+    """The names of the finished files in a folder; none where it is gone."""
+    try:
+        return {file.name for file in folder.iterdir() if not _passing(file.name) and not file.is_symlink() and file.is_file()}
+    except FileNotFoundError:
+        return set()
 
 
 def _passing(name: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, stoppable
+from appliance.errors import DONE, PARTLY
 
 
 @click.command()
@@ -14,10 +15,11 @@ from appliance.cli.session import Progress, Session, emit, json_option, pass_ses
 @click.option("--link", is_flag=True, help="A folder on the same disk shares the bytes of the index and the adapters.")
 @json_option
 @pass_session
-def backup(session: Session, target: Path, link: bool, as_json: bool) -> None:
+def backup(session: Session, target: Path, link: bool, as_json: bool) -> int:
     """Copy the workspace to TARGET, a new folder or FILE.zip, while it is in use; checked before it is called done.
 
-    The models' cache and the source documents are not part of it; secrets in the configuration are left out.
+    The models' cache and the source documents are not part of it; secrets in the configuration are left out. Exit code 3 where the
+    workspace itself lacks files that its database names.
     """
     from appliance.backup.backup import backup as make
 
@@ -28,6 +30,9 @@ def backup(session: Session, target: Path, link: bool, as_json: bool) -> None:
     )
     if made.redacted:
         say(f"left out, so set them again after a restore: {', '.join(made.redacted)}")
+    if made.missing:
+        say(f"not in the workspace, and so not in the backup: {', '.join(made.missing)}")
+    return PARTLY if made.missing else DONE
 
 
 @click.command()

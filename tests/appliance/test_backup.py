@@ -19,21 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
 from appliance.admin.audit import verify
 from appliance.admin.keys import Keys
 from appliance.answers.verified import VerifiedAnswers
+from appliance.backup import backup as backing_up
 from appliance.backup import restore as restoring
 from appliance.backup.archive import MANIFEST, Backup
 from appliance.backup.backup import backup, redact
 from appliance.backup.restore import Restored, restore
+from appliance.cli.main import run as run_command
 from appliance.errors import ApplianceError, UsageError
+from appliance.jobs.jobs import Jobs
 from appliance.knowledge.forgetting import forget
 from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
-from appliance.store import schema
+from appliance.store import schema, tables_admin
 from appliance.store.database import Database, utcnow
 from appliance.store.reading import DocumentReader
 from appliance.types import Caller, Request
@@ -101,6 +105,83 @@ def test_a_backup_becomes_the_same_workspace(knowledge: Knowledge, tmp_path: Pat
         # It goes on as a workspace does.
         (tmp_path / "new.md").write_text("# 停车\n\n南区停车场全天免费。\n", "utf-8")
         assert restored.ingest([tmp_path / "new.md"], domain="medical").added == 1
+
+
+def _register(workspace: Workspace, name: str) -> Path:
+    """The row of a version whose only file is the one returned."""
+    row = {"name": name, "domain": "medical", "base": "b", "base_hash": "b", "method": "lora", "path": f"adapters/{name}", "sha256": "0"}
+    row |= {"dataset": "d", "dataset_version": "1", "labels": [], "config": {}, "metrics": {}, "created_at": utcnow()}
+    with workspace.db.write() as connection:
+        connection.execute(schema.adapter.insert().values(**row))
+    file = workspace.root / "adapters" / name / "adapter_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    return file
+
+
+def test_an_adapter_removed_meanwhile_is_in_neither_database_nor_files(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(workspace, "medical@00000001")
+    going = _register(workspace, "medical@00000002")
+    pin = backing_up._pin_index
+
+    def remove(index: Path, folder: Path) -> Path | None:
+        if going.exists():
+            with workspace.db.write() as connection:
+                connection.execute(schema.adapter.delete().where(schema.adapter.c.name == "medical@00000002"))
+            shutil.rmtree(going.parent)
+        return pin(index, folder)
+
+    monkeypatch.setattr(backing_up, "_pin_index", remove)
+    made = backup(workspace, tmp_path / "b", link=False, progress=quiet)
+    with Database(f"sqlite:///{made.place / 'appliance.db'}").read() as connection:
+        named = connection.execute(sa.select(schema.adapter.c.name)).scalars().all()
+    assert made.missing == () and named == [path.name for path in (made.place / "adapters").iterdir()] == ["medical@00000001"]
+
+
+def test_what_the_workspace_itself_lacks_is_told(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(_register(workspace, "medical@00000001").parent)
+    assert run_command(["--workspace", str(workspace.root), "backup", str(tmp_path / "b"), "--json"]) == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["missing"] == ["adapters/medical@00000001"] and "adapters/medical@00000001" in said.err
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_is_not_half_copied(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoint = workspace.root / "attempts" / "t" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in ("complete", "optimizer.pt", "weights.safetensors"):
+            (checkpoint / name).write_text(name, "utf-8")
+    real = backing_up.place
+
+    def place(source: Path, target: Path, link: bool) -> None:
+        real(source, target, link)
+        if source.parent.name == "checkpoint-1":
+            shutil.rmtree(source.parent)
+
+    monkeypatch.setattr(backing_up, "place", place)
+    made = back_up(workspace, tmp_path / "b")
+    copied = made / "attempts" / "t"
+    assert [path.name for path in copied.iterdir()] == ["checkpoint-2"] and len(list((copied / "checkpoint-2").iterdir())) == 3
+
+
+def test_open_jobs_do_not_run_again_after_a_restore(workspace: Workspace, tmp_path: Path) -> None:
+    queue = Jobs(workspace.db)
+    ended, waiting = (queue.add("ingest", {"domain": "medical"}) for _ in range(2))
+    queue.finish(ended.id, "done")
+    with workspace.db.write() as connection:
+        row = {"id": "upl-1", "name": "x.md", "kind": "documents", "bytes": 1, "sha256": "0", "caller": "k", "created_at": utcnow()}
+        connection.execute(tables_admin.upload.insert().values(**row))
+    bring_back(back_up(workspace, tmp_path / "b"), tmp_path / "restored")
+    with Workspace(tmp_path / "restored") as restored:
+        states = {job.id: (job.state, job.finished_at is not None) for job in Jobs(restored.db).all()}
+        assert states == {ended.id: ("done", True), waiting.id: ("cancelled", True)}
+        with restored.db.read() as connection:
+            assert connection.execute(sa.select(tables_admin.upload)).all() == []
+    assert Jobs(workspace.db).get(waiting.id).state == "queued"
 
 
 @pytest.mark.slow
