@@ -48,7 +48,7 @@ def router_of(workspace: Workspace) -> Routing:
     """What decides: trained routers where they are live, else the rules. Raises UsageError for an unknown threshold."""
     settings = workspace.config.router
     prices = Prices(settings.token_price, settings.second_price)
-    return Routing(workspace.db, workspace.domains, RulePolicy(thresholds(workspace)), prices)
+    return Routing(workspace.db, workspace.domains, RulePolicy(thresholds(workspace)), prices, settings.target_risk)
 
 
 def thresholds(workspace: Workspace) -> PolicySettings:

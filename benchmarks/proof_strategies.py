@@ -11,7 +11,8 @@ from typing import Any
 
 from proof_collect import Asked
 
-from appliance.routing.training import LEARNT, choose, groups_of
+from appliance.routing.gate import choose
+from appliance.routing.labels import LEARNT, groups_of
 from eval.calibration import brier, ece, risk_coverage
 from eval.statistics import paired_bootstrap
 from eval.types import Outcome
@@ -66,8 +67,9 @@ def labelling(asked: Sequence[Asked]) -> Labelling:
 
 
 def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
-    """One row a strategy: mean utility, gain over the best single arm with its 95 % interval, generated tokens as a share of those of
-    `hybrid`, the share of the best possible gain, the share answered, and the share of wrong ones among the answers given."""
+    """One row a strategy: mean utility, gain over the best single arm and, as `behind`, how far it stays behind the router, each with its
+    95 % interval, generated tokens as a share of those of `hybrid`, the share of the best possible gain, the share answered, and the
+    share of wrong ones among the answers given."""
     arms = list(found.questions[0].utility)
     chosen: dict[str, list[Arm]] = {arm: [arm] * len(found.questions) for arm in arms}
     chosen["rules"] = list(found.rules)
@@ -83,9 +85,11 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
     tokens["random, same mix"] = sum(count * tokens[arm] for arm, count in mix.items()) / len(found.questions)
     single = max(arms, key=lambda arm: fmean(values[arm]))
     best, reachable = fmean(values[single]), fmean(values["oracle"])
+    groups = [one.group for one in found.questions]
     rows: list[dict[str, Any]] = []
     for label, each in values.items():
-        gain = paired_bootstrap(each, values[single], groups=[one.group for one in found.questions])
+        gain = paired_bootstrap(each, values[single], groups=groups)
+        behind = paired_bootstrap(values["router"], each, groups=groups)
         given = [value for value, arm in zip(each, chosen.get(label, ()), strict=False) if arm != "refuse"]
         rows.append(
             {
@@ -96,6 +100,9 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
                 "gain": gain.difference,
                 "low": gain.low,
                 "high": gain.high,
+                "behind": behind.difference,
+                "behind_low": behind.low,
+                "behind_high": behind.high,
                 "oracle_share": (fmean(each) - best) / (reachable - best) if reachable > best else 0.0,
                 "tokens": tokens[label],
                 "token_ratio": tokens[label] / tokens["hybrid"] if tokens.get("hybrid") else None,

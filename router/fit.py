@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from router.features import NAMES, Row
-from router.model import ArmModel, Blend, Linear, Predictor, RouterModel, Tree, Trees
+from router.model import ArmModel, Blend, Leads, Linear, Predictor, RouterModel, Tree, Trees
 from router.types import Arm
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ FOLDS: Final = 5
 FEWEST: Final = 30
 # From fewer groups of them there is no telling how other questions would fare, however many they are.
 FEWEST_GROUPS: Final = 10
-# No answer can lead by so much: utilities are in [-1, 1].
-NEVER: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,11 @@ def train(questions: Sequence[Labelled], among: Sequence[Family] | None = None, 
         offset, slope = _calibration(predicted[known], y)
         arms[arm] = ArmModel(best.fit(x, y), offset, slope, float(y.min()), float(y.max()))
         calibrated[arm] = np.clip(offset + slope * predicted, y.min(), y.max())
-    threshold = 0.0 if target_risk is None else max(0.0, risk_threshold(questions, calibrated, target_risk))
     rows = np.array([question.row for question in questions])
     grid = tuple(tuple(float(v) for v in np.unique(np.quantile(rows[:, k], np.linspace(0, 1, 11)))) for k in range(len(NAMES)))
-    return RouterModel(arms, threshold, tuple(sorted({question.lang for question in questions})), grid, best.name, len(questions))
+    langs = tuple(sorted({question.lang for question in questions}))
+    model = RouterModel(arms, langs, grid, best.name, len(questions), leads_of(questions, calibrated))
+    return model.at_risk(target_risk)
 
 
 def cross_validated(questions: Sequence[Labelled], fit: Callable[[Sequence[Labelled]], RouterModel]) -> list[RouterModel]:
@@ -92,29 +91,16 @@ def cross_validated(questions: Sequence[Labelled], fit: Callable[[Sequence[Label
     return [models[fold_of(question.group)] for question in questions]
 
 
-def risk_threshold(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats], target: float) -> float:
-    """The least lead over refusing from which the share of wrong answers stays at `target` or below; NEVER where there is none.
-
-    A wrong answer is one that is worth less than nothing. With k wrong among the n answers with the largest leads, (k + 1) / (n + 1) must
-    be at most `target` there: the correction for the next, unseen question of conformal risk control (Angelopoulos et al. 2022,
-    arXiv:2208.02814), whose guarantee needs a loss that only grows with coverage, which this share need not do; answers are taken from the
-    surest downward as long as it holds somewhere further down. Answers of equal leads are given or refused together.
-    """
+def leads_of(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats]) -> Leads:
+    """How far the best answer to each question leads refusing, and whether it is wrong, which is to be worth less than nothing."""
     leads: list[tuple[float, bool]] = []
     for place, question in enumerate(questions):
         open_arms = [arm for arm in predicted if arm != "refuse" and question.utility.get(arm) is not None]
         if open_arms:
             arm = max(open_arms, key=lambda name: predicted[name][place])
             worth = question.utility[arm]
-            leads.append((float(predicted[arm][place] - predicted["refuse"][place]), worth is not None and worth < 0))
-    leads.sort(reverse=True)
-    found, wrong = NEVER, 0
-    for count, (lead, bad) in enumerate(leads, 1):
-        wrong += bad
-        last_of_equals = count == len(leads) or leads[count][0] < lead
-        if last_of_equals and (wrong + 1) / (count + 1) <= target:
-            found = lead
-    return found
+            leads.append((float(predicted[arm][place] - predicted["refuse"][place]), bool(worth is not None and worth < 0)))
+    return tuple(sorted(leads, reverse=True))
 
 
 def _predictions(questions: Sequence[Labelled], family: Family) -> dict[Arm, Floats]:

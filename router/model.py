@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from router.features import NAMES, VERSION, Row
 from router.types import ARMS, Arm
 
-FORMAT: Final = 2
+FORMAT: Final = 3
+# No answer can lead by so much: utilities are in [-1, 1].
+NEVER: Final = 3.0
+# For each question how far the best answer led refusing, and whether it was wrong; the largest leads first.
+Leads = tuple[tuple[float, bool], ...]
 
 
 class ModelError(ValueError):
@@ -119,17 +123,22 @@ class ArmModel:
 class RouterModel:
     """What was learnt from one or more evaluation runs of a domain.
 
-    `threshold` is how much more utility than that of refusing an answer must promise. `grid` has for each feature the values that
-    stand for its training distribution (its deciles), which a counterfactual may use. `langs` are the languages of the `questions` it
-    learnt from.
+    `grid` has for each feature the values that stand for its training distribution (its deciles), which a counterfactual may use. `langs`
+    are the languages of the `questions` it learnt from, `leads` those of the out-of-fold predictions. `threshold` is how much more utility
+    than that of refusing an answer must promise; it is not stored, as it follows from the risk that is allowed now (see `at_risk`).
     """
 
     arms: Mapping[Arm, ArmModel]
-    threshold: float
     langs: tuple[str, ...]
     grid: tuple[tuple[float, ...], ...]
     kind: str
     questions: int
+    leads: Leads
+    threshold: float = 0.0
+
+    def at_risk(self, target: float | None) -> RouterModel:
+        """The same, refusing so that the share of wrong answers stays at `target`; None: wherever refusing promises more."""
+        return replace(self, threshold=0.0 if target is None else max(0.0, risk_threshold(self.leads, target)))
 
     def expected(self, row: Row) -> dict[Arm, float]:
         """The expected utility of every arm that was measured."""
@@ -150,23 +159,43 @@ class RouterModel:
             "kind": self.kind,
             "questions": self.questions,
             "langs": list(self.langs),
-            "threshold": self.threshold,
+            "leads": [[lead, wrong] for lead, wrong in self.leads],
             "grid": [list(values) for values in self.grid],
             "arms": arms,
         }
+
+
+def risk_threshold(leads: Leads, target: float) -> float:
+    """The least lead over refusing from which the share of wrong answers stays at `target` or below; NEVER where there is none.
+
+    With k wrong among the n answers with the largest leads, (k + 1) / (n + 1) must be at most `target` there: the correction for the
+    next, unseen question of conformal risk control (Angelopoulos et al. 2022, arXiv:2208.02814), whose guarantee needs a loss that only
+    grows with coverage, which this share need not do; answers are taken from the surest downward as long as it holds somewhere further
+    down. Answers of equal leads are given or refused together.
+    """
+    found, wrong = NEVER, 0
+    for count, (lead, bad) in enumerate(leads, 1):
+        wrong += bad
+        last_of_equals = count == len(leads) or leads[count][0] < lead
+        if last_of_equals and (wrong + 1) / (count + 1) <= target:
+            found = lead
+    return found
 
 
 def model_from_json(data: Mapping[str, Any]) -> RouterModel:
     """The inverse of `RouterModel.to_json`. Raises ModelError when it was made with other features or is damaged."""
     try:
         if data["format"] != FORMAT or data["feature_version"] != VERSION or tuple(data["features"]) != NAMES:
-            raise ModelError("it was trained with other features than this version has; train it again: appliance router train")
+            raise ModelError(
+                "it was trained with other features than this version has, or stored otherwise; train it again: appliance router train"
+            )
         arms = {arm: _arm(data["arms"][arm]) for arm in ARMS if arm in data["arms"]}
         grid = tuple(_numbers(values) for values in data["grid"])
         if len(grid) != len(NAMES) or not all(grid) or len(arms) != len(data["arms"]) or "refuse" not in arms:
             raise ModelError("arms or features are missing")
         langs = tuple(map(str, data["langs"]))
-        return RouterModel(arms, _number(data["threshold"]), langs, grid, str(data["kind"]), int(data["questions"]))
+        leads = tuple((_number(lead), bool(wrong)) for lead, wrong in data["leads"])
+        return RouterModel(arms, langs, grid, str(data["kind"]), int(data["questions"]), leads)
     except ModelError:
         raise
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:

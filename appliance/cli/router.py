@@ -40,23 +40,26 @@ def show(session: Session, as_json: bool) -> None:
 @click.option("--run", "runs", multiple=True, required=True, help="An evaluation run over the domain's questions ('last'); repeatable.")
 @domain_option
 @click.option("--force", metavar="REASON", help="Let it decide without passing the gate; the reason is recorded.")
+@click.option("--best-single", is_flag=True, help="If it misses the gate: let the best single arm decide, if that beats what decides now.")
 @json_option
 @pass_session
-def train(session: Session, runs: tuple[str, ...], domain: str | None, force: str | None, as_json: bool) -> int:
+def train(session: Session, runs: tuple[str, ...], domain: str | None, force: str | None, best_single: bool, as_json: bool) -> int:
     """Learn which arm to choose from evaluation runs; it decides from then on if it beats the best single arm out of fold."""
     from appliance.routing.training import train_router, version_json
     from appliance.service import open_service
 
     service = open_service(session.workspace)
     with Progress() as progress:
-        trained = train_router(service, runs, domain=domain, force=force, progress=progress)
-    data = {**version_json(trained.version, trained.live), "why": trained.why}
+        trained = train_router(service, runs, domain=domain, force=force, best_single=best_single, progress=progress)
+    data = {**version_json(trained.version, trained.live), "why": trained.why, "notes": list(trained.notes)}
 
     def human() -> None:
         gate = trained.version.gate
         rows = [(arm, f"{worth:.3f}") for arm, worth in sorted(gate["arms"].items(), key=lambda entry: -entry[1])]
         table(("worth of", "mean"), [("the router", f"{gate['mean']:.3f}"), *rows, ("the best in hindsight", f"{gate['oracle']:.3f}")])
         click.echo(f"{trained.version.name} {'decides now' if trained.live else 'does not go live'}: {trained.why}")
+        for note in trained.notes:
+            click.echo(f"note: {note}")
 
     emit(data, as_json, human)
     return DONE if trained.live else GATE_MISSED
@@ -142,7 +145,7 @@ def _show_explanation(data: dict[str, Any]) -> None:
             arm,
             f"{told['utility'] if told['utility'] is not None else told['quality']:.3f}",
             "" if "value" not in told else f"{told['value']:.3f}",
-            f"{told['cost']['latency_ms']:.0f}",
+            f"{told['cost']['latency_ms']:.0f}" + (" (assumed)" if told["cost"]["assumed"] else ""),
             f"{told['cost']['tokens']:.0f}",
             ", ".join(f"{part['means']} {part['adds']:+.3f}" for part in told.get("because", [])[:3]),
         )
@@ -153,6 +156,8 @@ def _show_explanation(data: dict[str, Any]) -> None:
         click.echo(f"  · not {arm}: {why}")
     changes = [(change["means"], f"{change['value']:.3f}", f"{change['to']:.3f}", change["arm"]) for change in data["changes"]]
     table(("what would have changed it", "is", "would be", "then"), changes)
+    for condition in data["conditions"]:
+        click.echo(f"  · {condition['arm']} if {condition['if']}")
     table(("feature", "value"), [(name, f"{value:g}") for name, value in decision["features"].items()])
 
 

@@ -119,19 +119,22 @@ def loaded(version: RouterVersion) -> RouterModel:
 class Routing:
     """Decides each question by its domain's live router, the rules where there is none or it cannot be used. Thread-safe."""
 
-    def __init__(self, database: Database, domains: Callable[[], list[str]], policy: RulePolicy, prices: Prices) -> None:
+    def __init__(
+        self, database: Database, domains: Callable[[], list[str]], policy: RulePolicy, prices: Prices, target_risk: float | None
+    ) -> None:
         self.policy = policy
         self.prices = prices
+        self.target_risk = target_risk
         self._routers = Routers(database)
         self._domains = domains
+        self._database = database
         # By domain: when it was looked up, the live name, and the router.
         self._live: dict[str, tuple[float, str | None, Router]] = {}
-
-        self._database = database
-    @property
-    def version(self) -> str:
         # By domain: the version of the router they were looked up for, and the costs.
         self._costs: dict[str, tuple[str, Mapping[Arm, Costs]]] = {}
+
+    @property
+    def version(self) -> str:
         """The rules' version, and those of all trained routers that are live: what decides in this workspace."""
         live = [self.of(domain).version for domain in self._domains()]
         return "+".join([self.policy.version, *(name for name in live if name != self.policy.version)])
@@ -151,9 +154,6 @@ class Routing:
         """The decision of the domain's router."""
         return self.of(situation.domain).decide(situation)
 
-    def _open(self, name: str | None) -> Router:
-        if name is None:
-            return self.policy
     def costs(self, domain: str) -> Mapping[Arm, Costs]:
         """What each arm cost in the runs that the live router learnt from and was measured with, else in the newest evaluation run."""
         router = self.of(domain)
@@ -164,8 +164,11 @@ class Routing:
             known = self._costs[domain] = (router.version, learnt or newest_run(self._database, domain))
         return known[1]
 
+    def _open(self, name: str | None) -> Router:
+        if name is None:
+            return self.policy
         try:
-            return LearnedRouter(name, loaded(self._routers.get(name)), self.policy, self.prices)
+            return LearnedRouter(name, loaded(self._routers.get(name)).at_risk(self.target_risk), self.policy, self.prices)
         except UsageError as error:
             logger.error("the rules decide instead of the live router: %s", error)
             return self.policy

@@ -24,9 +24,11 @@ from appliance.evaluation.runs import evaluate
 from appliance.knowledge.knowledge import Knowledge
 from appliance.routing.drift import drift
 from appliance.routing.explain import explained
+from appliance.routing.gate import decided_now, measure
+from appliance.routing.labels import groups_of, labels_of, without_rare_languages
 from appliance.routing.log import RouteLog, rows_since
-from appliance.routing.routers import Routers, RouterVersion, Routing
-from appliance.routing.training import groups_of, labels_of, train_router
+from appliance.routing.routers import Routers, RouterVersion, Routing, loaded
+from appliance.routing.training import train_router
 from appliance.service import Service, router_of
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -107,7 +109,7 @@ def test_from_a_run_to_a_live_router_and_back(tuned: Tuned) -> None:
 
     status, listed = invoke(tuned, "list")
     assert status == 0 and [(row["name"], row["live"]) for row in listed] == [(trained.version.name, True)]
-    assert "bins" not in listed[0]["training"] and "model" not in listed[0]
+    assert not {"bins", "learnt"} & set(listed[0]["training"]) and "model" not in listed[0]
     assert invoke(tuned, "show")[1]["domains"] == {"medical": trained.version.name}
     assert invoke(tuned, "rollback")[1] == {"domain": "medical", "live": None}
     assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").decision.rule != "learned"
@@ -129,6 +131,90 @@ def test_a_router_that_wins_nothing_does_not_go_live(tuned: Tuned) -> None:
     assert status == 0 and Routers(tuned.bench.workspace.db).live("medical") == told["router"]
 
 
+def test_what_decides_now_is_compared_on_questions_it_did_not_learn(tuned: Tuned) -> None:
+    run = tuned.run()
+    labels = labels_of(tuned.service(), [run])
+    assert set(labels.ruled) == {question.id for question in labels.questions}
+    first = train_router(tuned.service(), [run])
+    assert first.live and first.version.gate["over_live"]["questions"] == 32
+    # It knows all of these, so that it would seem better than it is.
+    assert train_router(tuned.service(), [run]).version.gate["over_live"] is None
+    routers, service = Routers(tuned.bench.workspace.db), tuned.service()
+    learnt = sorted(labels.words[question.id] for question in labels.questions if question.lang == "en")
+    halved = routers.save("medical", loaded(first.version), {**first.version.training, "learnt": learnt}, first.version.gate)
+    routers.promote(halved.name, "for the test")
+    now = decided_now(labels, routers, router_of(tuned.bench.workspace))
+    assert set(now) == {question.id for question in labels.questions if question.lang == "zh"}
+    # Every Chinese question is left to the base there, which answers all of them right.
+    assert set(now.values()) == {1.0}
+    assert labels_of(service, [tuned.run()]).ruled == {}
+
+
+def test_an_approved_answer_proves_nothing_about_the_rules(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tuned.run()
+    whole = load(tuned.bench.workspace.root / "runs" / run)
+    first = whole.items[0].id
+    outcomes = {**whole.outcomes, (first, "auto"): replace(whole.outcomes[first, "auto"], arm="verified", answer=whole.items[0].answer)}
+    monkeypatch.setattr("appliance.routing.labels.load", lambda _: replace(whole, outcomes=outcomes))
+    labels = labels_of(tuned.service(), [run])
+    assert first in {question.id for question in labels.questions} and set(labels.ruled) == {item.id for item in whole.items} - {first}
+
+
+def test_the_best_single_arm_decides_where_no_router_beats_it(tuned: Tuned) -> None:
+    tuned.bench.script[None] = right
+    tuned.bench.script[tuned.version.name] = wrong
+    run = tuned.run()
+    status, told = invoke(tuned, "train", "--run", run)
+    assert (
+        status == 4 and told["gate"]["best_single"] == "base" and told["why"].endswith(f"appliance router train --run {run} --best-single")
+    )
+    status, told = invoke(tuned, "train", "--run", run, "--best-single")
+    assert status == 0 and told["live"] and told["kind"] == "mean" and told["gate"]["over_live"]["difference"] > 0
+    assert "no router" not in told["why"] and "the best arm on average decides" in told["why"]
+    assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").arm == "base"
+    # What decides now is the best single arm; there is nothing to gain.
+    assert invoke(tuned, "train", "--run", run, "--best-single")[0] == 4
+
+
+def test_a_router_that_takes_more_risk_than_is_allowed_misses_its_gate(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = labels_of(tuned.service(), [tuned.run()])
+    # No arm is right more often than every other time, which a threshold chosen for no risk at all would not let through.
+    unsure = tuple(
+        replace(question, utility={"base": 1.0 if number % 2 else -0.5, "rag": -0.5, "refuse": 0.0})
+        for number, question in enumerate(labels.questions)
+    )
+    routing = router_of(tuned.bench.workspace)
+    routing.target_risk = 0.1
+    monkeypatch.setattr("appliance.routing.gate.train", lambda questions, among, _: train(questions, families()[:1], None))
+    gate = measure(replace(labels, questions=unsure, ruled={}), routing, {})
+    assert gate["risk"] == 0.5 and gate["too_risky"] and not gate["passed"] and "50% of the answers given are wrong, 10%" in gate["why"]
+
+
+def test_the_risk_allowed_now_decides(tuned: Tuned) -> None:
+    version = saved(tuned)
+    workspace = tuned.bench.workspace
+    unsure = [
+        Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"base": 1.0 if n % 2 else -0.5, "refuse": 0.0}) for n in range(30)
+    ]  # fmt: skip
+    routers = Routers(workspace.db)
+    version = routers.save("medical", train(unsure, families()[:1]), version.training, {"passed": True})
+    routers.promote(version.name, "for the test")
+    assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").arm == "base"
+    workspace.save_setting("router.target_risk", 0.1)
+    assert tuned.ask("Which nurse keeps the key of the birchC cabinet?").arm == "refuse"
+
+
+def test_another_adapter_and_a_language_hardly_asked_are_told(tuned: Tuned) -> None:
+    run = tuned.run()
+    other = tuned.bench.adapter(tuned.info, right, number=2)
+    tuned.bench.registry.promote(other.name)
+    assert any(tuned.version.name in note and other.name in note for note in train_router(tuned.service(), [run]).notes)
+    labels = labels_of(tuned.service(), [run])
+    rare = replace(labels, questions=labels.questions[:17])
+    kept, few = without_rare_languages(rare)
+    assert few == {"zh": 1} and {question.lang for question in kept.questions} == {"en"}
+
+
 def test_too_few_questions_unfinished_runs_and_other_domains(tuned: Tuned) -> None:
     run = tuned.run(limit=10)
     with pytest.raises(ApplianceError, match="10 labelled questions are too few"):
@@ -141,7 +227,7 @@ def test_too_few_questions_unfinished_runs_and_other_domains(tuned: Tuned) -> No
 
 def test_questions_about_one_document_prove_nothing_about_others(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tuned.run()
-    monkeypatch.setattr("appliance.routing.training.groups_of", lambda items: dict.fromkeys((item.id for item in items), "handbook"))
+    monkeypatch.setattr("appliance.routing.labels.groups_of", lambda items: dict.fromkeys((item.id for item in items), "handbook"))
     with pytest.raises(ApplianceError, match="32 labelled questions are about 1 separate document, too few"):
         train_router(tuned.service(), [run])
 
@@ -151,7 +237,7 @@ def test_an_experts_score_is_an_answers_worth(tuned: Tuned, monkeypatch: pytest.
     before = labels_of(tuned.service(), [run])
     result = load(tuned.bench.workspace.root / "runs" / run)
     name, outcome = next((item, one) for (item, arm), one in result.outcomes.items() if arm == "base" and one.text)
-    monkeypatch.setattr("appliance.routing.training.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
+    monkeypatch.setattr("appliance.routing.labels.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
     after = labels_of(tuned.service(), [run])
     worth = [next(one for one in labels.questions if one.id == name).utility["base"] for labels in (before, after)]
     assert worth[0] != -1.0 == worth[1]
@@ -161,7 +247,9 @@ def saved(tuned: Tuned) -> RouterVersion:
     """A live router that always refuses, learnt from nothing that took time."""
     questions = [Labelled("1", "1", "en", (0.0,) * len(NAMES), {"rag": 0.0, "refuse": 1.0})]
     routers = Routers(tuned.bench.workspace.db)
-    version = routers.save("medical", train(questions, families()[:1]), {"adapters": {"run": tuned.version.name}}, {"passed": True})
+    version = routers.save(
+        "medical", train(questions, families()[:1]), {"adapters": {"run": tuned.version.name}, "learnt": []}, {"passed": True}
+    )
     return routers.promote(version.name, "for the test")
 
 

@@ -14,8 +14,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
 from router.features import NAMES
-from router.fit import NEVER, Family, Labelled, cross_validated, families, fold_of, risk_threshold, train
-from router.model import Blend, Linear, ModelError, Predictor, model_from_json
+from router.fit import Family, Labelled, cross_validated, families, fold_of, leads_of, train
+from router.model import NEVER, Blend, Linear, ModelError, Predictor, model_from_json, risk_threshold
 
 FAMILIES = {family.name: family for family in families()}
 
@@ -110,14 +110,17 @@ def test_the_threshold_keeps_the_risk_where_that_can_be_done() -> None:
     questions = [Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": 0.5 if n < 60 else -0.5, "refuse": 0.0}) for n in range(100)]
     leads = {"rag": np.linspace(1, 0, 100), "refuse": np.zeros(100)}
     for target in (0.1, 0.3):
-        threshold = risk_threshold(questions, leads, target)  # type: ignore[arg-type]
+        threshold = risk_threshold(leads_of(questions, leads), target)  # type: ignore[arg-type]
         given = [question.utility["rag"] or 0 for question, lead in zip(questions, leads["rag"], strict=True) if lead >= threshold]
         assert sum(value < 0 for value in given) / len(given) <= target
         # As many as the risk allows, not fewer.
         assert len(given) >= 60
     wrong = [replace(question, utility={"rag": -0.5, "refuse": 0.0}) for question in questions]
-    assert risk_threshold(wrong, leads, 0.05) == NEVER  # type: ignore[arg-type]
-    assert train(wrong, [FAMILIES["mean"]], target_risk=0.05).threshold == NEVER
+    assert risk_threshold(leads_of(wrong, leads), 0.05) == NEVER  # type: ignore[arg-type]
+    model = train(wrong, [FAMILIES["mean"]], target_risk=0.05)
+    assert model.threshold == NEVER
+    # The risk that is allowed may change without training anew.
+    assert model_from_json(model.to_json()).threshold == 0.0 and model_from_json(model.to_json()).at_risk(0.05) == model
 
 
 def test_answers_of_equal_leads_are_given_or_refused_together() -> None:
@@ -126,7 +129,7 @@ def test_answers_of_equal_leads_are_given_or_refused_together() -> None:
         Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": -0.5 if n >= 20 and n % 2 else 0.5, "refuse": 0.0}) for n in range(50)
     ]
     leads = {"rag": np.array([1.0] * 20 + [0.5] * 30), "refuse": np.zeros(50)}
-    assert risk_threshold(questions, leads, 0.1) == 1.0  # type: ignore[arg-type]
+    assert risk_threshold(leads_of(questions, leads), 0.1) == 1.0  # type: ignore[arg-type]
 
 
 def test_a_prediction_stays_within_what_was_seen() -> None:
@@ -148,8 +151,8 @@ def test_a_prediction_stays_within_what_was_seen() -> None:
         ({"arms": {"refuse": {"predictor": {"kind": "blend", "members": [{"kind": "blend", "members": []}]}}}}, "damaged"),
         ({"arms": []}, "missing"),
         ({"arms": "refuse"}, "damaged"),
-        ({"threshold": "high"}, "damaged"),
-        ({"threshold": math.nan}, "not finite"),
+        ({"leads": "high"}, "damaged"),
+        ({"leads": [[math.nan, True]]}, "not finite"),
         ({"questions": math.inf}, "damaged"),
     ],
 )
