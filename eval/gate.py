@@ -7,13 +7,15 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from eval.metrics import of_arm, of_outcome
+from eval.groups import groups_of
+from eval.metrics import METRICS, WHOLE, of_arm, of_outcome
 from eval.report import grid
 from eval.run import RunResult
-from eval.statistics import paired_bootstrap
+from eval.statistics import grouped_bootstrap
 from eval.types import AUTO, EvalError, Item, Outcome
 from eval.utility import Scoring
 
@@ -35,8 +37,8 @@ _TYPES: Final = {str: "text in quotes", list: "a list of arms", int: "a whole nu
 class Threshold:
     """`low` <= the value of `metric` for `arm` <= `high`; None bounds nothing.
 
-    With `against`, an arm of the same run or "last" for the same arm of the last run before, the value is the mean difference from it. With
-    `confidence` the whole interval must be within the bounds, else the value.
+    With `against`, an arm of the same run or "last" for the same arm of the last good run before, the value is the mean difference from it.
+    With `confidence` the whole interval must be within the bounds, else the value.
     """
 
     metric: str
@@ -79,8 +81,12 @@ class Verdict:
         return " and ".join(bound for bound in bounds if bound)
 
 
-def read(path: Path) -> GateFile:
-    """Read a gate file (TOML). Raises EvalError naming the file, line and field, what was expected, and what to do."""
+def read(path: Path, every: Sequence[str] = ()) -> GateFile:
+    """Read a gate file (TOML); `every` are the arms that "all" stands for.
+
+    Raises EvalError naming the file, line and field, what was expected, and what to do: also for a metric that there is none of, and an arm
+    that the file does not have asked.
+    """
     try:
         text = path.read_text("utf-8")
         values = tomllib.loads(text)
@@ -99,11 +105,33 @@ def read(path: Path) -> GateFile:
     if not arms or not all(isinstance(arm, str) for arm in arms):
         raise _wrong(path, text, 0, "arms", f'{arms!r}; give a list of arms, for example ["rag", "hybrid"]')
     found = tuple(_threshold(path, text, number, check) for number, check in enumerate(checks, 1))
+    asked = {ROUTED, LAST, *(every if list(arms) == ["all"] else arms)}
+    for number, threshold in enumerate(found, 1):
+        for field, arm in (("arm", threshold.arm), ("against", threshold.against)):
+            if "dataset" in values and arm is not None and arm not in asked:
+                raise _wrong(path, text, number, field, f"{arm!r} is not asked; arms has {', '.join(sorted(asked - {LAST}))}")
     return GateFile(found, **{**values, "arms": tuple(arms)})
 
 
+def failed(thresholds: Sequence[Threshold], result: RunResult) -> list[Verdict]:
+    """A missed verdict for each arm that the thresholds look at and that failed to answer: what failed is not in most measures, which the
+    rest may then pass. A threshold on ``errors`` of the arm itself says how many may."""
+    arms = [name for threshold in thresholds for name in (threshold.arm, threshold.against) if name is not None and name != LAST]
+    told = {threshold.arm for threshold in thresholds if threshold.metric == "errors"}
+    found: list[Verdict] = []
+    for arm in dict.fromkeys(arms):
+        pairs = _pairs(result, arm)
+        errors = [outcome.error for _, outcome in pairs if outcome.error is not None]
+        if errors and arm not in told:
+            found.append(Verdict(Threshold("errors", arm, high=0), "missed", len(pairs), len(errors), note=f"the first: {errors[0]}"))
+    return found
+
+
 def judge(threshold: Threshold, result: RunResult, before: RunResult | None, scoring: Scoring | None = None) -> Verdict:
-    """Hold a threshold against a finished run; `before` is the last run before it, None for none."""
+    """Hold a threshold against a finished run; `before` is the run that "last" stands for, None for none.
+
+    Answers that failed are not compared with (see `failed` for those of the arm itself).
+    """
     pairs = _pairs(result, threshold.arm)
     if not pairs:
         known = ", ".join(dict.fromkeys(ROUTED if arm == AUTO else arm for _, arm in result.outcomes))
@@ -115,10 +143,12 @@ def judge(threshold: Threshold, result: RunResult, before: RunResult | None, sco
         others = _pairs(before, threshold.arm) if threshold.against == LAST and before is not None else _pairs(result, threshold.against)
         if not others:
             return Verdict(threshold, "missed", note=f"there are no usable answers of {threshold.against} to compare with")
-    single = _values(pairs, threshold.metric, scoring)
+        others = [(item, outcome) for item, outcome in others if outcome.error is None]
+    single = {} if threshold.metric in WHOLE else _values(pairs, threshold.metric, scoring)
     if not single:
         return _of_whole(threshold, pairs, others, scoring)
     if others is None:
+        common = list(single)
         ours, theirs = list(single.values()), [0.0] * len(single)
     else:
         reference = _values(others, threshold.metric, scoring)
@@ -127,11 +157,15 @@ def judge(threshold: Threshold, result: RunResult, before: RunResult | None, sco
         if not common:
             return Verdict(threshold, "missed", note=f"{threshold.metric} was measured on no question of both")
         ours, theirs = [single[key] for key in common], [reference[key] for key in common]
-    interval = paired_bootstrap(ours, theirs, confidence=threshold.confidence or 0.95, method="bca")
+    groups = groups_of(item for item, _ in pairs)
+    interval, few = grouped_bootstrap(ours, theirs, [groups[id] for id, _ in common], confidence=threshold.confidence or 0.95)
     lowest, highest = (interval.low, interval.high) if threshold.confidence is not None else (interval.difference, interval.difference)
     passed = (threshold.low is None or lowest >= threshold.low) and (threshold.high is None or highest <= threshold.high)
-    note = "no difference shown" if others is not None and not interval.shown else ""
-    return Verdict(threshold, "passed" if passed else "missed", len(ours), *interval, note)
+    notes = ["no difference shown"] if others is not None and (few or not interval.shown) else []
+    if few and threshold.confidence is not None:
+        passed = False
+        notes.append(f"{few} show nothing; add questions, or leave confidence out")
+    return Verdict(threshold, "passed" if passed else "missed", len(ours), *interval, "; ".join(notes))
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -172,7 +206,7 @@ def _of_whole(
     others: Sequence[tuple[Item, Outcome]] | None,
     scoring: Scoring | None,
 ) -> Verdict:
-    """A measure that only all answers together have, as a percentile: no interval."""
+    """A measure that all answers have together, as a percentile or a corpus score: no interval."""
     row = of_arm([item for item, _ in pairs], [outcome for _, outcome in pairs], scoring)
     if threshold.metric not in row:
         return Verdict(threshold, "missed", note=f"{threshold.metric} was not measured; known here: {', '.join(row)}")
@@ -204,9 +238,14 @@ def _threshold(path: Path, text: str, number: int, check: Mapping[str, Any]) -> 
     _fields(path, text, number, check, _CHECK)
     if "metric" not in check:
         raise _wrong(path, text, number, "", 'metric is missing; write for example metric = "utility"')
+    if check["metric"] not in METRICS:
+        near = get_close_matches(check["metric"], sorted(METRICS), n=3) or sorted(METRICS)
+        raise _wrong(path, text, number, "metric", f"{check['metric']!r} is none; known: {', '.join(near)}")
     if "min" not in check and "max" not in check:
         raise _wrong(path, text, number, "", "neither min nor max is given; write at least one")
     confidence = check.get("confidence")
+    if confidence is not None and check["metric"] in WHOLE:
+        raise _wrong(path, text, number, "confidence", f"{check['metric']} is of all answers together and has no interval; leave it out")
     if confidence is not None and not 0 < confidence < 1:
         raise _wrong(path, text, number, "confidence", f"{confidence}; give a share between 0 and 1, for example 0.95")
     for field in ("min", "max"):

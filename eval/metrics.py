@@ -20,6 +20,18 @@ from eval.utility import Scoring, declared, utility
 RECALL_CUTS = (1, 5, 10)
 # Shares of the times that are reported, by measure.
 PERCENTILES = {"latency": (50, 95, 99), "first_token": (50, 95, 99)}
+# The measures that all answers of an arm have together, as corpus scores, percentiles and counts.
+WHOLE = frozenset(
+    {"n", "refused", "errors", "unavailable", "bleu", "chrf", "macro_f1", "micro_f1", "refusal_precision", "refusal_recall"}
+    | {f"{name}_p{share}_ms" for name, shares in PERCENTILES.items() for share in shares}
+)
+# Every measure there is, where it applies.
+METRICS = WHOLE | frozenset(
+    {"utility", "answered", "refusal_correct", "hallucination", "grounded", "latency_ms", "first_token_ms", "tokens", "generated", "cost"}
+    | {"rouge1", "rouge2", "rougeL", "token_f1", "exact_match", "numeric_match", "choice", "accuracy"}
+    | {"item_f1", "item_precision", "item_recall", "citation_precision", "citation_recall", "ndcg@10", "mrr"}
+    | {f"recall@{k}" for k in RECALL_CUTS}
+)
 
 
 def of_outcome(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> dict[str, float]:

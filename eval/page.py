@@ -10,12 +10,13 @@ from typing import Final
 
 from eval import plots
 from eval.calibration import brier, ece, reliability, risk_coverage
+from eval.groups import groups_of
 from eval.metrics import of_outcome
 from eval.page_template import HTML
 from eval.plots import Format, Plot
 from eval.report import COLUMNS, Difference, failures
 from eval.run import RunResult
-from eval.statistics import Interval, paired_bootstrap
+from eval.statistics import Interval, grouped_bootstrap
 from eval.types import AUTO, Item, Outcome
 from eval.utility import Scoring, utility
 
@@ -69,7 +70,7 @@ def page(
     scoring = scoring or Scoring()
     rows = dict(result.summary["arms"]) | {name: result.summary[name] for name in ("routed", "oracle") if result.summary[name]}
     columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
-    measured = _measured(result, scoring)
+    measured, groups = _measured(result, scoring), groups_of(result.items)
     notes = [f"{arm} was not run: {reason}" for arm, reason in result.summary["unavailable"].items()]
     for name in ("routed", "oracle"):
         if name in rows:
@@ -91,17 +92,18 @@ def page(
         rows=tuple(
             (name, *(f"{row[metric]:.{digits}f}" if metric in row else "–" for metric, _, digits in columns)) for name, row in rows.items()
         ),
-        comparisons=tuple(comparisons(measured)),
+        comparisons=tuple(comparisons(measured, groups)),
         notes=tuple(notes),
-        plots=tuple(_plots(measured, sure, format)),
+        plots=tuple(_plots(measured, groups, sure, format)),
         examples=tuple(_examples(result, scoring)),
     )
 
 
-def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Difference]:
+def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]], groups: Mapping[str, str]) -> list[Difference]:
     """Every arm against the best single one by utility (and the routed answers against it), over the questions that both have.
 
-    `measured` maps arm, question and metric to values. The interval is BCa, paired by question; `first` is the best arm.
+    `measured` maps arm, question and metric to values, `groups` a question to its group. The interval is BCa, paired by question;
+    `first` is the best arm.
     """
     singles = {arm: values for arm, values in measured.items() if arm != "routed"}
     means = {
@@ -117,8 +119,9 @@ def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
             both = [name for name in one if name in two]
             if both:
                 before, after = [one[name][metric] for name in both], [two[name][metric] for name in both]
-                interval = paired_bootstrap(after, before, method="bca")
-                found.append(Difference(f"{arm} − {best}", metric, len(both), sum(before) / len(both), sum(after) / len(both), interval))
+                interval, few = grouped_bootstrap(after, before, [groups[name] for name in both])
+                means_of = sum(before) / len(both), sum(after) / len(both)
+                found.append(Difference(f"{arm} − {best}", metric, len(both), *means_of, interval, few))
     return found
 
 
@@ -128,7 +131,7 @@ def to_html(made: Page) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = [(plot.title, base64.b64encode(plot.data).decode(), "svg+xml" if plot.format == "svg" else "png") for plot in made.plots]
-    compared = [(_compared(entry), entry.interval.shown) for entry in made.comparisons]
+    compared = [(_compared(entry), entry.shown) for entry in made.comparisons]
     return environment.from_string(HTML).render(page=made, pictures=pictures, headings=_HEADINGS, comparisons=compared)
 
 
@@ -174,10 +177,13 @@ def _routed(result: RunResult, scoring: Scoring) -> list[tuple[float, float]]:
     return pairs
 
 
-def _plots(measured: Mapping[str, Mapping[str, Mapping[str, float]]], sure: Sequence[tuple[float, float]], format: Format) -> list[Plot]:
-    worth = {
-        arm: _interval([row["utility"] for row in rows.values()]) for arm, found in measured.items() if (rows := _with(found, "utility"))
-    }
+def _plots(
+    measured: Mapping[str, Mapping[str, Mapping[str, float]]],
+    groups: Mapping[str, str],
+    sure: Sequence[tuple[float, float]],
+    format: Format,
+) -> list[Plot]:
+    worth = {arm: _interval(rows, groups) for arm, found in measured.items() if (rows := _with(found, "utility"))}
     drawn: list[Plot] = []
     if worth:
         drawn.append(plots.bars("Utility by arm, 95 % interval", worth, "utility", format))
@@ -220,8 +226,9 @@ def _answered(item: Item, arm: str, outcome: Outcome, scoring: Scoring) -> Answe
     return Answered(f"routed: {outcome.arm}" if arm == AUTO else arm, _short(text), utility(item, outcome, scoring))
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    return paired_bootstrap(values, [0.0] * len(values), method="bca")
+def _interval(rows: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]) -> Interval:
+    values = [row["utility"] for row in rows.values()]
+    return grouped_bootstrap(values, [0.0] * len(values), [groups[name] for name in rows])[0]
 
 
 def _mean(rows: Mapping[str, Mapping[str, float]], metric: str) -> float:

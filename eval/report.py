@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.groups import groups_of
 from eval.metrics import of_outcome
 from eval.run import RunResult
-from eval.statistics import Interval, paired_bootstrap
+from eval.statistics import Interval, grouped_bootstrap
 from eval.types import EvalError
 from eval.utility import Scoring
 
@@ -32,6 +33,8 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("bleu", "BLEU", 1),
     ("chrf", "chrF", 1),
     ("refusal_correct", "refusal", 3),
+    ("refusal_precision", "refuse P", 3),
+    ("refusal_recall", "refuse R", 3),
     ("hallucination", "halluc.", 3),
     ("grounded", "grounded", 3),
     ("citation_precision", "cite P", 3),
@@ -65,7 +68,8 @@ COMPARED: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of one arm in two runs, over the `n` questions both have; `interval` is of the second minus the first."""
+    """One metric of one arm in two runs, over the `n` questions both have; `interval` is of the second minus the first, and `few` says why
+    it shows nothing, if it is of too few questions (see `eval.statistics.grouped_bootstrap`)."""
 
     arm: str
     metric: str
@@ -73,11 +77,17 @@ class Difference:
     first: float
     second: float
     interval: Interval
+    few: str = ""
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is more than chance."""
+        return self.interval.shown and not self.few
 
     @property
     def verdict(self) -> str:
-        if not self.interval.shown:
-            return "no difference shown"
+        if not self.shown:
+            return f"no difference shown ({self.few})" if self.few else "no difference shown"
         return "higher" if self.interval.low > 0 else "lower"
 
 
@@ -100,27 +110,29 @@ def failures(summary: Mapping[str, Any]) -> str:
     return f"{summary['errors']} answer{'s' * (summary['errors'] > 1)} failed, the first with: {summary['first_error']}"
 
 
-def compare(first: RunResult, second: RunResult, scoring: Scoring | None = None, seed: int = 0) -> list[Difference]:
-    """Each arm and metric that both runs have, paired by question (same id and text), with a 95 % bootstrap interval.
+def compare(first: RunResult, second: RunResult, scoring: Scoring | None = None) -> list[Difference]:
+    """Each arm and metric that both runs have, paired by question (same id and text), with a 95 % bootstrap interval over
+    the questions' groups.
 
     Raises EvalError when the runs have no question and arm in common.
     """
     questions = {item.id: item for item in first.items}
     common = [item for item in second.items if item.id in questions and questions[item.id].question == item.question]
+    groups = groups_of(common)
     arms = [arm for arm in dict.fromkeys(arm for _, arm in first.outcomes) if any(asked == arm for _, asked in second.outcomes)]
     found: list[Difference] = []
     for arm in arms:
         pairs = [
-            (of_outcome(questions[item.id], one, scoring), of_outcome(item, two, scoring))
+            (groups[item.id], of_outcome(questions[item.id], one, scoring), of_outcome(item, two, scoring))
             for item in common
             if (one := first.outcomes.get((item.id, arm))) and (two := second.outcomes.get((item.id, arm)))
         ]
         for metric in COMPARED:
-            both = [(one[metric], two[metric]) for one, two in pairs if metric in one and metric in two]
+            both = [(group, one[metric], two[metric]) for group, one, two in pairs if metric in one and metric in two]
             if both:
-                before, after = [one for one, _ in both], [two for _, two in both]
-                interval = paired_bootstrap(after, before, seed=seed, method="bca")
-                found.append(Difference(arm, metric, len(both), sum(before) / len(both), sum(after) / len(both), interval))
+                of, before, after = [group for group, _, _ in both], [one for _, one, _ in both], [two for _, _, two in both]
+                interval, few = grouped_bootstrap(after, before, of)
+                found.append(Difference(arm, metric, len(both), sum(before) / len(both), sum(after) / len(both), interval, few))
     if not found:
         raise EvalError(f"{first.folder} and {second.folder} have no arm and question in common; compare runs over the same data set")
     return found

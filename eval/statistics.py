@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Method = Literal["percentile", "bca"]
+# From fewer questions, or questions about fewer separate documents, a resampled interval is too narrow to show anything.
+FEWEST: Final = 10
 
 
 class Interval(NamedTuple):
@@ -64,6 +66,16 @@ def paired_bootstrap(
     shares = _accelerated(sums, sizes, means, tail) if method == "bca" else (tail, 1 - tail)
     low, high = np.quantile(means, shares)
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+def grouped_bootstrap(a: Sequence[float], b: Sequence[float], groups: Sequence[str], *, confidence: float = 0.95) -> tuple[Interval, str]:
+    """The BCa interval of `paired_bootstrap` over whole groups, and why it shows nothing, '' if it may.
+
+    FEWEST pairs of FEWEST groups are needed. Fewer groups cannot be resampled: the interval is then over the single pairs.
+    """
+    separate = len(set(groups))
+    few = f"fewer than {FEWEST} questions" if len(a) < FEWEST else f"fewer than {FEWEST} separate documents" if separate < FEWEST else ""
+    return paired_bootstrap(a, b, confidence=confidence, method="bca", groups=None if few else groups), few
 
 
 def questions_needed(a: Sequence[float], b: Sequence[float], above: float, confidence: float = 0.95) -> int | None:

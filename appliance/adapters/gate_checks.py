@@ -11,10 +11,7 @@ import sqlalchemy as sa
 
 from appliance.store import schema
 from appliance.workspace import Workspace
-from eval.statistics import paired_bootstrap, questions_needed
-
-# From fewer questions than this a resampled interval is too narrow to show anything; the mean decides.
-FEWEST = 10
+from eval.statistics import FEWEST, paired_bootstrap, questions_needed
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from appliance.cli.experts import expert
 from appliance.cli.injection import injection
-from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, table
-from appliance.errors import DONE, GATE_MISSED, UsageError
+from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, stoppable, table
+from appliance.errors import DONE, GATE_MISSED, PARTLY, UsageError
 
 if TYPE_CHECKING:
     from appliance.datasets.registry import DatasetInfo
@@ -28,39 +29,50 @@ eval.add_command(injection)
 eval.add_command(expert)
 
 
-def _asked(service: Service, info: DatasetInfo, arms: list[str], split: str, **how: Any) -> dict[str, Any]:
-    """The summary of a run of `arms` over a data set; `split` may be "all", `how` is that of `evaluate`."""
+_GOES_ON = "stopped; every answer so far is kept, go on with: appliance eval run --resume last"
+
+
+def _asked(service: Service, info: DatasetInfo, **how: Any) -> dict[str, Any]:
+    """The summary of a run over a data set; `how` is that of `evaluate`. Says how to go on where answers failed."""
     from appliance.evaluation.runs import evaluate
+    from eval.report import failures
 
     together = service.workspace.config.engines["default"].max_batch
 
     async def go(progress: Progress) -> dict[str, Any]:
         try:
-            return await evaluate(
-                service, info, arms, split=None if split == "all" else split, concurrency=together, progress=progress, **how
-            )
+            return await evaluate(service, info, concurrency=together, progress=progress, **how)
         finally:
             await service.answering.close()
 
-    with Progress() as progress:
-        return asyncio.run(go(progress))
+    with stoppable(_GOES_ON), Progress() as progress:
+        summary = asyncio.run(go(progress))
+    if summary["errors"]:
+        say(f"{failures(summary)}; ask these again with: appliance eval run --resume {summary['run_id']}")
+    return summary
+
+
+def _split(name: str) -> str | None:
+    return None if name == "all" else name
 
 
 @eval.command()
-@click.option("--dataset", "-n", required=True, help="A registered data set; see: appliance dataset list.")
+@click.option("--dataset", "-n", help="A registered data set; see: appliance dataset list. Needed without --resume.")
 @click.option("--arms", default="all", show_default=True, help="all, or a comma-separated list.")
 @click.option("--split", default="test", show_default=True, help="Which split to ask; 'all' for every question.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many questions.")
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Length of generated answers.")
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is greedy: the same answers again.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn with a temperature above 0.")
-@click.option("--resume", "run_id", help="Go on with this run.")
+@click.option("--resume", "run_id", metavar="RUN", help="Go on with this run (a prefix of its id, or 'last'), as it was begun.")
 @click.option("--fresh", is_flag=True, help="Ask everything anew, also what an earlier run has asked in the same state.")
 @json_option
 @pass_session
+@click.pass_context
 def run(
+    context: click.Context,
     session: Session,
-    dataset: str,
+    dataset: str | None,
     arms: str,
     split: str,
     limit: int | None,
@@ -70,28 +82,38 @@ def run(
     run_id: str | None,
     fresh: bool,
     as_json: bool,
-) -> None:
-    """Run every arm and the router over a question set and print the table.
+) -> int:
+    """Run every arm and the router over a question set and print the table; exit code 3 if answers failed.
 
     What an earlier run over the set has asked is taken over where everything that decides the answer is the same: question, documents,
     settings, prompts, models, adapter, router and labels. The page with plots is written into the run's folder.
     """
     from appliance.datasets.registry import Datasets
     from appliance.evaluation.page import keep_page
-    from appliance.evaluation.runs import find, parse_arms
+    from appliance.evaluation.runs import begun_with, find, parse_arms
     from appliance.service import open_service
     from eval.report import table as report
 
     service = open_service(session.workspace)
-    info = Datasets(session.workspace).get(dataset)
-    names = parse_arms(arms)
-
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    summary = _asked(service, info, names, split, limit=limit, run_id=run_id, fresh=fresh, **sampling)
+    how = {"arms": parse_arms(arms), "split": _split(split), "limit": limit, "max_tokens": max_tokens}
+    how |= {"temperature": temperature, "seed": seed}
+    if run_id is not None:
+        resumed = find(service, run_id)
+        given = {name: value for name, value in (how | {"dataset": dataset}).items() if _is_given(context, name)}
+        how = begun_with(resumed, given)
+        run_id, dataset = resumed.id, resumed.dataset
+    if dataset is None:
+        raise UsageError("name a data set with --dataset, or a run to go on with: --resume RUN")
+    summary = _asked(service, Datasets(session.workspace).get(dataset), run_id=run_id, fresh=fresh, **how)
     for path in keep_page(session.workspace, find(service, summary["run_id"])):
         if path.suffix == ".html":
             say(f"page: {path}")
     emit(summary, as_json, lambda: click.echo(f"run {summary['run_id']}, {summary['n']} questions\n{report(summary)}"))
+    return PARTLY if summary["errors"] else DONE
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 @eval.command()
@@ -104,9 +126,9 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
     """A run's table (a prefix of its id, or 'last'); without RUN_ID, every run.
 
     The page compares every arm with the best single one question by question, and shows costs, calibration, times and examples. Scores of
-    experts take the place of metrics on it.
+    experts take the place of metrics in both, and prices and worths are those of today.
     """
-    from appliance.evaluation.page import write_page
+    from appliance.evaluation.page import figures, write_page
     from appliance.evaluation.runs import find, runs
     from appliance.service import open_service
     from eval.report import table as report
@@ -122,11 +144,10 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
         emit(rows, as_json, lambda: table(("run", "dataset", "settings", "finished"), [list(row.values()) for row in rows]))
         return
     found = find(service, run_id)
-    if found.summary is None:
-        raise UsageError(f"run {found.id} is not finished; go on with: appliance eval run --dataset {found.dataset} --resume {found.id}")
+    summary = figures(session.workspace, found)[0].summary or {}
     for path in write_page(session.workspace, found, html, markdown):
         say(f"written: {path}")
-    emit(found.summary, as_json, lambda: click.echo(f"run {found.id}, {found.summary['n']} questions\n{report(found.summary)}"))
+    emit(summary, as_json, lambda: click.echo(f"run {found.id}, {summary['n']} questions\n{report(summary)}"))
 
 
 @eval.command()
@@ -136,15 +157,17 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
 @pass_session
 def compare(session: Session, first: str, second: str, as_json: bool) -> None:
     """Two runs side by side: differences with 95 % intervals over the questions both answered."""
+    from appliance.evaluation.page import finished, scoring_of_run
     from appliance.evaluation.runs import find, scoring_of
     from appliance.service import open_service
     from eval.report import compare as differences
     from eval.report import compare_json, compare_table
-    from eval.run import load
 
     service = open_service(session.workspace)
-    one, two = (load(session.workspace.root / find(service, name).path) for name in (first, second))
-    found = differences(one, two, scoring_of(session.workspace.config))
+    rows = [find(service, name) for name in (first, second)]
+    one, two = (finished(session.workspace, row) for row in rows)
+    experts = [scoring_of_run(session.workspace, row, result.items).experts for row, result in zip(rows, (one, two), strict=True)]
+    found = differences(one, two, scoring_of(session.workspace.config, {**experts[0], **experts[1]}))
     emit(compare_json(found), as_json, lambda: click.echo(compare_table(found)))
 
 
@@ -158,25 +181,24 @@ def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json:
     """Hold the thresholds in FILE (TOML) against a run; exit code 4 if one is missed.
 
     FILE names the data set to ask and has a [[check]] for each threshold: metric, arm (default: the routed answers), min or max, and if
-    wanted against (another arm, or "last" for the run before) and confidence. See docs/evaluation.md.
+    wanted against (another arm, or "last" for the last run before that did not miss FILE) and confidence. An arm whose answers failed
+    misses it. See docs/evaluation.md.
     """
     from appliance.datasets.registry import Datasets
-    from appliance.evaluation.page import hold
-    from appliance.evaluation.runs import find, parse_arms
+    from appliance.evaluation.gating import hold
+    from appliance.evaluation.runs import MEASURED, find, parse_arms
     from appliance.service import open_service
     from eval.gate import read, verdict_json
     from eval.gate import table as verdict_table
 
-    wanted = read(file)
+    wanted = read(file, MEASURED)
     service = open_service(session.workspace)
     if run_id is None and wanted.dataset is not None:
         info = Datasets(session.workspace).get(wanted.dataset)
-        names = parse_arms(",".join(wanted.arms))
-
-        asked = _asked(service, info, names, wanted.split, limit=wanted.limit, max_tokens=wanted.max_tokens, fresh=fresh)
-        run_id = asked["run_id"]
+        how = {"arms": parse_arms(",".join(wanted.arms)), "split": _split(wanted.split), "limit": wanted.limit}
+        run_id = _asked(service, info, max_tokens=wanted.max_tokens, fresh=fresh, **how)["run_id"]
     found = find(service, run_id or "last")
-    verdicts = hold(session.workspace, wanted, found)
+    verdicts = hold(session.workspace, wanted, file.name, found)
     missed = sum(verdict.status == "missed" for verdict in verdicts)
     rows = {"run_id": found.id, "passed": not missed, "checks": [verdict_json(verdict) for verdict in verdicts]}
     emit(rows, as_json, lambda: click.echo(f"run {found.id}, {found.summary['n']} questions\n{verdict_table(verdicts)}"))

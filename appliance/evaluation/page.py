@@ -1,35 +1,49 @@
-"""The page of a run, in its folder or wherever somebody wants it, and a team's gate over runs."""
+"""The figures of a run as they are now, and its page, in its folder or wherever somebody wants it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from appliance.errors import ApplianceError, UsageError
-from appliance.evaluation.runs import finished_before, scoring_of
+from appliance.evaluation.runs import scoring_of
 from appliance.experts.tasks import expert_utilities
 from appliance.files import write_bytes, write_whole
 from appliance.knowledge.forgetting import REPORT
 from appliance.workspace import Workspace
-from eval.gate import LAST, GateFile, Verdict, judge
 from eval.page import Page, page, to_html, to_markdown
 from eval.run import RunResult, load
+from eval.summary import summarise
+from eval.types import Item
 from eval.utility import Scoring
 
 
-def scoring_of_run(workspace: Workspace, run: sa.Row[Any]) -> Scoring:
-    """How the answers of a run are scored: as configured, with the experts' scores where there are any."""
-    return scoring_of(workspace.config, expert_utilities(workspace.db, run.id))
+def scoring_of_run(workspace: Workspace, run: sa.Row[Any], items: Iterable[Item]) -> Scoring:
+    """How the answers of a run to `items` are scored: as configured, with the experts' scores where there are any."""
+    return scoring_of(workspace.config, expert_utilities(workspace.db, run.id, items))
+
+
+def finished(workspace: Workspace, run: sa.Row[Any]) -> RunResult:
+    """A finished run as stored. Raises UsageError if it is not finished, EvalError on damaged files."""
+    if run.summary is None:
+        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --resume {run.id}")
+    return load(workspace.root / run.path)
+
+
+def figures(workspace: Workspace, run: sa.Row[Any]) -> tuple[RunResult, Scoring]:
+    """A finished run with the summary of its outcomes by today's prices, worths and experts' scores. Raises like `finished`."""
+    result = finished(workspace, run)
+    scoring = scoring_of_run(workspace, run, result.items)
+    summary = {**run.summary, **summarise(result.items, result.outcomes, scoring)}
+    return RunResult(result.folder, result.items, result.outcomes, summary), scoring
 
 
 def page_of(workspace: Workspace, run: sa.Row[Any], format: str = "svg") -> tuple[Page, RunResult]:
     """The page of a finished run and what it was made of. Raises UsageError if it is not finished, EvalError on damaged files."""
-    if run.summary is None:
-        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --dataset {run.dataset} --resume {run.id}")
-    scoring = scoring_of_run(workspace, run)
-    result = load(workspace.root / run.path)
+    result, scoring = figures(workspace, run)
     settings = run.settings
     facts = {
         "run": run.id,
@@ -41,11 +55,11 @@ def page_of(workspace: Workspace, run: sa.Row[Any], format: str = "svg") -> tupl
         "router": str(settings.get("router")),
         "longest answer": f"{settings.get('max_tokens')} tokens",
     }
-    if scoring.experts:
-        facts["scored by experts"] = f"{len(scoring.experts)} answers, whose scores take the place of the metric"
+    given = {(item, outcome.text) for (item, _), outcome in result.outcomes.items()}
+    if scored := len(given & scoring.experts.keys()):
+        facts["scored by experts"] = f"{scored} answers, whose scores take the place of the metric"
     if workspace.config.eval.currency:
         facts["costs in"] = workspace.config.eval.currency
-    result = RunResult(result.folder, result.items, result.outcomes, run.summary)
     return page(result, f"Evaluation of {run.dataset}", scoring, facts, "png" if format == "png" else "svg"), result
 
 
@@ -77,18 +91,3 @@ def keep_page(workspace: Workspace, run: sa.Row[Any]) -> list[Path]:
         # A document may have been deleted meanwhile, before there was a page to take its text from.
         if load(folder).outcomes == before:
             return written
-
-
-def hold(workspace: Workspace, file: GateFile, run: sa.Row[Any]) -> list[Verdict]:
-    """A gate file's thresholds against a finished run. Raises UsageError if it is not finished, EvalError on damaged files."""
-    if run.summary is None:
-        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --dataset {run.dataset} --resume {run.id}")
-    experts = expert_utilities(workspace.db, run.id)
-    before = None
-    if any(threshold.against == LAST for threshold in file.thresholds) and (row := finished_before(workspace, run)) is not None:
-        before = load(workspace.root / row.path)
-        # The scores are of answers, so each run's hold in the other where the same was answered.
-        experts = expert_utilities(workspace.db, row.id) | experts
-    scoring = scoring_of(workspace.config, experts)
-    result = load(workspace.root / run.path)
-    return [judge(threshold, result, before, scoring) for threshold in file.thresholds]

@@ -23,7 +23,6 @@ from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Finished, Request
-from appliance.workspace import Workspace
 from eval.cost import Price
 from eval.grounded import grounded
 from eval.run import Ask, Key, RunResult, run, stands
@@ -177,8 +176,12 @@ async def kept_run(
         result = await run(chosen, arms, ask, folder, concurrency=concurrency, progress=beat, scoring=scoring, key=key, known=known)
     assert result.summary is not None  # a run that came back is complete
     summary = {"run_id": identity, "dataset": info.name, "task": info.task, "measures": list(MEASURES[info.task]), **result.summary}
+    table = schema.run
     with service.workspace.db.write() as connection:
-        connection.execute(schema.run.update().where(schema.run.c.id == identity).values(summary=summary, finished_at=utcnow()))
+        before = connection.execute(sa.select(table.c.summary).where(table.c.id == identity)).scalar_one()
+        # What a gate said of the run holds until it says something else.
+        kept = {"gates": before["gates"]} if before and "gates" in before else {}
+        connection.execute(table.update().where(table.c.id == identity).values(summary=summary | kept, finished_at=utcnow()))
     # What was deleted while it ran.
     forget(service.workspace.db, service.workspace.root)
     return result, summary
@@ -218,6 +221,22 @@ def state_of(service: Service, arms: Sequence[str], split: str | None, limit: in
         # What the answers in the run's folder may rest on.
         "labels": sorted(service.knowledge.documents.labels()),
     }
+
+
+def begun_with(run: sa.Row[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluate` was asked for when a run was begun, as its keywords; `given` is what is asked for now, with `dataset`.
+
+    Raises UsageError where `given` differs, and for a run that `evaluate` did not begin.
+    """
+    if "gate" in run.settings:
+        raise UsageError(f"run {run.id} is part of an adapter's gate; measure again with: appliance adapter promote")
+    how = {name: run.settings[name] for name in ("arms", "split", "limit", "max_tokens")}
+    how |= {"temperature": run.settings.get("temperature", 0.0), "seed": run.settings.get("seed", 0)}
+    for name, value in given.items():
+        if (begun := (how | {"dataset": run.dataset})[name]) != value:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: run {run.id} was begun with {begun}, not {value}; leave the option out, or start a new run")
+    return how
 
 
 def request_of(item: Item, arm: str, domain: str | None, sampling: Sampling, adapter: str | None = None) -> Request:
@@ -326,16 +345,6 @@ def runs(service: Service) -> list[sa.Row[Any]]:
     """Every run, newest first."""
     with service.workspace.db.read() as connection:
         return list(connection.execute(sa.select(schema.run).order_by(schema.run.c.created_at.desc())))
-
-
-def finished_before(workspace: Workspace, run: sa.Row[Any]) -> sa.Row[Any] | None:
-    """The last finished run over the same data set, whatever its state, that was started before `run` and asked the same split."""
-    table = schema.run
-    query = sa.select(table).where(table.c.dataset == run.dataset, table.c.finished_at.is_not(None), table.c.created_at < run.created_at)
-    with workspace.db.read() as connection:
-        rows = connection.execute(query.order_by(table.c.created_at.desc())).all()
-    same = ("split", "gate", "check")
-    return next((row for row in rows if all(row.settings.get(name) == run.settings.get(name) for name in same)), None)
 
 
 def find(service: Service, run_id: str) -> sa.Row[Any]:

@@ -27,6 +27,7 @@ from appliance.store.tables_experts import expert_task, expert_work
 from appliance.workspace import Workspace
 from eval.experts import Judged, Judgement, Kind, Task, blind_tasks, judgement_of, utility_of
 from eval.run import load
+from eval.types import Item
 from retrieval.types import Scope
 
 # Work that somebody asked for and did not do is given to others after this time.
@@ -315,15 +316,22 @@ class ExpertTasks:
                 yield Judged(task.id, task.item, task.kind, arms, row.expert, said), task
 
 
-def expert_utilities(database: Database, run: str) -> dict[tuple[str, str], float]:
-    """What the experts' scores make each answer of a run worth, in [-1, 1] by (item, text): the mean over the experts who scored it.
+def expert_utilities(database: Database, run: str, items: Iterable[Item]) -> dict[tuple[str, str], float]:
+    """What the experts' scores make each answer to `items`, those of `run`, worth, in [-1, 1] by (item, text): the mean over the experts
+    who scored it, in this run or in another over its data set that asked the same.
 
-    By its text, because an arm and the router that chose it may have given the same answer. Answers nobody scored, and those whose text
-    was deleted since, are not in it; see `eval.experts.utility_of`.
+    By its text, because an arm and the router that chose it may have given the same answer, and a later run the same again. Answers
+    nobody scored, and those whose text was deleted since, are not in it; see `eval.experts.utility_of`.
     """
+    questions = {item.id: item.question for item in items}
+    table = schema.run
+    of_set = sa.select(table.c.dataset).where(table.c.id == run).scalar_subquery()
+    with database.read() as connection:
+        query = sa.select(expert_task.c.run).distinct().join(table, table.c.id == expert_task.c.run).where(table.c.dataset == of_set)
+        runs = connection.execute(query.order_by(expert_task.c.run)).scalars().all()
     given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for judged, task in ExpertTasks(database).judged(run, with_texts=True):
-        if judged.judgement.scores:
+    for judged, task in (each for name in runs for each in ExpertTasks(database).judged(name, with_texts=True)):
+        if judged.judgement.scores and questions.get(judged.item) == task.question:
             given[judged.item, task.answer_a].append(utility_of(judged.judgement.scores))
     return {key: fmean(values) for key, values in given.items()}
 

@@ -106,7 +106,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "adapter-promote": Kind(_version("adapter", "promote"), "models", ("gate:{domain}",)),
     "canary-start": Kind(_version("adapter", "canary", "start"), "models", ("gate:{domain}",)),
-    "eval-run": Kind(_eval, "models", (), ("run_id", "dataset", "n")),
+    "eval-run": Kind(_eval, "models", (), ("run_id", "dataset", "n", "errors", "first_error")),
 }
 
 

@@ -63,7 +63,7 @@ def newest(workspace: Workspace, domain: str) -> Measured | None:
     if not rows:
         return None
     result = load(workspace.root / rows[0].path)
-    scoring = scoring_of(workspace.config, expert_utilities(workspace.db, rows[0].id))
+    scoring = scoring_of(workspace.config, expert_utilities(workspace.db, rows[0].id, result.items))
     items = {item.id: item for item in result.items}
     worth: defaultdict[str, dict[str, float]] = defaultdict(dict)
     latency: defaultdict[str, list[float]] = defaultdict(list)

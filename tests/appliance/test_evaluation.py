@@ -297,12 +297,19 @@ def test_commands(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[st
     code, _, err = call("gate", str(file))
     assert code in (1, 2) and "line 3: check 1: minimum" in err
     code, out, err = call("show", "last", "--html", str(tmp_path / "run.html"), "--json")
-    assert code == 0 and json.loads(out) == summary and (tmp_path / "run.html").is_file()
+    assert code == 0 and json.loads(out) == {**summary, "gates": {"gate.toml": False}} and (tmp_path / "run.html").is_file()
     assert call("show", "--html", "x.html")[0] == 2
     assert call("show", "last", "--html", str(tmp_path / "no" / "run.html"))[0] == 1
     code, _, err = call("judge", "last", "--engine", "nobody")
     assert code == 2 and "unknown engine 'nobody'; known: default" in err
     assert call("judge", "last", "--engine", "default", "--pair", "rag")[0] == 2
+
+
+def test_a_model_that_does_not_know_does_not_hallucinate(bench: Bench) -> None:
+    bench.script[None] = lambda _: "I don't know."
+    measured = ran(bench, dataset(bench), ("base",))["arms"]["base"]
+    assert (measured["hallucination"], measured["refused"], measured["refusal_recall"], measured["refusal_precision"]) == (0, 4, 1, 0.25)
+    assert measured["utility"] == 0.25
 
 
 def test_a_wrong_answer_is_worth_less_than_none(bench: Bench) -> None:

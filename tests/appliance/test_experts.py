@@ -205,9 +205,9 @@ def test_a_deletion_takes_the_texts_and_leaves_the_numbers(light: Knowledge) -> 
         row = {"preference": "a"} if task["kind"] == "pair" else GOOD if cites else BAD
         correction = FEE if task["lang"] == "zh" and cites else ""
         tasks.submit("wang", ALL, task["task"], {**row, "correction": correction, "comment": "见原文"})
-    assert FEE in everything(light) and ("q1", FEE) in expert_utilities(light.workspace.db, run.id)
+    assert FEE in everything(light) and ("q1", FEE) in expert_utilities(light.workspace.db, run.id, ITEMS)
     light.remove([DocumentKey("medical", "zh/registration.md")])
-    assert ("q1", FEE) not in expert_utilities(light.workspace.db, run.id)
+    assert ("q1", FEE) not in expert_utilities(light.workspace.db, run.id, ITEMS)
     assert FEE not in everything(light)
     status = tasks.status(run.id)
     assert status["withheld"] == 2 and status["experts"]["wang"]["done"] == 13
@@ -257,7 +257,7 @@ def test_the_report_names_arms_and_agreement(scored: Knowledge) -> None:
 
 
 def test_scores_are_labels_for_the_router(scored: Knowledge) -> None:
-    found = expert_utilities(scored.workspace.db, "run-1")
+    found = expert_utilities(scored.workspace.db, "run-1", ITEMS)
     assert found["q1", FEE] == pytest.approx(0.9625) and found["q1", OUTCOMES["q1", "base"].text] == -0.5
     assert set(found) == {(item, outcome.text) for (item, _), outcome in OUTCOMES.items() if outcome.text}
 
@@ -300,7 +300,7 @@ def test_on_postgresql(tmp_path: Path, postgres_url: str, monkeypatch: pytest.Mo
             for task in tasks.take(expert, ALL, run.id, None):
                 row = {"preference": "a"} if task["kind"] == "pair" else GOOD if task["answers"][0]["sources"] else BAD
                 assert tasks.submit(expert, ALL, task["task"], {**row, "comment": "好"}) == "new"
-        assert tasks.status(run.id)["complete"] == 13 and expert_utilities(workspace.db, run.id)["q1", FEE] > 0.9
+        assert tasks.status(run.id)["complete"] == 13 and expert_utilities(workspace.db, run.id, ITEMS)["q1", FEE] > 0.9
         with workspace.db.write() as connection:
             moment = {"domain": "medical", "doc_id": "zh/registration.md", "sha256": "x", "deleted_at": utcnow()}
             connection.execute(schema.deletion.insert().values(moment))

@@ -5,7 +5,7 @@ import pytest
 import sacrebleu
 
 from eval.cost import NO_ENGINE, Price, cost
-from eval.metrics import of_arm, of_outcome, percentile
+from eval.metrics import METRICS, WHOLE, of_arm, of_outcome, percentile
 from eval.types import EvalError, Item, Outcome
 from eval.utility import Scoring, UtilitySettings, utility
 
@@ -152,6 +152,23 @@ def test_hallucinations_citations_and_the_share_answered():
     assert row["refusal_precision"] == 1 and row["refusal_recall"] == 0.5
     # A failure answered nobody, and refused nobody either.
     assert of_outcome(NONE, Outcome("rag", error="it stopped")).keys() == {"utility", "answered"}
+
+
+def test_every_measure_has_its_name_in_the_list():
+    items = [
+        Item("n", "How much?", "€4.90", ("a",), metric="numeric_match"),
+        Item("c", "q", "a", metric="choice"),
+        Item("l", "q", "a", task="classify"),
+        Item("e", "q", "a; b", task="extract"),
+        NONE,
+    ]
+    full = Outcome(
+        "rag", "a", citations=("a",), retrieved=("a",), latency_ms=1, first_token_ms=1, tokens=1, generated=1, engine="e", grounded=1
+    )
+    row = of_arm(items, [full] * 4 + [Outcome("rag", refused=True)], Scoring(prices={"e": Price(1.0, 1.0)}))
+    single = {name for item in items for name in of_outcome(item, full, Scoring(prices={"e": Price(1.0, 1.0)}))}
+    assert row.keys() | single == METRICS
+    assert row.keys() - single | {"bleu", "chrf"} == WHOLE
 
 
 def test_percentiles_are_those_of_numpy():

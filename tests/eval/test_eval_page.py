@@ -73,3 +73,13 @@ def test_plots_as_png_and_without_a_chinese_font(monkeypatch: pytest.MonkeyPatch
     points = plots.reliability_diagram("c", reliability([0.9, 0.1], [1, 0]))
     assert curve.data and points.data and plots.histogram("h", {"a": [0.0, 5.0]}, "ms").data
     assert dict(matplotlib.rcParams) == before
+
+
+def test_three_questions_show_no_difference(tmp_path: Path) -> None:
+    async def ask(item: Item, arm: str) -> Outcome:
+        return Outcome(arm, "答案 七日" if arm == "rag" else "别的", latency_ms=1.0)
+
+    items = [Item(f"q{n}", f"第{n}个问题？", "答案 七日", lang="zh") for n in range(3)]
+    made = page(asyncio.run(run(items, ("rag", "base"), ask, tmp_path)), "x")
+    assert {entry.verdict for entry in made.comparisons} == {"no difference shown (fewer than 10 questions)"}
+    assert not any(entry.shown for entry in made.comparisons)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from eval.statistics import Method, paired_bootstrap, questions_needed
+from eval.statistics import Method, grouped_bootstrap, paired_bootstrap, questions_needed
 
 
 def test_a_clear_difference_is_shown():
@@ -120,3 +120,16 @@ def test_the_number_of_questions_that_would_show_it():
     assert questions_needed([0.5], [0.0], above=0.0) is None
     with pytest.raises(ValueError, match=r"confidence: 1\.0"):
         questions_needed([0.5], [0.0], above=0.0, confidence=1.0)
+
+
+def test_questions_about_one_document_are_not_taken_for_many():
+    dice = random.Random(3)
+    by_document = [dice.gauss(0.1, 0.5) for _ in range(20)]
+    values = [worth for worth in by_document for _ in range(10)]
+    groups = [f"{place}.md" for place in range(20) for _ in range(10)]
+    together, few = grouped_bootstrap(values, [0.0] * 200, groups)
+    alone = paired_bootstrap(values, [0.0] * 200, method="bca")
+    assert few == "" and together.high - together.low > 2 * (alone.high - alone.low)
+    assert grouped_bootstrap([0.1] * 3, [0.0] * 3, ["a", "b", "c"])[1] == "fewer than 10 questions"
+    interval, few = grouped_bootstrap(values[:90], [0.0] * 90, groups[:90])
+    assert few == "fewer than 10 separate documents" and interval == paired_bootstrap(values[:90], [0.0] * 90, method="bca")

@@ -17,7 +17,7 @@ from appliance.admin.keys import Keys
 from appliance.experts.tasks import expert_utilities, prepare
 from appliance.service import Service
 from appliance.settings import FeedbackConfig
-from tests.appliance.expert_support import make_run
+from tests.appliance.expert_support import ITEMS, make_run
 
 GOOD = {"correctness": 5, "completeness": 5, "citation": 5, "harm": 5}
 BAD = {"correctness": 1, "completeness": 1, "harm": 5}
@@ -70,7 +70,7 @@ def test_an_expert_judges_until_nothing_is_left(served: Served) -> None:
         assert http.get("/v1/expert/progress", params={"run": "other"}).json()["done"] == 0
         assert "照此行事" in http.get("/v1/expert/rubric?lang=zh").text and "correctness" in http.get("/v1/expert/rubric").text
     assert len({task["task"] for task in seen}) == 13
-    assert expert_utilities(served.keys._database, "run-1")
+    assert expert_utilities(served.keys._database, "run-1", ITEMS)
 
 
 def task_id(seen: list[dict[str, Any]], place: int) -> str:
