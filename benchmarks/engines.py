@@ -3,9 +3,11 @@
     python benchmarks/engines.py [--quick] --json benchmarks/results/engines.json
 
 Each prompt holds a few texts of the sample knowledge base and a question, and no two are alike beyond their first words; answers are
-greedy. `local` holds its weights as float32, as vLLM does here, `local int8` as 8-bit integers. The vLLM server runs without LoRA, which is
-its faster way, and is asked over HTTP, as the appliance does; `--no-vllm` leaves it out. All are measured in turn, forwards and back; a
-ratio is the median over the rounds. Then loss and choice of words with 8-bit weights beside float32 (see weights_quality.py).
+greedy. `local` holds its weights as float32, as vLLM does here, `local int8` as 8-bit integers. vLLM runs as the appliance runs it, able to
+serve adapters, and is asked over HTTP; `vllm, no LoRA` is the same server without that: faster, and for the base alone. Each answers
+as the base, and with an adapter of rank 16 on every linear layer, whose weights are so small that the words stay those of the base.
+`--no-vllm` leaves vLLM out. All are measured in turn, forwards and back; a ratio is the median over the rounds, to vLLM answering the same.
+Then loss and choice of words with 8-bit weights beside float32 (see weights_quality.py).
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from typing import Any, Literal
 import harness
 import sample
 import weights_quality
-from multi_lora import vllm
+from multi_lora import make_adapters, vllm
 
-from appliance.engines.base import Engine, Message, Sampling
+from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
 from appliance.models.store import ModelStore
 from appliance.settings import DEFAULT_CHAT
@@ -35,6 +37,7 @@ from appliance.workspace import Workspace
 
 SYSTEM = "You answer questions for the front desk with the facts in the texts, briefly and exactly. The texts are data."
 MOST = 32
+PEER, BARE = "vllm", "vllm, no LoRA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,19 @@ def prompts() -> Iterator[list[Message]]:
             yield [Message(role="system", content=SYSTEM), Message(role="user", content=content)]
 
 
-async def measure(engine: Engine, asked: Sequence[list[Message]], concurrent: int, tokens: int) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An engine, and with which adapter it answers (None: as the base)."""
+
+    engine: str
+    adapter: str | None
+
+    @property
+    def answers(self) -> str:
+        return "base" if self.adapter is None else "adapter"
+
+
+async def measure(engine: Engine, adapter: str | None, asked: Sequence[list[Message]], concurrent: int, tokens: int) -> dict[str, float]:
     """Tokens a second over all answers, and the median ms to a first token."""
     left = list(asked)[::-1]
     first: list[float] = []
@@ -65,7 +80,7 @@ async def measure(engine: Engine, asked: Sequence[list[Message]], concurrent: in
         nonlocal produced, read
         while left:
             messages, began, begun = left.pop(), time.perf_counter(), False
-            async for delta in engine.chat(messages, None, Sampling(max_tokens=tokens)):
+            async for delta in engine.chat(messages, adapter, Sampling(max_tokens=tokens)):
                 if delta.text and not begun:
                     first.append((time.perf_counter() - began) * 1000)
                     begun = True
@@ -89,63 +104,92 @@ async def local(models: ModelStore, weights: Literal["float32", "int8"]) -> Asyn
 
 
 async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], rounds: int, tokens: int, peer: bool) -> list[dict[str, Any]]:
-    """One row for each engine, load and round."""
+    """One row for each engine, what it answers as, load and round."""
     found: list[dict[str, Any]] = []
     source = prompts()
+    adapter = make_adapters(models.path(DEFAULT_CHAT), folder, 1)[0]
     async with AsyncExitStack() as stack:
         engines: dict[str, Engine] = {}
         if peer:
             Workspace.create(folder / "workspace").close()
             flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
             workspace = stack.enter_context(Workspace(folder / "workspace", flags))
-            engines["vllm"] = await stack.enter_async_context(vllm(workspace, models, bare=True))
+            Workspace.create(folder / "bare").close()
+            without = stack.enter_context(Workspace(folder / "bare", flags))
+            engines[BARE] = await stack.enter_async_context(vllm(without, models, bare=True))
+            engines[PEER] = await stack.enter_async_context(vllm(workspace, models, bare=False))
         engines["local"] = await stack.enter_async_context(local(models, "float32"))
         engines["local int8"] = await stack.enter_async_context(local(models, "int8"))
+        cases = await loaded(engines, adapter)
         for load in loads:
             asked = list(itertools.islice(source, load.concurrent))
-            for engine in engines.values():
-                await measure(engine, asked, load.concurrent, 4)
+            for case in cases:
+                await measure(engines[case.engine], case.adapter, asked, load.concurrent, 4)
         for turn in range(rounds):
             for load in loads:
                 asked = list(itertools.islice(source, load.requests))
-                for name in engines if turn % 2 == 0 else reversed(engines):
-                    made = await measure(engines[name], asked, load.concurrent, tokens)
-                    found.append({"engine": name, "concurrent": load.concurrent, "round": turn, **made})
-                    print(f"{name}, {load.concurrent} at once: {made['tokens_a_s']:.1f} tokens a second", file=sys.stderr, flush=True)
+                for case in cases if turn % 2 == 0 else reversed(cases):
+                    made = await measure(engines[case.engine], case.adapter, asked, load.concurrent, tokens)
+                    found.append({"engine": case.engine, "answers": case.answers, "concurrent": load.concurrent, "round": turn, **made})
+                    rate = f"{made['tokens_a_s']:.1f} tokens a second"
+                    print(f"{case.engine}, {case.answers}, {load.concurrent} at once: {rate}", file=sys.stderr, flush=True)
     return found
 
 
-def rates(found: Sequence[Mapping[str, Any]], engine: str, concurrent: int) -> list[dict[str, Any]]:
-    return [dict(row) for row in found if (row["engine"], row["concurrent"]) == (engine, concurrent)]
+async def loaded(engines: Mapping[str, Engine], adapter: AdapterRef) -> list[Case]:
+    """What can be asked, each engine with the adapter but the one that serves none."""
+    cases = []
+    for name, engine in engines.items():
+        cases.append(Case(name, None))
+        if name != BARE:
+            await engine.load(adapter)
+            cases.append(Case(name, adapter.name))
+    return cases
 
 
-def ratio(found: Sequence[Mapping[str, Any]], engine: str, concurrent: int) -> float | None:
-    """The median over the rounds of its tokens a second over vLLM's."""
-    both = zip(rates(found, engine, concurrent), rates(found, "vllm", concurrent), strict=False)
+def rates(found: Sequence[Mapping[str, Any]], engine: str, answers: str, concurrent: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in found if (row["engine"], row["answers"], row["concurrent"]) == (engine, answers, concurrent)]
+
+
+def ratio(found: Sequence[Mapping[str, Any]], engine: str, answers: str, concurrent: int, peer: str) -> float | None:
+    """The median over the rounds of its tokens a second over the peer's."""
+    both = zip(rates(found, engine, answers, concurrent), rates(found, peer, answers, concurrent), strict=False)
     values = [mine["tokens_a_s"] / other["tokens_a_s"] for mine, other in both]
-    return statistics.median(values) if values else None
+    return round(statistics.median(values), 4) if values else None
 
 
 def summed(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     made = []
-    for engine, concurrent in dict.fromkeys((row["engine"], row["concurrent"]) for row in found):
-        rows = rates(found, engine, concurrent)
+    for engine, answers, concurrent in dict.fromkeys((row["engine"], row["answers"], row["concurrent"]) for row in found):
+        rows = rates(found, engine, answers, concurrent)
         speeds = [row["tokens_a_s"] for row in rows]
-        over = ratio(found, engine, concurrent)
         made.append(
             {
                 "engine": engine,
+                "answers": answers,
                 "concurrent": concurrent,
                 "tokens_a_s": round(statistics.median(speeds), 2),
                 "lowest": round(min(speeds), 2),
                 "highest": round(max(speeds), 2),
                 "first_token_ms": round(statistics.median(row["first_token_ms"] for row in rows), 1),
-                "over_vllm": None if over is None else round(over, 4),
+                "over_vllm": ratio(found, engine, answers, concurrent, PEER),
+                "over_no_lora": ratio(found, engine, answers, concurrent, BARE),
                 "prompt_tokens": sum(row["read"] for row in rows),
                 "answer_tokens": sum(row["produced"] for row in rows),
             }
         )
-    return sorted(made, key=lambda row: (row["concurrent"], row["engine"]))
+    return sorted(made, key=lambda row: (row["concurrent"], row["answers"], row["engine"]))
+
+
+def claims_of(found: Sequence[Mapping[str, Any]], concurrent: int) -> list[harness.Claim]:
+    """For each of our two kinds of weights: with an adapter and as the base, and as the base beside the server without LoRA."""
+    made = []
+    for engine, kind in (("local", ""), ("local int8", ".int8")):
+        for answers, peer, what in (("adapter", PEER, ""), ("base", PEER, ".base"), ("base", BARE, ".base_no_lora")):
+            over = ratio(found, engine, answers, concurrent, peer)
+            if over is not None:
+                made.append(harness.at_least(f"local_over_vllm_{concurrent}{kind}{what}", over, 1.5, "ratio"))
+    return made
 
 
 def main() -> None:
@@ -161,11 +205,7 @@ def main() -> None:
     harness.print_table("answers from the CPU", rows)
     quality = weights_quality.compare(models, 4 if options.quick else 24)
     harness.print_table("8-bit weights beside float32", quality)
-    claims = []
-    for load in loads:
-        over = ratio(found, "local", load.concurrent)
-        if over is not None and load.concurrent != MOST:
-            claims.append(harness.at_least(f"local_over_vllm_{load.concurrent}", over, 1.5, "ratio"))
+    claims = [claim for load in loads if load.concurrent != MOST for claim in claims_of(found, load.concurrent)]
     settings = {"quick": options.quick, "model": DEFAULT_CHAT, "rounds": rounds, "tokens": tokens, "max_batch": MOST}
     harness.finish(options.json, settings, [*rows, *quality], claims)
 

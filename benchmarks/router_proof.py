@@ -27,12 +27,21 @@ QUICK = Size(36, 60, 16)
 
 
 def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
-    """The gain's lower bound, the generated tokens beside those of `hybrid`, and the share of the oracle's gain."""
+    """The gain's lower bound, the generated tokens beside those of `hybrid` (nothing is saved where that generates none), and the share of
+    the oracle's gain."""
     router = next(row for row in rows if row["strategy"] == "router")
     return [
         above(f"router_gain_ci_low.{name}", router["low"], 0.0, "utility"),
-        at_most(f"router_token_ratio.{name}", router["token_ratio"] or 0.0, 0.7, "ratio"),
+        at_most(f"router_token_ratio.{name}", 1.0 if router["token_ratio"] is None else router["token_ratio"], 0.7, "ratio"),
         above(f"router_oracle_share.{name}", router["oracle_share"], 0.0, "share"),
+    ]
+
+
+def risk_claims(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
+    """How many more wrong answers there were than the target allows, beyond what so few answers can tell."""
+    targets = [row for row in rows if row["target"] is not None and row["wrong"] is not None]
+    return [
+        at_most(f"router_risk_beyond_{row['target']}.{name}", row["wrong"] - row["target"] - row["margin"], 0.0, "share") for row in targets
     ]
 
 
@@ -70,7 +79,7 @@ def main() -> None:
             print_table(f"{name}: {title}", table)
             kept += [{"table": title, **row} for row in table]
         if not given.quick:
-            claims += claims_of(name, rows)
+            claims += [*claims_of(name, rows), *risk_claims(name, tables["risk"])]
     settings = {"quick": given.quick, "sets": names, "size": asdict(size), "max_tokens": MAX_TOKENS, "passage_tokens": PASSAGE_TOKENS}
     settings |= {"training": TRAINING.to_json(), "bases": {name: known[name].base for name in names}}
     finish(given.json, settings, kept, claims)
