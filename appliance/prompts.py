@@ -158,11 +158,6 @@ def refusal(lang: str, reason: str) -> str:
     return _REFUSAL[_known(lang)].format(reason=reason).strip()
 
 
-def says_nothing_found(text: str) -> bool:
-    """Whether a generated answer is the agreed sentence for "not in the passages"."""
-    return any(phrase.rstrip(".。") in text for phrase in NOTHING_FOUND.values())
-
-
 def _compose(instructions: str, content: str, history: Sequence[Message], system: str | None) -> list[Message]:
     head = f"{instructions}\n\n{system}" if system else instructions
     turns = [Message(role="system", content=head), *history, Message(role="user", content=content)]

@@ -17,6 +17,7 @@ from appliance.adapters.registry import Registry
 from appliance.answers.availability import approved_warnings, fallback_reason, flag_warnings, index_warnings
 from appliance.answers.cache import AnswerCache, key_of
 from appliance.answers.citations import align, quote
+from appliance.answers.refusals import declines
 from appliance.answers.situation import Deciding, Draft, Turn
 from appliance.answers.verified import VerifiedAnswers
 from appliance.engines.base import Engine, EngineBusy, EngineError, Message, PromptTooLong, Sampling, Usage
@@ -195,7 +196,7 @@ class Answering(Deciding):
         text = "".join(parts)
         cited: list[Citation] = []
         unsupported: list[str] = []
-        if passages and not prompts.says_nothing_found(text):
+        if passages and not declines(text):
             cited, unsupported = await asyncio.to_thread(align, text, passages, self.config.answering.support)
         draft = Draft(text, cited, unsupported, usage, finish, engine.name, adapter, cached=None if key is None else False)
         if self.cache is not None and key is not None and text.strip():

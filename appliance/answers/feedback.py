@@ -17,9 +17,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from appliance.answers.refusals import declines
 from appliance.errors import UsageError
 from appliance.experts.review_entry import Entry, enter, expire, question_hash, withdraw
-from appliance.prompts import says_nothing_found
 from appliance.settings import FeedbackConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
@@ -83,7 +83,7 @@ class Feedback:
                 "answer": _storable(answer.text) if keep else None,
                 "documents": sorted(cited | {(info.domain, info.id) for info in found}),
                 "labels": sorted(frozenset[str]().union(*(info.labels for info in found))),
-                "refused": answer.arm == "refuse" or says_nothing_found(answer.text),
+                "refused": answer.arm == "refuse" or declines(answer.text),
                 "rule": answer.decision.rule[:60],
                 # Stands alone also where the question leans on the turns before it; only its hash is written.
                 "asked": _storable(answer.query or question),

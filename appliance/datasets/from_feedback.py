@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from appliance.answers.feedback import Feedback, Given
+from appliance.answers.refusals import declines
 from appliance.datasets.drafts import check_new, write_draft
 from appliance.datasets.registry import Datasets
 from appliance.experts.use import expert_names, preferences
-from appliance.prompts import says_nothing_found
 from appliance.service import Service
 from finetune.near import near_duplicates
 from retrieval.text import detect_lang, normalise_question
@@ -119,7 +119,7 @@ def _liked(given: Iterable[Given], left_out: Counter[str]) -> Iterable[_Candidat
             left_out["rated down without a correction"] += 1
         elif not one.question or not one.answer:
             left_out["its text was not kept"] += 1
-        elif one.arm == "refuse" or says_nothing_found(one.answer):
+        elif one.arm == "refuse" or declines(one.answer):
             left_out["not an answer"] += 1
         else:
             yield _Candidate(one.question, one.answer, None, one.documents, one.labels, "rated up", _source(one))

@@ -35,6 +35,7 @@ _MODULES = (
     "engines/chat_format",
     "answers/rewrite",
     "answers/citations",
+    "answers/refusals",
     "answers/availability",
     "answers/situation",
     "answers/verified",

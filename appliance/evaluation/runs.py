@@ -12,13 +12,13 @@ from typing import Any, cast, get_args
 import sqlalchemy as sa
 
 from appliance.answers.availability import ArmUnavailable
+from appliance.answers.refusals import declines
 from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import EngineBusy, EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.cache import keys, known
 from appliance.knowledge.forgetting import forget
-from appliance.prompts import says_nothing_found
 from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -282,7 +282,7 @@ async def _answered(service: Service, item: Item, request: Request) -> Outcome:
             passages = event.evidence.passages
         if isinstance(event, Finished):
             answer = event.answer
-    refused = answer.arm == "refuse" or says_nothing_found(answer.text)
+    refused = answer.arm == "refuse" or declines(answer.text)
     texts = [f"{' > '.join(passage.chunk.heading)}\n{passage.chunk.text}" for passage in passages]
     return Outcome(
         arm=answer.arm,

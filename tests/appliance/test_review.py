@@ -97,6 +97,14 @@ def test_refusals_and_bad_ratings_enter_once_each(desk: Desk) -> None:
     assert len(desk.queue.questions(NONE)) == 1
 
 
+def test_what_a_model_declines_in_its_own_words_is_a_refusal_and_half_an_answer_is_none(desk: Desk) -> None:
+    desk.ask("退费吗？", "资料未提及退费。")
+    desk.ask("Who is the cook?", "I'm sorry, but the passages do not mention it.")
+    desk.ask("挂号费多少？", "挂号费50元；资料中没有说明退费。")
+    desk.ask("Is there a cure?", "There is no cure.")
+    assert {one.question: one.refused for one in desk.queue.questions(NONE)} == {"退费吗？": 1, "Who is the cook?": 1}
+
+
 def test_a_follow_up_stands_alone(desk: Desk) -> None:
     desk.ask("and for children?", "No.", "refuse", query="What does parking cost? and for children?")
     desk.ask("and for children?", "No.", "refuse", query="When may visitors come? and for children?")
