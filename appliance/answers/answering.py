@@ -209,7 +209,9 @@ class Answering(Deciding):
         history = prompts.recent(request.history, self.config.answering.max_history_messages)
         task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")
         passages = self.within_budget(self.readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
-        room, abstain = engine.context_window - sampling.max_tokens, self.config.engines[engine.name].abstain
+        # An answer may use all that the prompt leaves, but no more is left out of the prompt for it than for a usual one.
+        room = engine.context_window - min(sampling.max_tokens, self.config.answering.max_tokens, engine.context_window // 2)
+        abstain = self.config.engines[engine.name].abstain
 
         def build(history: Sequence[Message], passages: Sequence[Passage]) -> list[Message]:
             if not passages:

@@ -88,10 +88,17 @@ class EngineBusy(EngineError):
 
 
 class PromptTooLong(EngineError):
-    """The prompt does not fit the model's context window."""
+    """The prompt of `tokens` does not fit the model's context window, or does not with `max_tokens` after it."""
 
-    def __init__(self, tokens: int, limit: int) -> None:
-        super().__init__(f"the prompt has {tokens} tokens, the model takes at most {limit}; shorten the question or the history")
+    def __init__(self, tokens: int, limit: int, max_tokens: int = 0) -> None:
+        if tokens < limit and max_tokens:
+            message = (
+                f"the prompt has about {tokens} tokens and max_tokens is {max_tokens}, the model takes at most {limit} of both together; "
+                "ask for fewer max_tokens, or shorten the question or the history"
+            )
+        else:
+            message = f"the prompt has {tokens} tokens, the model takes at most {limit}; shorten the question or the history"
+        super().__init__(message)
         self.tokens, self.limit = tokens, limit
 
 
@@ -99,7 +106,8 @@ class Engine(Protocol):
     """What every engine does. Closing the iterator of `chat` cancels the request.
 
     `name` is the key in ``[engines.NAME]``, `base_hash` identifies the base model's weights ('' if unknown), `languages` what it declares,
-    `serves_adapters` whether adapters can be loaded at all, `context_window` the tokens a prompt and its answer may have together.
+    `serves_adapters` whether adapters can be loaded at all, `context_window` the tokens a prompt and its answer may have together: an
+    answer ends there, whatever `max_tokens` says.
     """
 
     name: str

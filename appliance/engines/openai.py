@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -71,6 +72,8 @@ class OpenAIEngine:
 
     serves_adapters = False
     base_hash = ""
+    # Share by which a prompt may have more tokens than `count_tokens` says.
+    _margin = 0.25
 
     def __init__(
         self,
@@ -100,13 +103,14 @@ class OpenAIEngine:
             raise EngineError(f"engine {self.name} serves no adapters, {adapter!r} was asked for")
         if not messages:
             raise EngineError("there are no messages to answer; send at least one user message")
+        sampling = await self._within_window(messages, sampling)
         request = self._http().build_request(
             "POST", f"{self._url}/chat/completions", json=self._body(messages, adapter or self._model, sampling)
         )
         try:
             response = await self._http().send(request, stream=True)
             try:
-                await self._check(response, messages)
+                await self._check(response, messages, sampling)
                 stream = _Stream()
                 async for arrived in _events(response):
                     before = len(stream.text)
@@ -182,6 +186,14 @@ class OpenAIEngine:
             self._client, self._loop = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, mounts=direct), loop
         return self._client
 
+    async def _within_window(self, messages: Sequence[Message], sampling: Sampling) -> Sampling:
+        """`sampling` with no more tokens than the prompt leaves of the window: servers refuse what is to end there."""
+        # Counting may be a call; most prompts are far from the end. A character is hardly ever more than two tokens.
+        if sum(2 * len(message["content"]) + 64 for message in messages) + sampling.max_tokens <= self.context_window:
+            return sampling
+        left = self.context_window - math.ceil(await self.count_tokens(messages) * (1 + self._margin))
+        return replace(sampling, max_tokens=max(1, min(sampling.max_tokens, left)))
+
     def _body(self, messages: Sequence[Message], model: str, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": model,
@@ -198,7 +210,7 @@ class OpenAIEngine:
             body["seed"] = sampling.seed
         return body
 
-    async def _check(self, response: httpx.Response, messages: Sequence[Message]) -> None:
+    async def _check(self, response: httpx.Response, messages: Sequence[Message], sampling: Sampling) -> None:
         """Raise unless the response is a stream of events."""
         status, kind = response.status_code, response.headers.get("content-type", "")
         if status == 200 and kind.startswith("text/event-stream"):
@@ -212,7 +224,7 @@ class OpenAIEngine:
         if status == 404:
             raise UnknownModel(f"{self._url} has no chat completions or no model {self._model!r} (404{said and ': ' + said})")
         if status in (400, 413) and ("context_length" in said or "maximum context" in said or "maximum model length" in said):
-            raise PromptTooLong(_estimate(messages), self.context_window)
+            raise PromptTooLong(_estimate(messages), self.context_window, sampling.max_tokens)
         if status != 200:
             kind_of = EngineDown if status >= 500 else EngineError
             raise kind_of(f"{self._url} answers {status}{said and ': ' + said}")

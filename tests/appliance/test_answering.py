@@ -193,6 +193,22 @@ def test_a_long_history_is_cut_from_its_beginning(knowledge: Knowledge) -> None:
     assert len(engine.asked[0][0]) == 2 + 3 * 2
 
 
+def test_a_long_answer_that_is_allowed_costs_no_history_and_no_passage(knowledge: Knowledge) -> None:
+    engine = ScriptedEngine("Fine.", window=2000)
+    turn = (Message(role="user", content="old " * 10), Message(role="assistant", content="reply " * 10))
+    for wanted in (64, 1900, 2000, 1_000_000):
+        ask(
+            answering_with(knowledge, engine),
+            "When may visitors come to the ward?",
+            history=turn * 2,
+            arm="rag",
+            sampling=Sampling(max_tokens=wanted),
+        )
+    short, *long = [messages for messages, _, _ in engine.asked]
+    assert len(short) == 6 and long == [short] * 3
+    assert engine.asked[-1][2].max_tokens == 1_000_000
+
+
 def test_a_verified_answer_is_served_as_is_until_its_document_changes(knowledge: Knowledge) -> None:
     answering = answering_with(knowledge, ScriptedEngine("something else"))
     approved = "Visitors may come from 14:00 to 20:00 every day."

@@ -205,6 +205,28 @@ async def test_a_prompt_the_server_finds_too_long() -> None:
             await collect(engine_for(server.url))
 
 
+async def test_an_answer_is_asked_for_no_longer_than_the_window() -> None:
+    async with serving() as server:
+        engine = engine_for(server.url, context_window=2048)
+        prompt = await engine.count_tokens(MESSAGES)
+        for wanted in (2048, 1_000_000, 2000, 50):
+            assert [delta async for delta in engine.chat(MESSAGES, None, Sampling(max_tokens=wanted))]
+        long: list[Message] = [{"role": "user", "content": "费" * 3000}]
+        assert [delta async for delta in engine.chat(long, None, Sampling(max_tokens=100))]
+        await engine.close()
+    sent = [body["max_tokens"] for body in server.requests]
+    assert sent[2:] == [2000, 50, 1]
+    # Counted here only roughly.
+    assert sent[0] == sent[1] and 2048 - 2 * prompt < sent[0] < 2048 - prompt
+
+
+async def test_a_refusal_for_max_tokens_names_them() -> None:
+    said = b'{"error": {"message": "This model\'s maximum context length is 8192 tokens. However, you requested 8252 tokens"}}'
+    async with serving(status="400 Bad Request", headers={}, pieces=[said]) as server:
+        with pytest.raises(PromptTooLong, match=r"max_tokens is 7000, .* at most 8192 of both together; ask for fewer max_tokens"):
+            await collect(engine_for(server.url), Sampling(max_tokens=7000))
+
+
 async def test_nobody_listening() -> None:
     async with serving() as server:
         url = server.url
