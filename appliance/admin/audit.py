@@ -30,6 +30,8 @@ logger = logging.getLogger("appliance.admin.audit")
 _BATCH, _TOGETHER, _WAITING = 2_000, 500, 100_000
 # Seconds before a failed write is tried again, and for the last one when the gateway ends.
 _RETRY, _LAST = 1.0, 10.0
+# More than the last line of an export has.
+_HEAD_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +135,31 @@ def verify_export(file: Path, database: Database | None) -> Verdict:
     Raises UsageError if the file cannot be read or is none of ours.
     """
     try:
-        # Only newlines end an entry: the other separators of lines may be in a name.
-        *lines, last = file.read_text("utf-8").removesuffix("\n").split("\n")
-        head = json.loads(last)["head"]
+        head = _last_line(file)["head"]
+        verdict = check((number, line, audit_log.digest(line)) for number, line in enumerate(_exported(file), 1))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no whole export of an audit log ({error}); make one with: appliance audit export FILE") from error
-    verdict = check((number, line, audit_log.digest(line)) for number, line in enumerate(lines, 1))
     if verdict.ok and (verdict.entries, verdict.head) != (head["seq"], head["sha256"]):
         return Verdict(verdict.entries, verdict.head, verdict.entries + 1, f"{file} does not end with the entry that its last line names")
     if verdict.ok and database is not None and verdict.entries and _hash_of(database, verdict.entries) != verdict.head:
         problem = f"entry {verdict.entries} of this workspace is not that of {file}: the log was written anew or cut off since"
         return Verdict(verdict.entries, verdict.head, verdict.entries, problem)
     return verdict
+
+
+def _last_line(file: Path) -> Any:
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - _HEAD_BYTES))
+        return json.loads(log.read().removesuffix(b"\n").rpartition(b"\n")[2])
+
+
+def _exported(file: Path) -> Iterator[str]:
+    """Every line of an export but the last, in little memory. Only newlines end one: other separators of lines may be in a name."""
+    with file.open(encoding="utf-8", newline="\n") as log:
+        before = next(log)
+        for line in log:
+            yield before.removesuffix("\n")
+            before = line
 
 
 def answer_facts(answer: Answer) -> dict[str, Any]:

@@ -55,8 +55,9 @@ class Made:
 def backup(workspace: Workspace, target: Path, *, link: bool, progress: Progress) -> Made:
     """Copy the workspace to `target` (a new folder, or a zip file if it is called so) while others use and change it.
 
-    The copy is what the database was at one moment, with the files it names; open jobs are cancelled in it. It holds
-    no secret in plain text: the workspace's own is left out, and so are passwords in the configuration. With `link` a folder on the same disk shares the index's and adapters' bytes.
+    The copy is what the database was at one moment, with the files it names; open jobs are cancelled in it. It holds no secret in plain
+    text: the workspace's own is left out, and so are passwords in the configuration. With `link` a folder on the same disk shares the
+    index's and adapters' bytes.
 
     Raises UsageError for a target that exists or a database in PostgreSQL, ApplianceError if a file of the index is missing.
     """
@@ -201,7 +202,7 @@ def _copy(source: Path, target: Path, link: bool) -> None:
 
 
 def _copy_files(source: Path, target: Path, link: bool) -> None:
-    """Copy the files of one folder as they are together: where some go meanwhile, as an old checkpoint's do, what is left is copied anew."""
+    """Copy the files of one folder as they are together: where some go meanwhile, as an old checkpoint's do, the rest is copied anew."""
     while True:
         names = _files(source)
         with suppress(FileNotFoundError):

@@ -23,8 +23,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     false,
 )
+
+from appliance.store import append_only
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -403,6 +406,7 @@ feedback = Table(
 )
 
 # What was done, by whom and when, without any text (see `appliance.store.audit_log`). `entry` is canonical JSON, `sha256` its hash.
+# Triggers refuse to change or delete a row (see `appliance.store.append_only`).
 audit = Table(
     "audit",
     metadata,
@@ -411,6 +415,7 @@ audit = Table(
     Column("entry", Text, nullable=False),
     Column("sha256", String(64), nullable=False),
 )
+event.listen(audit, "after_create", lambda table, connection, **_: append_only.protect(connection))
 
 # Tables of other areas, in the same metadata.
 from appliance.store import tables_admin, tables_experts, tables_router  # noqa: E402, F401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from appliance.admin.audit import AnswerLog, check, entries, export, find, verif
 from appliance.admin.keys import Keys
 from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import run
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.store import database as database_module
+from appliance.store.append_only import protect, unprotect
 from appliance.store.database import Database
 from appliance.store.schema import audit, setting
 from appliance.workspace import Workspace
@@ -32,9 +34,11 @@ def write(database: Database, count: int, action: str = "test.act") -> None:
 
 
 def change(database: Database, statement: sa.Executable) -> None:
-    """As somebody with access to the file would."""
+    """As somebody who may change the tables themselves would."""
     with database.write() as connection:
+        unprotect(connection)
         connection.execute(statement)
+        protect(connection)
 
 
 def text(database: Database, seq: int) -> str:
@@ -119,6 +123,24 @@ def test_every_alteration_is_found(workspace: Workspace, statement: Callable[[Da
     change(workspace.db, statement(workspace.db))
     verdict = verify(workspace.db)
     assert verdict.broken == broken and complaint in verdict.problem
+
+
+@pytest.mark.parametrize(
+    "statement", [audit.update().values(entry="{}"), audit.delete(), audit.delete().where(audit.c.seq == 2)], ids=["update", "all", "one"]
+)
+@pytest.mark.parametrize("kind", ["new", "migrated", "postgresql"])
+def test_the_database_itself_refuses(request: pytest.FixtureRequest, tmp_path: Path, kind: str, statement: sa.Executable) -> None:
+    database = Database(request.getfixturevalue("postgres_url") if kind == "postgresql" else f"sqlite:///{tmp_path / 'a.db'}")
+    if kind == "migrated":
+        # Not empty, so that every migration is run.
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute("CREATE TABLE other (x)")
+    database.migrate()
+    write(database, 3)
+    with pytest.raises((DatabaseFailed, sa.exc.SQLAlchemyError), match="append-only"), database.write() as connection:
+        connection.execute(statement)
+    assert verify(database).ok and verify(database).entries == 3
+    database.close()
 
 
 def test_an_entry_rewritten_with_its_hash_breaks_the_next(workspace: Workspace) -> None:
