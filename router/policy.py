@@ -168,8 +168,11 @@ class RulePolicy:
 
     def view(self, situation: Situation) -> View:
         """What there is to decide by."""
-        features = all_features(situation)
-        features["support"] = support(features, self.settings)
+        return self.view_of(situation, all_features(situation))
+
+    def view_of(self, situation: Situation, found: Mapping[str, float]) -> View:
+        """What there is to decide by if these are the features."""
+        features = {**found, "support": support(found, self.settings)}
         unavailable = exclusions(situation)
         predicted = predict((arm for arm in ARMS if arm not in unavailable), situation, features, self.settings)
         return View(situation, self.settings, features, predicted, unavailable)
@@ -177,17 +180,21 @@ class RulePolicy:
     def decide(self, situation: Situation) -> Decision:
         """The first rule that applies decides; `refuse` is always available, so there is always an answer."""
         view = self.view(situation)
-        rule, verdict = next((rule, verdict) for rule in RULES if (verdict := rule(view)) is not None)
+        rule, verdict = self.verdict(view)
         return Decision(
             arm=verdict.arm,
             domain=situation.domain,
-            rule=rule.__name__,
+            rule=rule,
             reasons=(*verdict.reasons, *about_staleness(view)),
             predicted=view.predicted,
             unavailable=view.unavailable,
             features=view.features,
             router_version=self.version,
         )
+
+    def verdict(self, view: View) -> tuple[str, Verdict]:
+        """The first rule that applies, by name, and what it says."""
+        return next((rule.__name__, verdict) for rule in RULES if (verdict := rule(view)) is not None)
 
 
 def exclusions(situation: Situation) -> dict[Arm, str]:

@@ -123,6 +123,26 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "it is expected to take {latency:.0f} ms, more than the allowed {limit:.0f} ms",
             "预计需要 {latency:.0f} 毫秒，超过允许的 {limit:.0f} 毫秒",
         ),
+        "if_unchanged": (
+            "{documents} were as when the adapter was trained",
+            "{documents} 与适配器训练时相同",
+        ),
+        "if_fresh": (
+            "all that the adapter learnt from were as it was",
+            "适配器的全部训练依据均未更改",
+        ),
+        "if_unlimited": (
+            "more than {limit:.0f} ms were allowed",
+            "允许超过 {limit:.0f} 毫秒",
+        ),
+        "if_uncited": (
+            "citations were not required",
+            "不要求给出引用",
+        ),
+        "if_unapproved": (
+            "there were no approved answer",
+            "没有经审定的答案",
+        ),
         "no_passages": (
             "no passages were found",
             "没有检索到段落",
