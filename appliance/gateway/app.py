@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +97,7 @@ def create_app(
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     administration: Administration | None = None,
     shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple,
+    jobs: Callable[[], Mapping[tuple[str, str], int]] = dict,
 ) -> FastAPI:
     """The gateway over `answering`; it warms it up in the background when the server starts and closes it when the server ends.
 
@@ -105,12 +106,12 @@ def create_app(
     `audit` gets the trace and status of every request that was routed to an answer. What is `beside` runs as long as the server.
     `settled` is called when the warm-up is over.
     `administration` is what ``/v1/admin`` does; without one there is none, nor ``/v1/review`` and ``/v1/expert``. `shares` are those of
-    the versions on trial.
+    the versions on trial, `jobs` the number of jobs by kind and state.
     Without `auth_required`, requests without a key are `anonymous` (by default one who holds no labels), and only requests
     addressed to a loopback name are served. ``app.state.lifecycle`` is the `Lifecycle` that ``/readyz`` reports.
     """
     queues, lifecycle = Queues.of(limits.running, limits.queued, limits.queue_seconds), Lifecycle()
-    metrics = Metrics(answering, queues, shares)
+    metrics = Metrics(answering, queues, shares, jobs)
     desk = Desk(answering, queues, feedback)
 
     async def warm() -> None:

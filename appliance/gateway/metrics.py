@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -26,8 +26,14 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """The gateway's metrics: requests, answers by stage, the queue, the engines, and the process itself."""
 
-    def __init__(self, answering: Answers, queues: Queues, shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple) -> None:
-        """`shares` are (domain, version, share of the questions) of the versions on trial."""
+    def __init__(
+        self,
+        answering: Answers,
+        queues: Queues,
+        shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple,
+        jobs: Callable[[], Mapping[tuple[str, str], int]] = dict,
+    ) -> None:
+        """`shares` are (domain, version, share of the questions) of the versions on trial, `jobs` the number of jobs by (kind, state)."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "appliance_requests",
@@ -48,7 +54,7 @@ class Metrics:
         )
         self.over_quota = Counter("appliance_quota_exceeded", "Requests refused with 429, by the quota.", ["quota"], registry=self.registry)
         self.in_progress = Gauge("appliance_requests_in_progress", "Requests being served now.", registry=self.registry)
-        self.registry.register(_State(answering, queues, shares))
+        self.registry.register(_State(answering, queues, shares, jobs))
         ProcessCollector(registry=self.registry)
 
     def count(self, route: str, trace: Trace, status: int) -> None:
@@ -70,10 +76,16 @@ class Metrics:
 
 
 class _State(Collector):
-    """What is read at the moment of a scrape: the queue and the engines."""
+    """What is read at the moment of a scrape: the queue, the engines, the versions on trial and the jobs."""
 
-    def __init__(self, answering: Answers, queues: Queues, shares: Callable[[], Sequence[tuple[str, str, float]]]) -> None:
-        self.answering, self.queues, self.shares = answering, queues, shares
+    def __init__(
+        self,
+        answering: Answers,
+        queues: Queues,
+        shares: Callable[[], Sequence[tuple[str, str, float]]],
+        jobs: Callable[[], Mapping[tuple[str, str], int]],
+    ) -> None:
+        self.answering, self.queues, self.shares, self.jobs = answering, queues, shares, jobs
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.queues.running)
@@ -100,3 +112,7 @@ class _State(Collector):
         for domain, version, share in self.shares():
             trials.add_metric([domain, version], share)
         yield trials
+        counts = GaugeMetricFamily("appliance_jobs", "Jobs that are kept, by their state.", labels=["kind", "state"])
+        for (kind, state_of_job), count in self.jobs().items():
+            counts.add_metric([kind, state_of_job], count)
+        yield counts

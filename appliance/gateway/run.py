@@ -20,6 +20,7 @@ from appliance.errors import UsageError
 from appliance.gateway.app import Limits, create_app
 from appliance.gateway.server import serve, settle
 from appliance.gateway.trace import Trace
+from appliance.jobs.counts import JobCounts
 from appliance.jobs.worker import beside
 from appliance.routing.log import RouteLog
 from appliance.service import open_service
@@ -50,6 +51,7 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
     service = open_service(workspace, patient=False)
     log, canaries, routes = AnswerLog(workspace.db), Canaries(service.registry), RouteLog(workspace.db)
     service.answering.canaries = canaries
+    jobs = JobCounts(workspace.db)
     cache = AnswerCache(workspace.db, workspace.config.answering.cache_mb << 20)
     service.answering.cache = cache if workspace.config.answering.cache_mb else None
 
@@ -75,9 +77,10 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
             settings.max_upload_bytes,
             serving.queue_seconds,
         ),
-        beside=[AdapterLife(service.registry, service.engines).run, canaries.run, routes.run, cache.run],
+        beside=[AdapterLife(service.registry, service.engines).run, canaries.run, routes.run, cache.run, jobs.run],
         administration=Administration(service),
         shares=canaries.shares,
+        jobs=jobs.found,
         audit=audit,
         settled=settle,
     )

@@ -69,7 +69,9 @@ class OneGuard(FakeAnswering):
 
 @pytest.fixture
 def served(start: Callable[..., Served]) -> Served:
-    return start(OneGuard())
+    return start(
+        OneGuard(), shares=lambda: [("medical", "medical@1a2b3c4d", 0.1)], jobs=lambda: {("tune", "running"): 1, ("tune", "failed"): 2}
+    )
 
 
 def test_every_metric_and_label_is_in_a_scrape(served: Served) -> None:
