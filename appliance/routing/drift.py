@@ -58,10 +58,10 @@ def drift(workspace: Workspace, domain: str, days: int = 30) -> dict[str, Any]:
         for shift in moved
         if shift.state == "moved" and shift.name not in _EXPECTED
     ]
-    # Approved answers come before the router's choice, and are no part of what it learnt.
-    chosen = Counter(row.arm for row in rows if row.arm != "verified")
+    # Only its own choices are compared: not the rules' before it, nor approved answers, which come before it.
+    chosen = Counter(row.arm for row in rows if row.router == live and row.arm != "verified")
     arms = None
-    if total := chosen.total():
+    if (total := chosen.total()) >= FEWEST:
         shares = {arm: count / total for arm, count in chosen.items()}
         arms = mix_shift(version.training["arm_mix"], shares, version.training["questions"], total)
         if arms.state == "moved":

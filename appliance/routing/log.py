@@ -15,6 +15,7 @@ from appliance.errors import ApplianceError
 from appliance.store.database import Database, utcnow
 from appliance.store.tables_router import route
 from appliance.types import Answer
+from router.drift import recorded
 from router.features import VERSION, row_of
 
 logger = logging.getLogger("appliance.router")
@@ -38,7 +39,7 @@ class RouteLog:
         """Keep a decision for the next write; one the caller made themselves is none of the router's."""
         decision = answer.decision
         if decision.rule != "forced":
-            row = [round(value, 6) for value in row_of(decision.features)]
+            row = list(recorded(row_of(decision.features)))
             self._waiting.append(
                 {
                     "domain": answer.domain,

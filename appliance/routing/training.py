@@ -15,8 +15,8 @@ from appliance.routing.gate import decided_now, measure, measure_single
 from appliance.routing.labels import Labels, labels_of, without_rare_languages
 from appliance.routing.routers import Routers, RouterVersion
 from appliance.service import Service, router_of
-from router.features import FEATURES
-from router.fit import FEWEST, FEWEST_GROUPS, Family, Labelled, families, train
+from router.drift import bins_of
+from router.fit import FEWEST, FEWEST_GROUPS, Family, families, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def train_router(
             "adapters": dict(labels.adapters),
             "costs": {arm: asdict(cost) for arm, cost in labels.costs.items()},
             "arm_mix": gate["mix"],
-            "bins": bins_of(labels.questions),
+            "bins": bins_of([question.row for question in labels.questions]),
             "learnt": sorted(labels.words[question.id] for question in labels.questions),
         }
         return routers.save(labels.domain, model, training, gate)
@@ -108,19 +108,6 @@ def _rare(few: Mapping[str, int]) -> list[str]:
         f"{count} questions in {lang} are too few to learn from, the rules go on deciding those; {FEWEST_GROUPS} separate ones are needed"
         for lang, count in few.items()
     ]
-
-
-def bins_of(questions: Sequence[Labelled]) -> dict[str, dict[str, list[float]]]:
-    """For each feature the inner borders of at most ten bins and the share of the questions in each, to compare live questions with."""
-    import numpy as np
-
-    rows = np.array([question.row for question in questions])
-    found: dict[str, dict[str, list[float]]] = {}
-    for place, feature in enumerate(FEATURES):
-        borders = np.unique(np.quantile(rows[:, place], np.linspace(0.1, 0.9, 9)))
-        counts = np.bincount(np.searchsorted(borders, rows[:, place], side="left"), minlength=len(borders) + 1)
-        found[feature.name] = {"borders": borders.tolist(), "shares": (counts / len(rows)).tolist()}
-    return found
 
 
 def version_json(version: RouterVersion, live: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.routing.drift import drift
 from appliance.routing.explain import explained
 from appliance.routing.gate import decided_now, measure
-from appliance.routing.labels import groups_of, labels_of, without_rare_languages
+from appliance.routing.labels import labels_of, without_rare_languages
 from appliance.routing.log import RouteLog, rows_since
 from appliance.routing.routers import Routers, RouterVersion, Routing, loaded
 from appliance.routing.training import train_router
@@ -34,6 +34,7 @@ from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.store.tables_router import router as router_table
 from appliance.types import Answer, Caller, Request
+from eval.groups import groups_of
 from eval.run import load
 from eval.types import Item
 from retrieval.types import DocumentKey, Scope
@@ -322,9 +323,15 @@ def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned, monke
     told = drift(tuned.bench.workspace, "medical")
     # What experts have answered is not the router's choice.
     assert told["mix"]["verified"] > 0.3 and told["arms"]["psi"] == pytest.approx(moved, abs=0.05)
+    ruled = replace(answer, arm="quote", decision=replace(answer.decision, router_version="rules-1-12345678"))
+    for _ in range(60):
+        log.note(ruled)
+    log.flush()
+    # Nor is what the rules chose before it went live.
+    assert drift(tuned.bench.workspace, "medical")["arms"]["psi"] == told["arms"]["psi"]
     # Half of the training questions were Chinese, now none is.
     assert any("q_zh" in reason for reason in told["relabel"]) and any("other arms" in reason for reason in told["relabel"])
-    assert set(invoke(tuned, "drift")[1]["mix"]) == {"finetuned", "verified"}
+    assert set(invoke(tuned, "drift")[1]["mix"]) == {"finetuned", "verified", "quote"}
 
 
 def test_the_last_write_waits_for_the_one_under_way(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:

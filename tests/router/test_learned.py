@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from router_support import labelled
 
-from router.drift import mix_shift, shift, shifts
+from router.drift import bins_of, mix_shift, recorded, shift, shifts
 from router.explain import explain, explanation_json
 from router.features import FEATURES, NAMES, row_of, say_feature
 from router.fit import Labelled, families, train
@@ -135,6 +136,31 @@ def test_drift_is_told_from_chance():
     with pytest.raises(ValueError, match="cannot be compared"):
         shift("q", even, even, 500, 0)
     assert mix_shift({"rag": 1.0}, {"quote": 1.0}, 300, 300).state == "moved"
+
+
+def test_the_same_questions_have_not_moved():
+    rows = [row_of({"q_zh": 1.0, "e_title_asked": (number % 3 + 1) / 3, "q_words": 8.0 + number % 5}) for number in range(60)]
+    # Far more of them than were learnt from, and as the log keeps them.
+    again = [recorded(row) for row in rows * 40]
+    assert max(one.psi for one in shifts(bins_of(rows), again, len(rows))) < 1e-9
+
+
+def test_a_feature_that_was_always_the_same_may_rise_or_fall():
+    rows = [row_of({"q_zh": 1.0, "a_stale_share": 0.5}) for _ in range(60)]
+    now = [recorded(row_of({"q_zh": 0.0, "a_stale_share": 0.7})) for _ in range(60)]
+    assert {one.name for one in shifts(bins_of(rows), now, 60) if one.state == "moved"} == {"q_zh", "a_stale_share"}
+
+
+def test_chance_hardly_ever_asks_for_new_labels():
+    """Of so many features compared at once, in small samples, one of them was almost always above the bound of a single one."""
+    alarms = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        learnt, now = (
+            [recorded(tuple(row)) for row in generator.normal(size=(count, len(NAMES))).tolist()] for count in (60, 100)
+        )  # fmt: skip
+        alarms += any(one.state == "moved" for one in shifts(bins_of(learnt), now, len(learnt)))
+    assert alarms <= 4
 
 
 def test_shifts_are_of_the_features_that_vary():
