@@ -109,7 +109,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # port = 8080
 # max_body_bytes = 1048576
 # require_keys = true                   # default: true unless host is a loopback address
-# admin_port = 8081                     # /v1/admin is served here and not on the public port
+# admin_port = 8081                     # /v1/admin and /metrics are served here and not on the public port
 # admin_host = "127.0.0.1"
 # max_upload_bytes = 268435456          # of one file sent to /v1/admin/uploads
 

@@ -274,7 +274,7 @@ class RouterConfig(Section):
 class ServerConfig(Section):
     """Where `appliance serve` listens. Keys are required unless it listens on loopback only (both ports); for administration always.
 
-    With `admin_port` the administration (``/v1/admin``, ``/v1/review``, ``/v1/expert``) is served there and nowhere else, on `admin_host`.
+    With `admin_port` administration (``/v1/admin``, ``/v1/review``, ``/v1/expert``, ``/metrics``) is served there only, on `admin_host`.
     A file sent in has at most `max_upload_bytes`.
     """
 

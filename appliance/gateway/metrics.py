@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from appliance.engines.guard import Faults
 from appliance.gateway.admission import Queues
+from appliance.gateway.errors import CLIENT_GONE
 from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
 
@@ -48,6 +49,13 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self.failed = Histogram(
+            "appliance_failed_seconds",
+            "Time until requests failed (5xx) or were given up by their clients (499), which no stage of an answer tells.",
+            ["route", "arm", "domain", "status"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
         self.tokens = Counter("appliance_tokens", "Tokens read and generated.", ["kind", "domain"], registry=self.registry)
         self.cache = Counter(
             "appliance_answer_cache", "Looks for an answer in the cache, by what came of it.", ["outcome", "domain"], registry=self.registry
@@ -57,9 +65,11 @@ class Metrics:
         self.registry.register(_State(answering, queues, shares, jobs))
         ProcessCollector(registry=self.registry)
 
-    def count(self, route: str, trace: Trace, status: int) -> None:
-        """Record one finished request."""
+    def count(self, route: str, trace: Trace, status: int, seconds: float) -> None:
+        """Record one finished request, which took so long."""
         self.requests.labels(route, trace.arm, trace.domain, str(status)).inc()
+        if status >= CLIENT_GONE:
+            self.failed.labels(route, trace.arm, trace.domain, str(status)).observe(seconds)
         answer = trace.answer
         if answer is None:
             return

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.admin.keys import PREFIX, Key
 from appliance.admin.quotas import Exceeded, Quotas
-from appliance.gateway.errors import ApiError
+from appliance.errors import ApplianceError
+from appliance.gateway.errors import ApiError, report
 from appliance.gateway.health import Lifecycle
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
@@ -76,10 +77,11 @@ class Recorder:
             self.metrics.in_progress.dec()
             route = getattr(scope.get("route"), "path", "other")
             outcome = trace.late_status or status
-            self.metrics.count(route, trace, outcome)
+            seconds = time.perf_counter() - started
+            self.metrics.count(route, trace, outcome, seconds)
             if trace.answer_id:
                 self.audit(trace, outcome)
-            _log(scope, trace, route, outcome, (time.perf_counter() - started) * 1000)
+            _log(scope, trace, route, outcome, seconds * 1000)
 
 
 def _log(scope: Scope, trace: Trace, route: str, status: int, milliseconds: float) -> None:
@@ -115,7 +117,7 @@ class LoopbackHosts:
 
 
 class AdminDoor:
-    """Where administration has a port of its own (`lifecycle.admin_port`), it is not there on any other; nor are reviewing and judging."""
+    """Where administration has a port of its own (`lifecycle.admin_port`), it is there only; so are reviewing, judging and the metrics."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self.app, self.lifecycle = app, lifecycle
@@ -125,7 +127,7 @@ class AdminDoor:
         if (
             port is not None
             and scope["type"] == "http"
-            and scope["path"].startswith(tuple(door for door, _ in _DOORS))
+            and scope["path"].startswith(("/metrics", *(door for door, _ in _DOORS)))
             and (scope.get("server") or (0, 0))[1] != port
         ):
             await ApiError(404, "Not Found").response()(scope, receive, send)
@@ -192,7 +194,12 @@ class Authenticate:
             trace = trace_of(scope)
             needed = next((scopes for door, scopes in _DOORS if scope["path"].startswith(door)), _ASKING)
             if token.startswith(PREFIX) or self.required or needed != _ASKING:
-                key = await self.authenticate(token) if token else None
+                try:
+                    key = await self.authenticate(token) if token else None
+                except ApplianceError as error:
+                    # Beyond this middleware nobody would answer before the request is counted.
+                    await report(error, trace.request_id).response()(scope, receive, send)
+                    return
                 if key is None:
                     message = (
                         "the API key is wrong, expired or revoked"

@@ -87,6 +87,8 @@ def test_a_port_of_its_own(tmp_path: Path) -> None:
             for path in ("review", "review/topics", "expert/progress", "expert/rubric"):
                 assert httpx.get(f"{found['public']}/v1/{path}", headers=headers).status_code == 404, path
                 assert httpx.get(f"{found['admin']}/v1/{path}", headers=headers).status_code == 200, path
+            assert httpx.get(f"{found['public']}/metrics").status_code == 404
+            assert httpx.get(f"{found['admin']}/metrics").status_code == 200
             assert httpx.get(f"{found['public']}/v1/models", headers=headers).status_code == 200
             assert httpx.get(f"{found['admin']}/v1/admin/jobs", headers=headers).status_code == 200
         finally:

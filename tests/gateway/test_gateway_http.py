@@ -17,8 +17,9 @@ import pytest
 from gateway_fake import QUOTE, SOURCE, FakeAnswering
 from gateway_server import LIMITS, Served
 
+from appliance.admin.keys import Keys
 from appliance.engines.base import EngineError
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseFailed
 from appliance.gateway.server import bind
 from retrieval.types import RetrievalError
 
@@ -284,6 +285,26 @@ def test_a_failed_warm_up_is_logged_and_the_rest_is_served(
 
     served = start(Cold())
     assert served.http().get("/readyz").status_code == 200 and "the model is missing" in caplog.text
+
+
+def test_the_time_of_what_failed_is_counted_apart(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(fault=EngineError("no model")))
+    served.http().post("/v1/answer", json={"question": "a", "domain": "medical"})
+    served.http().post("/v1/answer", json={"question": ""})
+    text = served.http("").get("/metrics").text
+    assert 'appliance_failed_seconds_count{arm="rag",domain="medical",route="/v1/answer",status="503"} 1.0' in text
+    assert "appliance_stage_seconds_count" not in text and text.count("appliance_failed_seconds_count") == 1
+
+
+def test_a_database_that_fails_before_the_key_is_known(start: Callable[..., Served], keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(token: str) -> None:
+        raise DatabaseFailed("the database is locked")
+
+    monkeypatch.setattr(keys, "identify", fail)
+    served = start()
+    refused = served.http().post("/v1/answer", json={"question": "a"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable") and refused.headers["x-request-id"]
+    assert 'appliance_requests_total{arm="",domain="",route="other",status="503"} 1.0' in served.http("").get("/metrics").text
 
 
 def test_metrics_count_answers_and_name_nobody(start: Callable[..., Served]) -> None:
