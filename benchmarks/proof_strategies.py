@@ -12,8 +12,9 @@ from typing import Any
 from proof_collect import Asked
 
 from appliance.routing.gate import choose
-from appliance.routing.labels import LEARNT, groups_of
+from appliance.routing.labels import LEARNT
 from eval.calibration import brier, ece, risk_coverage
+from eval.groups import groups_of
 from eval.statistics import paired_bootstrap
 from eval.types import Outcome
 from eval.utility import utility

@@ -151,6 +151,28 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
 
 
 @eval.command()
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1)
+@click.option(
+    "--older-than",
+    type=click.IntRange(1),
+    metavar="DAYS",
+    help="Every run begun before that, except those of adapters' gates and those that experts have scored.",
+)
+@click.option("--with-scores", is_flag=True, help="Also runs that experts have scored; their work goes with them.")
+@json_option
+@pass_session
+def remove(session: Session, run_ids: tuple[str, ...], older_than: int | None, with_scores: bool, as_json: bool) -> None:
+    """Remove runs with all their answers. Later runs keep the answers that they took over from them."""
+    from appliance.evaluation.removal import remove as removed
+    from appliance.service import open_service
+
+    if not run_ids and older_than is None:
+        raise UsageError("name a run, or --older-than DAYS")
+    gone = removed(open_service(session.workspace), run_ids, older_than, with_scores=with_scores)
+    emit({"removed": gone}, as_json, lambda: click.echo("\n".join(f"removed: {name}" for name in gone) or "nothing to remove"))
+
+
+@eval.command()
 @click.argument("first")
 @click.argument("second")
 @json_option

@@ -75,8 +75,9 @@ def state_of_arm(service: Service, arm: str, domains: list[str]) -> dict[str, An
         state |= {"router": service.answering.router.version, "verified": _verified(service.workspace)}
         state |= {"routing": config.router.model_dump(mode="json"), "scenarios": {name: config.domain(name).scenario for name in domains}}
     if arm == "auto" and any(Routers(service.workspace.db).live(name) is not None for name in domains):
-        # A learned router looks at how old the documents are.
+        # A learned router looks at how old the documents are, and at what the arms cost.
         state["day"] = utcnow().date().isoformat()
+        state["costs"] = {name: {arm: asdict(cost) for arm, cost in service.answering.costs.start(name).items()} for name in domains}
     return state
 
 

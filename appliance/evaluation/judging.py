@@ -37,7 +37,7 @@ async def judged(
     if engine not in config.engines:
         raise UsageError(f"unknown engine {engine!r}; known: {', '.join(sorted(config.engines))}, or add [engines.{engine}]")
     if run.summary is None:
-        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --dataset {run.dataset} --resume {run.id}")
+        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --resume {run.id}")
     settings = config.engines[engine]
     model = await service.answering.engines.named(engine)
 

@@ -55,7 +55,7 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
         raise UsageError("the runs name no domain; name one with --domain")
     for row in rows:
         if row.summary is None:
-            raise UsageError(f"run {row.id} is not finished; go on with: appliance eval run --dataset {row.dataset} --resume {row.id}")
+            raise UsageError(f"run {row.id} is not finished; go on with: appliance eval run --resume {row.id}")
         if row.domain is not None and row.domain != domain:
             raise UsageError(f"run {row.id} is of {row.domain}, not of {domain}; a router learns from one domain")
         result = load(service.workspace.root / row.path)
@@ -69,7 +69,8 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
             auto = result.outcomes.get((item.id, AUTO))
             if auto is None or not auto.features:
                 continue
-            worth = {arm: utility(item, outcome, scoring) for arm, outcome in outcomes.items()}
+            # A failure says nothing about what the arm is worth when it works.
+            worth = {arm: None if outcome.error is not None else utility(item, outcome, scoring) for arm, outcome in outcomes.items()}
             worth["refuse"] = utility(item, Outcome("refuse", refused=True), scoring)
             if worth["refuse"] is None:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from appliance.evaluation.page import figures, keep_page, page_of, write_page
 from appliance.evaluation.runs import evaluate, find, finished_run, items, scoring_of
 from appliance.experts.tasks import ExpertTasks, prepare
 from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.labels import labels_of
 from appliance.service import Service
+from appliance.store import schema
+from appliance.store.database import utcnow
 from appliance.types import Request
 from eval.gate import GateFile, Threshold
 from eval.run import load
@@ -409,3 +412,40 @@ def test_failures_and_how_to_go_on(
     code, out, err = call("run", "--resume", "last", "--max-tokens", "7", "--json")
     assert code == 0 and json.loads(out)["run_id"] == run_id and json.loads(out)["errors"] == 0 and "failed" not in err
     assert call("gate", str(gate))[0] == 0
+
+
+def test_runs_are_removed_but_not_the_work_of_experts(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    info = dataset(bench)
+    first, second, third = (find(bench.service(), ran(bench, info, ("base",))["run_id"]) for _ in range(3))
+    score(bench, second, 4)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = command(["--workspace", str(bench.workspace.root), "eval", "remove", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    assert call()[0] == 2 and call("--older-than", "1", "--json")[1].split() == ["{", '"removed":', "[]", "}"]
+    code, out, _ = call(first.id)
+    assert code == 0 and out == f"removed: {first.id}\n" and not (bench.workspace.root / first.path).exists()
+    code, _, err = call(second.id)
+    assert code == 2 and "--with-scores" in err and (bench.workspace.root / second.path).is_dir()
+    assert [row.id for row in evaluation.runs(bench.service())] == [third.id, second.id]
+    # What was taken over from the first is with the others.
+    assert ran(bench, info, ("base",))["reused"] == 8
+    assert call(second.id, "--with-scores")[0] == 0 and ExpertTasks(bench.workspace.db).ids(second.id) == frozenset()
+    with bench.workspace.db.write() as connection:
+        connection.execute(schema.run.update().where(schema.run.c.id == third.id).values(created_at=utcnow() - timedelta(days=3)))
+    assert call("--older-than", "2")[1] == f"removed: {third.id}\n"
+
+
+def test_a_failure_is_no_label(bench: Bench) -> None:
+    run = find(bench.service(), ran(bench, dataset(bench), ("base", "quote"))["run_id"])
+    file = bench.workspace.root / run.path / "outputs.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["outcome"]["error"] = "it stopped" if row["asked"] == "base" else None
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = labels_of(bench.service(), [run.id], "medical")
+    assert found.questions and all(
+        question.utility["base"] is None and question.utility["quote"] is not None for question in found.questions
+    )
