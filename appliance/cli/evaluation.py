@@ -95,7 +95,7 @@ def run(
     from eval.report import table as report
 
     service = open_service(session.workspace)
-    how = {"arms": parse_arms(arms), "split": _split(split), "limit": limit, "max_tokens": max_tokens}
+    how: dict[str, Any] = {"arms": parse_arms(arms), "split": _split(split), "limit": limit, "max_tokens": max_tokens}
     how |= {"temperature": temperature, "seed": seed}
     if run_id is not None:
         resumed = find(service, run_id)
