@@ -45,7 +45,7 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: Literal["embedding"]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     input: Annotated[
         list[_TEXT],
         Field(min_length=1),
@@ -66,6 +66,9 @@ def embeddings_router(
     @router.post("/embeddings", summary="Vectors of texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """The model is `embedding`, the one that searches the knowledge base. Text beyond its window is cut; token lists are not taken."""
+        if body.model != EMBEDDING:
+            message = f"the model {body.model!r} does not exist; texts are embedded by {EMBEDDING!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         if len(body.input) > most:
             raise ApiError(400, f"input: {len(body.input)} texts, at most {most} are taken at once", param="input", code="too_many_inputs")
         data, tokens = await unless_gone(request.receive, _embed(model, admission, body))

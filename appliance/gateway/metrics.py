@@ -56,7 +56,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self.tokens = Counter("appliance_tokens", "Tokens read and generated.", ["kind", "domain"], registry=self.registry)
+        self.tokens = Counter("appliance_tokens", "Tokens read, generated and embedded.", ["kind", "domain"], registry=self.registry)
         self.cache = Counter(
             "appliance_answer_cache", "Looks for an answer in the cache, by what came of it.", ["outcome", "domain"], registry=self.registry
         )
@@ -72,6 +72,9 @@ class Metrics:
             self.failed.labels(route, trace.arm, trace.domain, str(status)).observe(seconds)
         answer = trace.answer
         if answer is None:
+            if not trace.answer_id and trace.spent:
+                # Embeddings are of no domain.
+                self.tokens.labels("embedded", "").inc(trace.spent)
             return
         about = (answer.arm, answer.domain, answer.adapter or "")
         for stage in STAGES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -46,9 +47,21 @@ def test_floats_base64_and_questions(served: Served) -> None:
         ({"input": ["a"] * (LIMITS.embedding_inputs + 1)}, "input"),
         ({"input": "a", "dimensions": 7}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
-        ({"input": "a", "model": "text-embedding-3-small"}, "model"),
+        ({"input": "a", "model": ""}, "model"),
     ],
 )
 def test_bad_requests_name_the_field(served: Served, body: dict[str, Any], param: str) -> None:
     response = served.http().post("/v1/embeddings", json={"model": "embedding", **body})
     assert response.status_code == 400 and response.json()["error"]["param"].startswith(param)
+
+
+def test_another_model_is_not_found(served: Served) -> None:
+    response = served.http().post("/v1/embeddings", json={"model": "text-embedding-3-small", "input": "a"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model") and "'embedding'" in error["message"]
+
+
+def test_embedded_tokens_are_counted(start: Callable[..., Served]) -> None:
+    http = start().http()
+    used = http.post("/v1/embeddings", json={"model": "embedding", "input": ["abc", "剂量"]}).json()["usage"]["total_tokens"]
+    assert f'appliance_tokens_total{{domain="",kind="embedded"}} {float(used)}' in http.get("/metrics").text
