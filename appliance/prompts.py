@@ -137,16 +137,17 @@ async def fitted(
     passages: Sequence[Passage],
     count: Callable[[Sequence[Message]], Awaitable[int]],
     room: int,
-) -> tuple[list[Message], Sequence[Passage]]:
-    """The prompt that `build` makes within `room` tokens, and the passages left in it.
+) -> tuple[list[Message], Sequence[Passage], int]:
+    """The prompt that `build` makes within `room` tokens, the passages left in it, and its tokens.
 
     The oldest turns go first, then the weakest passages. Where nothing is left to leave out it is too long all the same, and the engine
     says exactly how much.
     """
     while True:
         messages = build(history, passages)
-        if await count(messages) <= room or not (history or len(passages) > 1):
-            return messages, passages
+        tokens = await count(messages)
+        if tokens <= room or not (history or len(passages) > 1):
+            return messages, passages, tokens
         if history:
             history = history[2:]
         else:

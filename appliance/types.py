@@ -116,6 +116,13 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompted:
+    """The engine gets a prompt of `tokens` now; only what is generated has this event, and before any text."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A piece of the answer's text; the pieces joined are `Answer.text`."""
 
@@ -129,7 +136,7 @@ class Finished:
     answer: Answer
 
 
-Event = Decided | Text | Finished
+Event = Decided | Prompted | Text | Finished
 
 
 @dataclass(slots=True)

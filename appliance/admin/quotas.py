@@ -23,7 +23,7 @@ class Exceeded:
 class Quotas:
     """What each key used in the last minute, in steps of a second. Not thread-safe: for one event loop.
 
-    Tokens count when an answer has ended, so that those under way may exceed the quota once.
+    Tokens count when an answer has ended, so that all those under way may exceed the quota together, once.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

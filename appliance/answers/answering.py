@@ -26,7 +26,7 @@ from appliance.engines.pool import EnginePool
 from appliance.errors import ApplianceError
 from appliance.knowledge.knowledge import Knowledge, state
 from appliance.routing.costs import CostBook
-from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Request, Text
+from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Prompted, Request, Text
 from retrieval.types import DocumentKey, Passage, RetrievalError, Scope
 from router.types import ARMS, GENERATING, Arm, Router
 
@@ -85,7 +85,7 @@ class Answering(Deciding):
     # --- answering
 
     async def stream(self, request: Request, caller: Caller | None = None) -> AsyncGenerator[Event]:
-        """Answer one question as events: Decided, Text…, Finished. Closing the iterator stops the engine.
+        """Answer one question as events: Decided, Prompted where one is generated, Text…, Finished. Closing the iterator stops the engine.
 
         Raises UsageError (empty or too long question, unknown domain or arm), ArmUnavailable, EngineBusy, EngineError.
         """
@@ -100,6 +100,9 @@ class Answering(Deciding):
             async for piece in pieces:
                 if isinstance(piece, Draft):
                     draft = piece
+                    continue
+                if isinstance(piece, Prompted):
+                    yield piece
                     continue
                 if "first_token" not in turn.clock.stages:
                     turn.clock.mark("first_token")
@@ -125,8 +128,8 @@ class Answering(Deciding):
 
     # --- the arms
 
-    async def _run(self, turn: Turn) -> AsyncGenerator[str | Draft]:
-        """Pieces of text, then one draft."""
+    async def _run(self, turn: Turn) -> AsyncGenerator[str | Prompted | Draft]:
+        """Pieces of text, then one draft; before them what the engine was asked, if it was."""
         arm = turn.decision.arm
         if arm in GENERATING:
             try:
@@ -170,7 +173,7 @@ class Answering(Deciding):
             characters=settings.quote_characters,
         )
 
-    async def _generate(self, turn: Turn) -> AsyncGenerator[str | Draft]:
+    async def _generate(self, turn: Turn) -> AsyncGenerator[str | Prompted | Draft]:
         arm, request = turn.decision.arm, turn.request
         engine = await self.engines.of(turn.domain)
         sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
@@ -183,7 +186,8 @@ class Answering(Deciding):
             return
         if adapter is not None and turn.adapter is not None:
             await adapter_life.load(self.registry, engine, turn.adapter)
-        messages, passages = await self._messages(turn, engine, sampling)
+        messages, passages, tokens = await self._messages(turn, engine, sampling)
+        yield Prompted(tokens)
         parts: list[str] = []
         usage, finish = Usage(0, 0), "stop"
         async with aclosing(engine.chat(messages, adapter, sampling)) as deltas:
@@ -203,8 +207,8 @@ class Answering(Deciding):
             self.cache.keep(key, draft, epoch)
         yield draft
 
-    async def _messages(self, turn: Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage]]:
-        """The prompt within the engine's window."""
+    async def _messages(self, turn: Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage], int]:
+        """The prompt within the engine's window, the passages in it, and its tokens."""
         request, arm = turn.request, turn.decision.arm
         history = prompts.recent(request.history, self.config.answering.max_history_messages)
         task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from appliance.answers.feedback import Feedback
+from appliance.engines.base import EngineError
 from appliance.errors import ApplianceError
 from appliance.gateway.admission import Queues
 from appliance.gateway.events import Answers
@@ -37,16 +38,21 @@ class Desk:
         evidence: Evidence | None = None
         async with AsyncExitStack() as turn, _closing(self.answering.stream(question, caller)) as events:
             trace.queued = await turn.enter_async_context(self.queues.deciding.turn())
-            async for event in events:
-                trace.note(event)
-                if isinstance(event, Decided):
-                    evidence = event.evidence
-                    if event.decision.arm in GENERATING:
-                        await turn.aclose()
-                        trace.queued += await turn.enter_async_context(self.queues.generating.turn())
-                elif isinstance(event, Finished):
-                    self.feedback.remember(event.answer, question.question, evidence, caller)
-                yield event
+            try:
+                async for event in events:
+                    trace.note(event)
+                    if isinstance(event, Decided):
+                        evidence = event.evidence
+                        if event.decision.arm in GENERATING:
+                            await turn.aclose()
+                            trace.queued += await turn.enter_async_context(self.queues.generating.turn())
+                    elif isinstance(event, Finished):
+                        self.feedback.remember(event.answer, question.question, evidence, caller)
+                    yield event
+            except EngineError:
+                # Nobody pays for what the engine failed at.
+                trace.spent = 0
+                raise
 
     async def write(self) -> None:
         """Keep writing the noted answers and erasing the old, until cancelled; then the last ones."""

@@ -17,7 +17,7 @@ from appliance.gateway.errors import ApiError
 from appliance.gateway.events import EventStream, encoded, finished, frame
 from appliance.gateway.target import ChosenArm, Labels, Words, model_ids, narrowing, resolve
 from appliance.gateway.trace import trace_of
-from appliance.types import Answer, Event, Finished, Text, answer_json
+from appliance.types import Answer, Decided, Event, Finished, Text, answer_json
 from appliance.types import Request as Question
 from router.types import Constraints
 
@@ -148,8 +148,9 @@ class Chunks:
             opening = self._opening()
             before, after = self.around or (b"", b"")
             return b"".join((opening, before, encoded(event.text), after))
-        if not isinstance(event, Finished):
+        if isinstance(event, Decided):
             self.id = event.id
+        if not isinstance(event, Finished):
             return b""
         self.id = self.id or event.answer.id
         frames = [self._opening(), frame({**self._chunk({}, event.answer.finish_reason), "appliance": answer_json(event.answer)})]

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.types import Answer, Caller, Decided, Event, Finished
+from appliance.types import Answer, Caller, Decided, Event, Finished, Prompted
 
 # Only our own files may be loaded or called, and nobody may frame the page.
 RESPONSE_HEADERS = {
@@ -26,7 +26,8 @@ class Trace:
     """Filled in while the request is served.
 
     `caller` is None until it is known who asks; `late_status` is what a stream that began with 200 turned out to be (0: it went well).
-    `queued` is how many milliseconds a question waited for its turn. `spent` counts tokens; of an answer that was broken off the pieces.
+    `queued` is how many milliseconds a question waited for its turn. `spent` counts tokens; of an answer that was broken off those of
+    its prompt, and its pieces.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -48,7 +49,7 @@ class Trace:
             self.answer_id, self.arm, self.domain = event.answer.id, event.answer.arm, event.answer.domain
             self.spent = event.answer.usage.prompt_tokens + event.answer.usage.completion_tokens
         else:
-            self.spent += 1
+            self.spent += event.tokens if isinstance(event, Prompted) else 1
 
 
 def trace_of(scope: Any) -> Trace:

@@ -13,7 +13,7 @@ from appliance.answers.availability import ArmUnavailable
 from appliance.engines.base import EngineBusy, EngineError, Health, Message, Sampling
 from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
-from appliance.types import Answer, Caller, Decided, Finished, Request, Text
+from appliance.types import Answer, Caller, Decided, Finished, Prompted, Request, Text
 from retrieval.types import DocumentKey, Scope
 from router.types import Constraints
 
@@ -70,7 +70,8 @@ def test_events_come_in_order_and_make_up_the_answer(knowledge: Knowledge) -> No
         return [event async for event in answering.stream(Request("When may visitors come?", arm="rag"))]
 
     events = asyncio.run(collect())
-    assert isinstance(events[0], Decided) and isinstance(events[-1], Finished)
+    assert isinstance(events[0], Decided) and isinstance(events[1], Prompted) and isinstance(events[-1], Finished)
+    assert events[1].tokens > 10
     assert "".join(event.text for event in events if isinstance(event, Text)) == events[-1].answer.text
     assert {"retrieval", "decision", "first_token", "total"} <= set(events[-1].answer.timings)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from appliance.engines.base import Usage
-from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Request, Text
+from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Prompted, Request, Text
 from retrieval.types import Evidence
 from router.types import Decision, Prediction
 
@@ -55,6 +55,7 @@ class FakeAnswering:
         id = f"a1b2-{len(self.asked)}" if self.numbered else "a1b2"
         yield Decided(id, decision, Evidence(request.question, (), 7))
         try:
+            yield Prompted(21)
             for number, piece in enumerate(self.pieces):
                 if self.fault and number == self.fault_after:
                     raise self.fault

@@ -18,6 +18,7 @@ from gateway_server import Served
 
 from appliance.admin.keys import Keys
 from appliance.admin.quotas import Quotas
+from appliance.engines.base import EngineBusy
 from appliance.errors import UsageError
 from appliance.gateway.admission import Admission
 from appliance.gateway.app import Limits
@@ -226,12 +227,28 @@ def test_tokens_a_minute_also_of_streams_and_embeddings(served: Served) -> None:
 
 def test_a_broken_off_answer_counts_what_was_sent(start: Callable[..., Served]) -> None:
     served = start(FakeAnswering(endless=True))
-    _, secret = served.keys.create("impatient", tokens_per_minute=3)
+    # The prompt has 21.
+    _, secret = served.keys.create("impatient", tokens_per_minute=25)
     with served.http(secret).stream("POST", "/v1/chat/completions", json=CHAT) as response:
         for number, _ in enumerate(response.iter_bytes()):
             if number > 6:
                 break
     wait_for(lambda: served.http(secret).get("/v1/models").status_code == 429)
+
+
+def test_who_goes_before_the_first_token_pays_for_the_prompt(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(pause=3600, pieces=[""]))
+    _, secret = served.keys.create("impatient", tokens_per_minute=21)
+    with pytest.raises(httpx.ReadTimeout):
+        served.http(secret).post("/v1/chat/completions", json=CHAT, timeout=0.5)
+    wait_for(lambda: served.http(secret).get("/v1/models").status_code == 429)
+
+
+def test_what_the_engine_fails_at_costs_nothing(start: Callable[..., Served]) -> None:
+    served = start(FakeAnswering(fault=EngineBusy("full")))
+    _, secret = served.keys.create("unlucky", tokens_per_minute=21)
+    for _ in range(3):
+        assert served.http(secret).post("/v1/answer", json=QUESTION).status_code == 503
 
 
 def test_the_window_slides() -> None:
