@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 
 
 class RoiError(ValueError):
@@ -17,7 +17,7 @@ class RoiInputs:
 
     `gpu_hours` at `gpu_price` an hour; `engineer_months` at `monthly_salary`; `data_volume` examples at
     `annotation_price` each; `automated_tasks` a year worth `task_value` each; `process_speedup` hours saved a year
-    worth `time_value` each. All are finite and not negative, else RoiError.
+    worth `time_value` each, less `running_cost` a year, 0 where it is not given. All are finite and not negative, else RoiError.
     """
 
     gpu_hours: float
@@ -30,6 +30,7 @@ class RoiInputs:
     task_value: float
     process_speedup: float
     time_value: float
+    running_cost: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -46,15 +47,17 @@ class RoiInputs:
         unknown = [name for name in values if name not in known]
         if unknown:
             raise RoiError(f"{', '.join(unknown)}: no such figure; known: {', '.join(known)}")
-        missing = [name for name in known if name not in values]
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        missing = [name for name in needed if name not in values]
         if missing:
-            raise RoiError(f"{', '.join(missing)}: missing; the return needs all of {', '.join(known)} (0 where there is none)")
+            raise RoiError(f"{', '.join(missing)}: missing; the return needs all of {', '.join(needed)} (0 where there is none)")
         return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Roi:
-    """`roi_percentage` is of the first year; `payback_months` is None when the benefit is zero; `notes` say what is special."""
+    """`roi_percentage` is of the first year; `annual_benefit` is what remains of it after a year's running; `payback_months` is None when
+    that is not above zero; `notes` say what is special."""
 
     roi_percentage: float
     payback_months: float | None
@@ -71,7 +74,7 @@ def roi(inputs: RoiInputs) -> Roi:
     cost = (
         inputs.gpu_hours * inputs.gpu_price + inputs.engineer_months * inputs.monthly_salary + inputs.data_volume * inputs.annotation_price
     )
-    benefit = inputs.automated_tasks * inputs.task_value + inputs.process_speedup * inputs.time_value
+    benefit = inputs.automated_tasks * inputs.task_value + inputs.process_speedup * inputs.time_value - inputs.running_cost
     if cost == 0:
         raise RoiError(
             "total_cost: gpu_hours x gpu_price + engineer_months x monthly_salary + data_volume x annotation_price is zero, "
@@ -80,8 +83,10 @@ def roi(inputs: RoiInputs) -> Roi:
     percentage = (benefit - cost) / cost * 100
     if not all(map(math.isfinite, (cost, benefit, percentage))):
         raise RoiError("the figures multiply to more than can be computed; check the units of each pair")
-    if benefit == 0:
-        return Roi(percentage, None, cost, benefit, ("the annual benefit is zero: the cost is never paid back",))
+    if benefit <= 0:
+        return Roi(
+            percentage, None, cost, benefit, (f"the annual benefit is {'below ' if benefit else ''}zero: the cost is never paid back",)
+        )
     payback = cost / (benefit / 12)
     if not math.isfinite(payback):
         raise RoiError("the annual benefit is too small beside the cost to compute a payback; check the units of each pair")

@@ -31,12 +31,29 @@ def _options(command: Any) -> Any:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_options
 @domain_option
-@click.option("--questions-per-year", type=click.FloatRange(min=0), help="Fills automated_tasks: these, times the share answered alone.")
+@click.option(
+    "--questions-per-year",
+    type=click.FloatRange(min=0),
+    help="Fills automated_tasks (these, times the share answered alone) and running_cost (these, times what an answer costs).",
+)
+@click.option(
+    "--minutes-by-hand",
+    type=click.FloatRange(min=0),
+    help="What a person takes for a question. Fills process_speedup: the hours that those answered alone save, less their own latency.",
+)
 @click.option("--save", is_flag=True, help="Write the choice to the domain's configuration, where it is the router's prior.")
 @json_option
 @pass_session
 def advise(
-    session: Session, /, file: Path | None, domain: str | None, questions_per_year: float | None, save: bool, as_json: bool, **given: Any
+    session: Session,
+    /,
+    file: Path | None,
+    domain: str | None,
+    questions_per_year: float | None,
+    minutes_by_hand: float | None,
+    save: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Retrieval, fine-tuning, or both? From flags, from FILE.toml (with a [roi] table), or asked on a terminal.
 
@@ -53,8 +70,10 @@ def advise(
     if save and domain is None:
         raise UsageError("--save needs --domain: the choice is written to that domain's configuration")
     measured = None if domain is None else _measured(session, domain)
+    if minutes_by_hand is not None and questions_per_year is None:
+        raise UsageError("--minutes-by-hand needs --questions-per-year: the hours saved are those of that many questions")
     if figures or questions_per_year is not None:
-        figures = _filled(figures, measured, questions_per_year)
+        figures = _filled(figures, measured, questions_per_year, minutes_by_hand)
     try:
         advice = recommend(ScenarioInputs.from_mapping(values))
         returns = roi(RoiInputs.from_mapping(figures)) if figures else None
@@ -101,15 +120,24 @@ def _measured(session: Session, domain: str) -> dict[str, Any]:
     return evidence(session.workspace, session.workspace.check_domain(domain))
 
 
-def _filled(figures: dict[str, Any], measured: dict[str, Any] | None, questions: float | None) -> dict[str, Any]:
-    """The figures with what was measured in place of those that are missing. Raises UsageError where there is nothing to fill with."""
+def _filled(figures: dict[str, Any], measured: dict[str, Any] | None, questions: float | None, minutes: float | None) -> dict[str, Any]:
+    """The figures with what was measured in place of those that are missing: `questions` are those of a year, `minutes` what a person takes
+    for one. Raises UsageError where there is nothing to fill with."""
     known = {} if measured is None else measured["figures"]
     filled = {name: known[name] for name in ("gpu_hours", "data_volume") if known.get(name) is not None} | figures
-    if questions is not None and "automated_tasks" not in figures:
-        share = known.get("answered_without_a_person")
-        if share is None:
-            raise UsageError("--questions-per-year needs --domain, and answers on record there: none was asked through the gateway yet")
+    share, latency, price = (known.get(name) for name in ("answered_without_a_person", "latency_ms", "cost"))
+    if questions is None:
+        return filled
+    if share is None and ("automated_tasks" not in figures or minutes is not None):
+        raise UsageError("--questions-per-year needs --domain, and answers on record there: none was asked through the gateway yet")
+    if "automated_tasks" not in figures:
         filled["automated_tasks"] = questions * share
+    if price is not None and "running_cost" not in figures:
+        filled["running_cost"] = questions * price
+    if minutes is not None and "process_speedup" not in figures:
+        if latency is None:
+            raise UsageError("--minutes-by-hand needs a finished evaluation run of --domain, for the latency of an answer")
+        filled["process_speedup"] = questions * share * max(0.0, minutes / 60 - latency / 3_600_000)
     return filled
 
 

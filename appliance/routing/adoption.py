@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from statistics import fmean, median
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -19,6 +20,7 @@ from appliance.routing.routers import Routers
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
+from eval.cost import NO_ENGINE, cost
 from eval.run import load
 from eval.statistics import paired_bootstrap
 from eval.types import AUTO, Outcome
@@ -34,12 +36,15 @@ _LIVE = 50
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The newest complete evaluation run of a domain, question by question: what each arm was worth, how long it took, its tokens."""
+    """The newest complete evaluation run of a domain. `worth` is by arm and question, the same questions for every arm: refusing's where an
+    arm could not be asked; an approved answer is left out of the routed ones. Of each arm also the median latency, mean tokens, and mean
+    cost where all its answers have a price; `reasoning` are the questions for reasons, advice or comparisons."""
 
     run: str
     worth: dict[str, dict[str, float]]
     latency_ms: dict[str, float]
     tokens: dict[str, float]
+    cost: dict[str, float]
     reasoning: frozenset[str]
 
     def mean(self, arm: str, among: Iterable[str] | None = None) -> float | None:
@@ -68,19 +73,28 @@ def newest(workspace: Workspace, domain: str) -> Measured | None:
     worth: defaultdict[str, dict[str, float]] = defaultdict(dict)
     latency: defaultdict[str, list[float]] = defaultdict(list)
     tokens: defaultdict[str, list[float]] = defaultdict(list)
-    for (name, arm), outcome in result.outcomes.items():
-        if (value := utility(items[name], outcome, scoring)) is not None:
-            worth[arm][name] = value
-        if outcome.error is None:
-            latency[arm].append(outcome.latency_ms or 0.0)
-            tokens[arm].append(outcome.tokens or 0.0)
+    costs: defaultdict[str, list[float | None]] = defaultdict(list)
     for name, item in items.items():
         if (value := utility(item, Outcome("refuse", refused=True), scoring)) is not None:
             worth["refuse"][name] = value
+    measured = {arm for (_, arm), outcome in result.outcomes.items() if not outcome.unavailable}
+    for (name, arm), outcome in result.outcomes.items():
+        if name in worth["refuse"] and arm in measured and outcome.arm != "verified":
+            value = utility(items[name], outcome, scoring)
+            worth[arm][name] = worth["refuse"][name] if value is None else value
+        if outcome.error is None:
+            latency[arm].append(outcome.latency_ms or 0.0)
+            tokens[arm].append(outcome.tokens or 0.0)
+            # What no engine generated costs nothing unless it has a price of its own.
+            free = outcome.engine is None and NO_ENGINE not in scoring.prices
+            costs[arm].append(0.0 if free else cost(outcome, scoring.prices))
     asks = {name: question_features(item.question, item.lang) for name, item in items.items()}
     reasoning = frozenset(name for name, found in asks.items() if found["q_reason"] or found["q_compare"])
     typical = {arm: median(values) for arm, values in latency.items()}
-    return Measured(rows[0].id, dict(worth), typical, {arm: fmean(values) for arm, values in tokens.items()}, reasoning)
+    read = {arm: fmean(values) for arm, values in tokens.items()}
+    priced = {arm: [value for value in values if value is not None] for arm, values in costs.items() if scoring.prices}
+    cost_of = {arm: fmean(values) for arm, values in priced.items() if len(values) == len(costs[arm])}
+    return Measured(rows[0].id, dict(worth), typical, read, cost_of, reasoning)
 
 
 def evidence(workspace: Workspace, domain: str) -> dict[str, Any]:
@@ -99,10 +113,12 @@ def evidence(workspace: Workspace, domain: str) -> dict[str, Any]:
         "answered_without_a_person": answered.share,
         "latency_ms": None if found is None else found.latency_ms.get(AUTO),
         "tokens": None if found is None else found.tokens.get(AUTO),
+        "cost": None if found is None else found.cost.get(AUTO),
     }
     rules = {
         "knowledge_update_frequency": _changes(workspace, registry, domain),
         "reasoning_complexity": _reasoning(found),
+        "deployment_environment": _where(workspace, domain),
         "development_timeline": _training(seconds, len(versions)),
         "accuracy_requirement": _accuracy(found),
     }
@@ -132,6 +148,17 @@ def _reasoning(found: Measured | None) -> str:
     if not parts:
         return f"run {found.run} has no questions for reasons, advice or comparisons that these arms answered"
     return f"{len(found.reasoning)} of the questions ask for reasons, advice or comparisons: " + "; ".join(parts)
+
+
+def _where(workspace: Workspace, domain: str) -> str:
+    name, engine = workspace.config.engine_of(domain)
+    if engine.kind == "local":
+        return f"engine {name} answers inside this process: nothing leaves the machine, offline included"
+    hosts = {urlsplit(url).hostname or url for url in (*engine.urls, *([engine.url] if engine.url else []))}
+    away = sorted(host for host in hosts if host not in ("localhost", "::1") and not host.startswith("127."))
+    if away:
+        return f"engine {name} is asked at {', '.join(away)}: without that network only quote and approved answers are left"
+    return f"engine {name} runs on this machine: nothing leaves it, offline included"
 
 
 def _training(seconds: float, versions: int) -> str:
@@ -167,11 +194,12 @@ def _phases(
             sa.select(sa.func.count()).select_from(schema.document).where(schema.document.c.domain == domain)
         ).scalar_one()
         keys = connection.execute(sa.select(sa.func.count()).select_from(schema.api_key)).scalar_one()
-    questions = 0 if found is None else max((len(values) for values in found.worth.values()), default=0)
+    questions = 0 if found is None else len(found.worth.get("refuse", ()))
+    decided = () if found is None else found.worth.get(AUTO, ())
     routed = None if found is None else found.mean(AUTO)
-    refusing = None if found is None else found.mean("refuse")
+    refusing = None if found is None else found.mean("refuse", decided)
     single = None if found is None else found.single()
-    best = None if found is None or single is None else found.mean(single)
+    best = None if found is None or single is None else found.mean(single, decided)
     wrong = _wrong_share(found)
     router = Routers(workspace.db).live(domain)
     latency = None if found is None else found.latency_ms.get(AUTO)

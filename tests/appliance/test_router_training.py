@@ -21,7 +21,9 @@ from appliance.adapters.registry import Link
 from appliance.cli.main import cli
 from appliance.errors import ApplianceError, UsageError
 from appliance.evaluation.runs import evaluate
+from appliance.experts.review import Share
 from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.adoption import newest
 from appliance.routing.drift import drift
 from appliance.routing.explain import explained
 from appliance.routing.gate import decided_now, measure
@@ -36,7 +38,7 @@ from appliance.store.tables_router import router as router_table
 from appliance.types import Answer, Caller, Request
 from eval.groups import groups_of
 from eval.run import load
-from eval.types import Item
+from eval.types import UNAVAILABLE, Item, Outcome
 from retrieval.types import DocumentKey, Scope
 from router.features import NAMES
 from router.fit import Labelled, families, train
@@ -461,6 +463,39 @@ def test_advice_is_checked_against_the_domains_own_data(tuned: Tuned) -> None:
     assert filled["roi_figures"]["data_volume"] == told["figures"]["data_volume"] and filled["roi"]["total_cost"] > 0
     with pytest.raises(UsageError, match="none was asked"):
         advised([*words, *figures[:-2], "--questions-per-year", "1000"])
+    assert "inside this process" in told["rules"]["deployment_environment"]
+
+
+def test_arms_are_compared_on_the_same_questions(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tuned.run()
+    whole = load(tuned.bench.workspace.root / "runs" / run)
+    easy, *others = [item.id for item in whole.items]
+    # Quoting is possible for one question only, where it is right; an expert answered another one.
+    outcomes = {**whole.outcomes, (easy, "quote"): Outcome("quote", next(item.answer for item in whole.items if item.id == easy))}
+    outcomes |= {(name, "quote"): Outcome("quote", error=UNAVAILABLE + "no passages") for name in others}
+    outcomes[others[0], "auto"] = replace(outcomes[others[0], "auto"], arm="verified")
+    monkeypatch.setattr("appliance.routing.adoption.load", lambda _: replace(whole, outcomes=outcomes))
+    found = newest(tuned.bench.workspace, "medical")
+    assert found is not None and found.mean("quote") == 1 / 32 and found.single() in ("base", "finetuned")
+    assert len(found.worth["auto"]) == 31 and others[0] not in found.worth["auto"]
+
+
+def test_the_return_is_filled_from_latency_tokens_and_prices(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned.bench.workspace.save_setting("eval.prices.default.read_1k", 1.0)
+    tuned.bench.workspace.save_setting("eval.prices.default.generated_1k", 1.0)
+    tuned.run()
+    monkeypatch.setattr("appliance.routing.adoption.share_answered", lambda *_: Share(10, 5, 0, 5, 0.5, 0.2, 0.8))
+    told = newest(tuned.bench.workspace, "medical")
+    assert told is not None
+    words = ["--workspace", str(tuned.bench.workspace.root), "advise", "--accuracy-requirement", "critical", "--domain", "medical"]
+    given = ["engineer-months", "monthly-salary", "annotation-price", "task-value", "time-value", "gpu-price"]
+    figures = [part for name in given for part in (f"--{name}", "1")]
+    filled = advised([*words, *figures, "--questions-per-year", "1000", "--minutes-by-hand", "6"])["roi_figures"]
+    assert filled["automated_tasks"] == 500
+    assert filled["process_speedup"] == pytest.approx(500 * (0.1 - told.latency_ms["auto"] / 3_600_000))
+    assert filled["running_cost"] == pytest.approx(1000 * told.cost["auto"])
+    with pytest.raises(UsageError, match="needs --questions-per-year"):
+        advised([*words, *figures, "--minutes-by-hand", "6"])
 
 
 def advised(words: list[str]) -> Any:

@@ -44,6 +44,14 @@ def test_no_benefit_never_pays_back():
     assert "never paid back" in result.notes[0]
 
 
+def test_running_is_taken_off_the_benefit():
+    result = roi(RoiInputs.from_mapping(FIGURES | {"running_cost": 13_500}))
+    # 54,000 - 13,500 = 40,500 a year.
+    assert (result.annual_benefit, result.payback_months) == (40_500, pytest.approx(8))
+    loss = roi(RoiInputs.from_mapping(FIGURES | {"running_cost": 60_000}))
+    assert loss.annual_benefit == -6000 and loss.payback_months is None and "below zero" in loss.notes[0]
+
+
 def test_no_cost_is_refused():
     with pytest.raises(RoiError, match=r"total_cost.*undefined"):
         roi(RoiInputs(**(FIGURES | {"gpu_hours": 0, "engineer_months": 0, "data_volume": 0})))
