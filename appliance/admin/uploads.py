@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +35,8 @@ from appliance.workspace import Workspace
 from finetune.llama_factory import REGISTRY
 from finetune.reading import FORMATS
 from retrieval.parsers import ARCHIVES, SUFFIXES
+
+logger = logging.getLogger("appliance.admin.uploads")
 
 Purpose = Literal["documents", "dataset"]
 KEPT = timedelta(hours=24)
@@ -76,7 +80,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Incoming:
-    """A file that is being received. Raises OSError from `write` on a full disk."""
+    """A file that is being received. `write` raises OSError on a full disk, and Refused once `full` says that there is no more room."""
 
     id: str
     name: str
@@ -84,9 +88,12 @@ class Incoming:
     path: Path
     file: BinaryIO
     digest: Any
+    full: Callable[[], bool]
     size: int = 0
 
     def write(self, block: bytes) -> None:
+        if self.full():
+            raise Refused("too many files are being sent at once or wait; have some of them ingested or registered first")
         self.file.write(block)
         self.digest.update(block)
         self.size += len(block)
@@ -111,16 +118,20 @@ class Uploads:
         suffix = format_of(kept, purpose)
         quarantine = self._folder / _QUARANTINE
         quarantine.mkdir(parents=True, exist_ok=True)
-        waiting, coming = self.all(), sum(map(_size, quarantine.iterdir()))
-        if len(waiting) >= _WAITING_FILES or sum(upload.bytes for upload in waiting) + coming >= self._room:
+        waiting = self.all()
+        if len(waiting) >= _WAITING_FILES or self._full():
             raise Refused(f"{len(waiting)} files wait to be ingested or registered, which is enough; do that with some of them first")
         identity = f"upl-{secrets.token_hex(8)}"
         path = quarantine / identity
         try:
             with path.open("wb") as file:
-                yield Incoming(identity, kept, suffix, path, file, hashlib.sha256())
+                yield Incoming(identity, kept, suffix, path, file, hashlib.sha256(), self._full)
         finally:
             path.unlink(missing_ok=True)
+
+    def _full(self) -> bool:
+        """Whether what waits and what is being received take up the room; others may be sending at the same time."""
+        return sum(map(_size, self._folder.rglob("*"))) >= self._room
 
     def release(self, incoming: Incoming, caller: str) -> Upload:
         """Check a received file by its content and take it. Raises Refused (the file is removed), OSError on a full disk."""
@@ -245,14 +256,19 @@ def _checked(path: Path, suffix: str) -> str | None:
     except OSError as error:
         raise ApplianceError(f"the file could not be checked: {error}") from error
     if done.returncode != 0:
-        return "it could not be checked: looking into it takes too much memory or time"
+        if done.returncode < 0:
+            # Killed at one of its limits.
+            return "it could not be checked: looking into it takes too much memory or time"
+        logger.error("the check of a .%s file that was sent in failed: %s", suffix, done.stderr.decode(errors="replace"))
+        return "it could not be checked: the check itself failed, and the operator's log says why"
     why: str | None = json.loads(done.stdout)
     return why
 
 
 def _size(file: Path) -> int:
     try:
-        return file.stat().st_size
+        found = file.stat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
     except FileNotFoundError:
         # It was released meanwhile.
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import tarfile
 import time
 import zipfile
@@ -220,3 +221,31 @@ def test_what_nobody_takes_is_removed(workspace: Workspace, monkeypatch: pytest.
     monkeypatch.setattr("appliance.admin.uploads.KEPT", timedelta(seconds=-1))
     uploads.expire()
     assert files(workspace) == [] and uploads.all() == []
+
+
+def test_files_sent_at_the_same_time_share_the_room(workspace: Workspace) -> None:
+    uploads = Uploads(workspace)
+    uploads._room = 100
+    with uploads.receive("a.md", "documents") as first, uploads.receive("b.md", "documents") as second:
+        first.write(b"a" * 60)
+        second.write(b"b" * 60)
+        first.file.flush()
+        second.file.flush()
+        with pytest.raises(Refused, match="at once or wait"):
+            first.write(b"a")
+    assert files(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "why"), [("kill -9 $$", "too much memory or time"), ("echo KeyError >&2; exit 1", "the check itself failed")]
+)
+def test_a_check_that_crashes_is_told_from_one_that_was_stopped(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: str, why: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{program}\n", "utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(Refused, match=why):
+        send(Uploads(workspace), "a.md", TEXT)
+    assert ("KeyError" in caplog.text) is ("itself" in why) and files(workspace) == []
