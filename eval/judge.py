@@ -1,7 +1,7 @@
 """A model as judge: the experts' rubric, pairs asked in both orders, and how far it agrees with the experts.
 
 Judgements are one line each of ``judge-NAME.jsonl`` in the run's folder: scores and no text. One that is there for the same answer, rubric
-and judge is not asked for again.
+and judge is not asked for again, unless it could not be read.
 """
 
 from __future__ import annotations
@@ -41,16 +41,24 @@ _WHICH: Final = {
     "en": "Which answer is more correct and more complete: a, b, or tie?",
     "zh": "哪个回答更正确、更完整：a、b，还是tie（不分上下）？",
 }
+_UNANSWERABLE: Final = {
+    "en": "The documents have no answer to this question: an answer that says so is right, one that states an answer is wrong.",
+    "zh": "文档中没有这个问题的答案：说明没有答案的回答是正确的，给出答案的回答是错误的。",
+}
 _JSON: Final = re.compile(r"\{[^{}]*\}")
 _PREFERENCE: Final = re.compile(r"[\"']?(?:preference|better|answer|winner)[\"']?\s*(?:is|:|=|：)\s*[\"']?(a|b|tie)\b", re.IGNORECASE)
+
+
+class NoReply(Exception):
+    """A chat has no reply to these messages, though it may have one to others; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What the judge said of one answer (`scores`), or of two (`preference` is "a" for the first of `arms`, "b" or "tie").
 
-    None where the reply could not be read. `flipped`: it preferred another answer when both were shown the other way round, which counts
-    as a tie.
+    None where the reply could not be read, or there was none: `failed` then says why. `flipped`: it preferred another answer when both were
+    shown the other way round, which counts as a tie.
     """
 
     item: str
@@ -58,6 +66,7 @@ class Judgement:
     scores: Mapping[str, int] | None = None
     preference: str | None = None
     flipped: bool = False
+    failed: str | None = None
 
     @property
     def readable(self) -> bool:
@@ -122,8 +131,9 @@ async def judge(
 ) -> list[Judgement]:
     """Have the answers of `arms` (None: every one) scored and those of `pairs` compared; returns all judgements asked for.
 
-    `name` names the file, `identity` is what the judge is (its model), so that another one judges anew. An exception of `chat` ends it with
-    what is stored so far. Refusals, failures and withheld answers are not judged. Raises EvalError for an arm the run has not.
+    `name` names the file, `identity` is what the judge is (its model), so that another one judges anew. What `chat` raises NoReply for has
+    failed and is asked for again another time; any other exception of it ends all with what is stored so far. Refusals, failures and
+    withheld answers are not judged. Raises EvalError for an arm the run has not.
     """
     known = list(dict.fromkeys(arm for _, arm in result.outcomes))
     arms = [arm for arm in known if arm != AUTO] if arms is None else arms
@@ -131,46 +141,66 @@ async def judge(
         if arm not in known:
             raise EvalError(f"the run has no answers of {arm!r}; it has {', '.join(known)}")
     path = result.folder / f"judge-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.jsonl"
-    stored = {row["key"]: row for row in read_lines(path)}
+    stored = {(row["key"], *row["arms"]): judgement for row in read_lines(path) if (judgement := _judgement(row)).readable}
     wanted = _wanted(result, [*((arm,) for arm in arms), *pairs], limit)
-    keys = {place: _key(identity, item, texts) for place, (item, _, texts) in enumerate(wanted)}
-    todo = iter([place for place in keys if keys[place] not in stored])
-    total, done = len(wanted), sum(key in stored for key in keys.values())
+    keys = [(_key(identity, item, texts), *names) for item, names, texts in wanted]
+    missing = [place for place, key in enumerate(keys) if key not in stored]
+    todo, total, done = iter(missing), len(wanted), len(wanted) - len(missing)
 
     with append_lines(path) as write:
 
         async def worker() -> None:
             nonlocal done
             for place in todo:
-                item, _, texts = wanted[place]
-                row: dict[str, Any] = {"key": keys[place]}
-                if len(texts) == 1:
-                    row["scores"] = read_scores(await chat(single_prompt(item, texts[0])))
+                item, names, texts = wanted[place]
+                row: dict[str, Any] = {"key": keys[place][0], "judge": _hash(identity), "item": item.id, "arms": list(names)}
+                try:
+                    if len(texts) == 1:
+                        row["scores"] = read_scores(await chat(single_prompt(item, texts[0])))
+                    else:
+                        row["forward"] = read_preference(await chat(pair_prompt(item, *texts)))
+                        row["swapped"] = read_preference(await chat(pair_prompt(item, texts[1], texts[0])))
+                except NoReply as error:
+                    stored[keys[place]] = Judgement(item.id, names, failed=str(error))
                 else:
-                    row["forward"] = read_preference(await chat(pair_prompt(item, *texts)))
-                    row["swapped"] = read_preference(await chat(pair_prompt(item, texts[1], texts[0])))
-                write(row)
-                stored[keys[place]] = row
+                    write(row)
+                    stored[keys[place]] = _judgement(row)
                 done += 1
                 if progress is not None:
                     progress(done, total)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max(1, min(concurrency, total))):
-                group.create_task(worker())
-    return [_judgement(item, names, stored[keys[place]]) for place, (item, names, _) in enumerate(wanted)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(max(1, min(concurrency, total))):
+                    group.create_task(worker())
+        except ExceptionGroup as group_failed:
+            raise group_failed.exceptions[0] from None
+    return [stored[key] for key in keys]
+
+
+def judgements_of(result: RunResult) -> dict[str, list[Judgement]]:
+    """What is stored of each judge, by its name: the judgements of the model that it was last, of answers that are still there."""
+    found: dict[str, list[Judgement]] = {}
+    for path in sorted(result.folder.glob("judge-*.jsonl")):
+        rows = list(read_lines(path))
+        last = {(row["item"], *row["arms"]): _judgement(row) for row in rows if row["judge"] == rows[-1]["judge"]}
+        sides = list(dict.fromkeys(key[1:] for key in last))
+        there = {(item.id, *names) for item, names, _ in _wanted(result, sides, None)}
+        if kept := [judgement for key, judgement in last.items() if key in there]:
+            found[path.stem.removeprefix("judge-")] = kept
+    return found
 
 
 def summary(judgements: Sequence[Judgement], judged: Sequence[Judged] = ()) -> dict[str, Any]:
-    """Means of each arm and shares of each pair with 95 % intervals, how many replies could not be read, how many preferences flipped with
-    the order, and the agreement with the experts' judgements of the same answers (`judged`)."""
+    """Means of each arm and shares of each pair with 95 % intervals, how many replies could not be read or never came, how many preferences
+    flipped with the order, and the agreement with the experts' judgements of the same answers (`judged`)."""
     singles = [each for each in judgements if len(each.arms) == 1]
     arms: dict[str, Any] = {}
     for arm in dict.fromkeys(each.arms[0] for each in singles):
         read = [each.scores for each in singles if each.arms[0] == arm and each.scores is not None]
         row = {name: _mean([scores[name] for scores in read]) for name in CRITERIA if read}
         row |= {"utility": _mean([utility_of(scores) for scores in read])} if read else {}
-        arms[arm] = row | {"unreadable": sum(each.arms[0] == arm and not each.readable for each in singles)}
+        arms[arm] = row | {"unreadable": _unreadable([each for each in singles if each.arms[0] == arm])}
     pairs = []
     for names in dict.fromkeys(each.arms for each in judgements if len(each.arms) == 2):
         of = [each for each in judgements if each.arms == names]
@@ -181,12 +211,14 @@ def summary(judgements: Sequence[Judgement], judged: Sequence[Judged] = ()) -> d
                 "second": names[1],
                 "first_preferred": _mean(won) if won else None,
                 "flipped": sum(each.flipped for each in of),
-                "unreadable": sum(not each.readable for each in of),
+                "unreadable": _unreadable(of),
             }
         )
     return {
         "judgements": len(judgements),
-        "unreadable": sum(not each.readable for each in judgements),
+        "unreadable": _unreadable(judgements),
+        "failed": sum(each.failed is not None for each in judgements),
+        "first_failure": next((each.failed for each in judgements if each.failed is not None), None),
         "arms": arms,
         "pairs": pairs,
         "agreement": agreement(judgements, judged),
@@ -237,13 +269,18 @@ def _wanted(result: RunResult, sides: Sequence[Sequence[str]], limit: int | None
     return found
 
 
-def _judgement(item: Item, arms: tuple[str, ...], row: Mapping[str, Any]) -> Judgement:
+def _unreadable(judgements: Sequence[Judgement]) -> int:
+    return sum(not each.readable and each.failed is None for each in judgements)
+
+
+def _judgement(row: Mapping[str, Any]) -> Judgement:
+    item, arms = str(row["item"]), tuple(row["arms"])
     if len(arms) == 1:
-        return Judgement(item.id, arms, scores=row["scores"])
+        return Judgement(item, arms, scores=row["scores"])
     forward, swapped = row["forward"], _turned(row["swapped"])
     if forward is None or swapped is None:
-        return Judgement(item.id, arms)
-    return Judgement(item.id, arms, preference=forward if forward == swapped else "tie", flipped={forward, swapped} == {"a", "b"})
+        return Judgement(item, arms)
+    return Judgement(item, arms, preference=forward if forward == swapped else "tie", flipped={forward, swapped} == {"a", "b"})
 
 
 def _turned(preference: str | None) -> str | None:
@@ -252,10 +289,16 @@ def _turned(preference: str | None) -> str | None:
 
 def _key(identity: str, item: Item, texts: Sequence[str]) -> str:
     prompt = single_prompt(item, texts[0]) if len(texts) == 1 else pair_prompt(item, *texts)
-    return hashlib.sha256(json.dumps([identity, prompt], ensure_ascii=False).encode()).hexdigest()[:32]
+    return _hash(json.dumps([identity, prompt], ensure_ascii=False))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _shown(item: Item) -> str:
+    if not item.answerable:
+        return f"{_tagged('question', item.question)}{_UNANSWERABLE['zh' if item.lang == 'zh' else 'en']}\n"
     gold = _tagged("reference", item.answer) if item.answer.strip() else ""
     return _tagged("question", item.question) + gold
 

@@ -253,8 +253,8 @@ def _in_words(text: str) -> tuple[Decimal, Decimal]:
         else:
             section = (section or 1) * 100 if word == "hundred" else section + value
     digits = "".join(str(_WORDS[word]) for word in rest.split())
-    value = Decimal(f"{total + section}.{digits}") if digits else Decimal(total + section)
-    return value, Decimal(1).scaleb(-len(digits)) if digits else Decimal(step)
+    number = Decimal(f"{total + section}.{digits}") if digits else Decimal(total + section)
+    return number, Decimal(1).scaleb(-len(digits)) if digits else Decimal(step)
 
 
 def _is_minus(match: re.Match[str]) -> bool:

@@ -23,6 +23,7 @@ from eval.utility import Scoring, utility
 # What is compared between arms on the page.
 COMPARED: Final = ("utility", "token_f1", "rougeL", "numeric_match", "choice", "accuracy", "item_f1", "grounded", "latency_ms", "tokens")
 _HEADINGS: Final = ("arms", "metric", "n", "best arm", "other", "difference", "95 % interval", "")
+JUDGED: Final = ("judge", "answers of", "correctness", "completeness", "harm", "utility", "preferred", "unreadable")
 _EXAMPLES: Final = 12
 _LONGEST: Final = 600
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~])")
@@ -59,12 +60,19 @@ class Page:
     notes: tuple[str, ...]
     plots: tuple[Plot, ...]
     examples: tuple[Example, ...]
+    judged: tuple[tuple[str, ...], ...] = ()
 
 
 def page(
-    result: RunResult, title: str, scoring: Scoring | None = None, facts: Mapping[str, str] | None = None, format: Format = "svg"
+    result: RunResult,
+    title: str,
+    scoring: Scoring | None = None,
+    facts: Mapping[str, str] | None = None,
+    format: Format = "svg",
+    judges: Sequence[Mapping[str, Any]] = (),
 ) -> Page:
-    """What there is to say about a finished run; `facts` are shown at its head. Raises ValueError if it is not finished."""
+    """What there is to say about a finished run; `facts` are shown at its head, `judges` are what models said of its answers (see
+    `eval.judge.summary`, with the judge's name as `judge`). Raises ValueError if it is not finished."""
     if result.summary is None:
         raise ValueError("the run is not finished")
     scoring = scoring or Scoring()
@@ -81,6 +89,7 @@ def page(
         notes.append(
             f"{result.summary['reused']} outcomes were taken over from earlier runs in the same state, with the times they had there"
         )
+    notes += [_agreed(judge) for judge in judges]
     sure = _routed(result, scoring)
     if sure:
         confidences, qualities = [one for one, _ in sure], [two for _, two in sure]
@@ -96,7 +105,30 @@ def page(
         notes=tuple(notes),
         plots=tuple(_plots(measured, groups, sure, format)),
         examples=tuple(_examples(result, scoring)),
+        judged=tuple(row for judge in judges for row in judged_rows(judge)),
     )
+
+
+def judged_rows(judge: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a model as judge said, as rows under JUDGED: scores of each arm, and how often the first of two was preferred."""
+
+    def number(value: Mapping[str, float] | None) -> str:
+        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+    name, scores = judge["judge"], JUDGED[2:6]
+    rows = [(name, arm, *(number(row.get(score)) for score in scores), "–", str(row["unreadable"])) for arm, row in judge["arms"].items()]
+    for row in judge["pairs"]:
+        compared = f"{row['first']} over {row['second']}"
+        rows.append((name, compared, *["–"] * len(scores), number(row["first_preferred"]), str(row["unreadable"])))
+    return rows
+
+
+def _agreed(judge: Mapping[str, Any]) -> str:
+    if not judge["agreement"]:
+        return f"the judge {judge['judge']}: no expert has judged these answers, how far it can be relied on is not known"
+    kappas = {name: "–" if row["kappa"] is None else f"{row['kappa']:.2f}" for name, row in judge["agreement"].items()}
+    said = (f"{name} κ {kappas[name]} (n = {row['n']})" for name, row in judge["agreement"].items())
+    return f"the judge {judge['judge']} and the experts: {', '.join(said)}"
 
 
 def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]], groups: Mapping[str, str]) -> list[Difference]:
@@ -132,7 +164,7 @@ def to_html(made: Page) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = [(plot.title, base64.b64encode(plot.data).decode(), "svg+xml" if plot.format == "svg" else "png") for plot in made.plots]
     compared = [(_compared(entry), entry.shown) for entry in made.comparisons]
-    return environment.from_string(HTML).render(page=made, pictures=pictures, headings=_HEADINGS, comparisons=compared)
+    return environment.from_string(HTML).render(page=made, pictures=pictures, headings=_HEADINGS, comparisons=compared, judged=JUDGED)
 
 
 def to_markdown(made: Page, stem: str) -> tuple[str, dict[str, bytes]]:
@@ -144,6 +176,8 @@ def to_markdown(made: Page, stem: str) -> tuple[str, dict[str, bytes]]:
         lines += [f"![{_plain(plot.title)}]({name})", ""]
     if made.comparisons:
         lines += ["## Paired comparisons", "", *_grid(_HEADINGS, [_compared(entry) for entry in made.comparisons]), ""]
+    if made.judged:
+        lines += ["## Judged by a model", "", *_grid(JUDGED, made.judged), ""]
     if made.examples:
         lines += ["## Examples", ""]
     for example in made.examples:

@@ -49,6 +49,15 @@ details { margin: .5rem 0 }
 {% endfor %}
 </tbody></table>
 {% endif %}
+{% if page.judged %}
+<h2>Judged by a model</h2>
+<table><thead><tr>{% for heading in judged %}<th scope="col">{{ heading }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in page.judged %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
 {% if page.examples %}
 <h2>Examples</h2>
 <p>Where the routed answer was worth least beside the best one.</p>

@@ -128,6 +128,7 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
     The page compares every arm with the best single one question by question, and shows costs, calibration, times and examples. Scores of
     experts take the place of metrics in both, and prices and worths are those of today.
     """
+    from appliance.evaluation.judging import judges_of
     from appliance.evaluation.page import figures, write_page
     from appliance.evaluation.runs import find, runs
     from appliance.service import open_service
@@ -144,10 +145,19 @@ def show(session: Session, run_id: str | None, html: Path | None, markdown: Path
         emit(rows, as_json, lambda: table(("run", "dataset", "settings", "finished"), [list(row.values()) for row in rows]))
         return
     found = find(service, run_id)
-    summary = figures(session.workspace, found)[0].summary or {}
+    result = figures(session.workspace, found)[0]
+    summary = dict(result.summary or {})
+    if judges := judges_of(session.workspace, found.id, result):
+        summary["judges"] = judges
     for path in write_page(session.workspace, found, html, markdown):
         say(f"written: {path}")
-    emit(summary, as_json, lambda: click.echo(f"run {found.id}, {summary['n']} questions\n{report(summary)}"))
+
+    def told() -> None:
+        click.echo(f"run {found.id}, {summary['n']} questions\n{report(summary)}")
+        for judge in judges:
+            _show_judged(judge)
+
+    emit(summary, as_json, told)
 
 
 @eval.command()
@@ -235,14 +245,25 @@ def gate(session: Session, file: Path, run_id: str | None, fresh: bool, as_json:
 @click.option("--arms", help="Score the answers of these arms (comma-separated; default: all; '' for none).")
 @click.option("--pair", "pairs", multiple=True, metavar="ARM,ARM", help="Compare the answers of two arms, in both orders. Repeatable.")
 @click.option("--limit", type=click.IntRange(1), help="Of at most this many questions.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Length of its replies (default: 200; a model that reasons first needs more).")
 @json_option
 @pass_session
-def judge(session: Session, run_id: str, engine: str, arms: str | None, pairs: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+def judge(
+    session: Session,
+    run_id: str,
+    engine: str,
+    arms: str | None,
+    pairs: tuple[str, ...],
+    limit: int | None,
+    max_tokens: int | None,
+    as_json: bool,
+) -> None:
     """Let a model judge the answers of a run by the experts' rubric, and show how far it agrees with the experts.
 
-    Any OpenAI-compatible endpoint can judge: name it as an engine. What was judged before is not asked again.
+    Any OpenAI-compatible endpoint can judge: name it as an engine. What was judged before is not asked again; what failed or could not be
+    read is.
     """
-    from appliance.evaluation.judging import judged
+    from appliance.evaluation.judging import MAX_TOKENS, judged
     from appliance.evaluation.runs import find
     from appliance.service import open_service
 
@@ -254,12 +275,17 @@ def judge(session: Session, run_id: str, engine: str, arms: str | None, pairs: t
     async def go(progress: Progress) -> dict[str, Any]:
         try:
             beat = partial(progress, "judging")
-            return await judged(service, found, engine, arms=chosen, pairs=two, limit=limit, progress=beat)
+            length = max_tokens or MAX_TOKENS
+            return await judged(service, found, engine, arms=chosen, pairs=two, limit=limit, max_tokens=length, progress=beat)
         finally:
             await service.answering.close()
 
     with Progress() as progress:
         summary = asyncio.run(go(progress))
+    if summary["failed"]:
+        say(f"{summary['failed']} answers were not judged; the same command asks for them again. The first: {summary['first_failure']}")
+    if summary["unreadable"]:
+        say(f"{summary['unreadable']} replies could not be read; a model that reasons first needs more --max-tokens")
     emit(summary, as_json, lambda: _show_judged(summary))
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.engines.base import Message, Sampling
+from appliance.engines.base import EngineBusy, EngineDown, EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.experts.tasks import ExpertTasks
 from appliance.service import Service
-from eval.judge import judge, summary
-from eval.run import load
+from appliance.workspace import Workspace
+from eval.judge import NoReply, judge, judgements_of, summary
+from eval.run import RunResult, load
 
-# Enough for the JSON asked for, and some talk before it.
-_SAMPLING = Sampling(max_tokens=200)
+# Enough for the JSON asked for, and some talk before it; a model that reasons first needs more.
+MAX_TOKENS = 200
+# So often a busy engine is asked, waiting at most so many seconds each time.
+_TRIES, _LONGEST_WAIT = 6, 60.0
 
 
 async def judged(
@@ -27,11 +31,14 @@ async def judged(
     arms: Sequence[str] | None = None,
     pairs: Sequence[tuple[str, str]] = (),
     limit: int | None = None,
+    max_tokens: int = MAX_TOKENS,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Have `engine` judge the answers of a finished run; returns the JSON of `eval judge --json`. What it has judged before is kept.
 
-    Raises UsageError (unknown engine, unfinished run), EvalError (unknown arm), EngineError, Locked while somebody else judges the run.
+    An answer that the engine cannot judge (too long, filtered, still busy after some waiting) has failed, and the others go on. Raises
+    UsageError (unknown engine, unfinished run), EvalError (unknown arm), EngineDown where the engine itself fails, Locked while somebody
+    else judges the run.
     """
     config = service.workspace.config
     if engine not in config.engines:
@@ -43,8 +50,18 @@ async def judged(
 
     async def chat(messages: Sequence[tuple[str, str]]) -> str:
         asked = [Message(role=role, content=content) for role, content in messages]  # type: ignore[typeddict-item]
-        async with aclosing(model.chat(asked, None, _SAMPLING)) as deltas:
-            return "".join([delta.text async for delta in deltas])
+        left = _TRIES
+        while True:
+            left -= 1
+            try:
+                async with aclosing(model.chat(asked, None, Sampling(max_tokens=max_tokens))) as deltas:
+                    return "".join([delta.text async for delta in deltas])
+            except EngineDown:
+                raise
+            except EngineError as error:
+                if not isinstance(error, EngineBusy) or not left:
+                    raise NoReply(str(error)) from error
+                await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
 
     identity = f"{settings.kind} {settings.url} {settings.model} {settings.base} {model.base_hash}"
     with service.workspace.db.lock(f"judge:{run.id}") as lock:
@@ -67,3 +84,10 @@ async def judged(
         )
     experts = [each for each, _ in ExpertTasks(service.workspace.db).judged(run.id)]
     return {"run_id": run.id, "judge": engine, "experts": len({each.expert for each in experts}), **summary(found, experts)}
+
+
+def judges_of(workspace: Workspace, run_id: str, result: RunResult) -> list[dict[str, Any]]:
+    """What each judge has said of a run so far, as `judged` returns it."""
+    experts = [each for each, _ in ExpertTasks(workspace.db).judged(run_id)]
+    shared = {"run_id": run_id, "experts": len({each.expert for each in experts})}
+    return [{**shared, "judge": name, **summary(found, experts)} for name, found in judgements_of(result).items()]

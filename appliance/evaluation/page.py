@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.errors import ApplianceError, UsageError
+from appliance.evaluation.judging import judges_of
 from appliance.evaluation.runs import scoring_of
 from appliance.experts.tasks import expert_utilities
 from appliance.files import write_bytes, write_whole
@@ -60,7 +61,8 @@ def page_of(workspace: Workspace, run: sa.Row[Any], format: str = "svg") -> tupl
         facts["scored by experts"] = f"{scored} answers, whose scores take the place of the metric"
     if workspace.config.eval.currency:
         facts["costs in"] = workspace.config.eval.currency
-    return page(result, f"Evaluation of {run.dataset}", scoring, facts, "png" if format == "png" else "svg"), result
+    judges = judges_of(workspace, run.id, result)
+    return page(result, f"Evaluation of {run.dataset}", scoring, facts, "png" if format == "png" else "svg", judges), result
 
 
 def write_page(workspace: Workspace, run: sa.Row[Any], html: Path | None, markdown: Path | None) -> list[Path]:

@@ -14,7 +14,7 @@ from gate_support import Bench, right, rows, wrong
 
 from appliance.cli.main import run as command
 from appliance.datasets.registry import DatasetInfo
-from appliance.engines.base import EngineBusy, Health, Sampling
+from appliance.engines.base import EngineBusy, EngineError, Health, Sampling
 from appliance.evaluation import cache as run_cache
 from appliance.evaluation import runs as evaluation
 from appliance.evaluation.gating import hold
@@ -259,7 +259,7 @@ def test_page_and_gate(bench: Bench, tmp_path: Path) -> None:
     assert [verdict.status for verdict in hold(bench.workspace, wanted, "gate.toml", run)] == ["passed", "skipped"]
 
 
-def test_a_model_judges_and_goes_on_where_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_judges_and_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
     info = dataset(bench)
     run = find(bench.service(), ran(bench, info, ("base", "quote"))["run_id"])
     service = bench.service()
@@ -277,7 +277,35 @@ def test_a_model_judges_and_goes_on_where_it_was(bench: Bench, monkeypatch: pyte
     assert len(said) == 3
     bench.script[None] = lambda _: "I like both."
     assert asyncio.run(judged(service, run, "default", arms=[], pairs=[("base", "quote")]))["pairs"][0]["unreadable"] > 0
+    write_page(bench.workspace, run, tmp_path / "run.html", tmp_path / "run.md")
+    html, text = (tmp_path / "run.html").read_text("utf-8"), (tmp_path / "run.md").read_text("utf-8")
+    assert "Judged by a model" in html and "4.00 [4.00, 4.00]" in html and "base over quote" in html
+    assert "## Judged by a model" in text and "no expert has judged these answers" in text
     assert "50元" not in (load(bench.workspace.root / run.path).folder / "judge-default.jsonl").read_text("utf-8")
+
+
+def test_a_busy_judge_is_waited_for_and_what_it_refuses_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = find(bench.service(), ran(bench, dataset(bench), ("base",))["run_id"])
+    service, asked, lengths = bench.service(), 0, set()
+    chat = engine_of(service).chat
+
+    async def moody(self: Any, messages: Any, adapter: Any, sampling: Sampling) -> Any:
+        nonlocal asked
+        asked += 1
+        lengths.add(sampling.max_tokens)
+        if asked <= 2:
+            raise EngineBusy("429", retry_after=0.001)
+        if asked == 3:
+            raise EngineError("the server's content filter stopped the answer")
+        async for delta in chat(messages, adapter, sampling):
+            yield delta
+
+    monkeypatch.setattr(type(engine_of(service)), "chat", moody)
+    bench.script[None] = lambda _: '{"correctness": 4, "completeness": 5, "harm": 5}'
+    found = asyncio.run(judged(service, run, "default", arms=["base"], max_tokens=700))
+    assert found["failed"] == 1 and "content filter" in found["first_failure"] and lengths == {700}
+    assert found["arms"]["base"]["correctness"]["n"] == 2
+    assert asyncio.run(judged(service, run, "default", arms=["base"]))["failed"] == 0
 
 
 def test_commands(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

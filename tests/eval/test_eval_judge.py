@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,18 @@ from sklearn.metrics import cohen_kappa_score
 
 from eval.experts import Judged
 from eval.experts import Judgement as Said
-from eval.judge import Judgement, agreement, judge, pair_prompt, read_preference, read_scores, single_prompt, summary
+from eval.judge import (
+    Judgement,
+    NoReply,
+    agreement,
+    judge,
+    judgements_of,
+    pair_prompt,
+    read_preference,
+    read_scores,
+    single_prompt,
+    summary,
+)
 from eval.run import RunResult, run
 from eval.types import EvalError, Item, Outcome
 
@@ -78,7 +90,7 @@ def test_judging_goes_on_where_it_was(tmp_path: Path) -> None:
             raise RuntimeError("power cut")
         return '{"correctness": 4, "completeness": 4, "harm": 5}'
 
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(RuntimeError, match="power cut"):
         asyncio.run(judge(result, chat, "judge/7b", "m1", concurrency=1))
     seen: list[tuple[int, int]] = []
     found = asyncio.run(judge(result, chat, "judge/7b", "m1", progress=lambda *now: seen.append(now)))
@@ -89,6 +101,39 @@ def test_judging_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "的回答" not in (tmp_path / "judge-judge_7b.jsonl").read_text("utf-8")
     with pytest.raises(EvalError, match="no answers of 'quote'; it has rag, base"):
         asyncio.run(judge(result, chat, "j", "m", arms=["quote"]))
+
+
+def test_what_fails_is_counted_and_asked_for_again_with_what_could_not_be_read(tmp_path: Path) -> None:
+    result, asked = ran(tmp_path), 0
+
+    async def chat(messages: Sequence[tuple[str, str]]) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise NoReply("filtered")
+        return "Let me think" if asked == 3 else '{"correctness": 4, "completeness": 4, "harm": 5}'
+
+    first = summary(asyncio.run(judge(result, chat, "j", "m", concurrency=1)))
+    assert (first["failed"], first["first_failure"], first["unreadable"], asked) == (1, "filtered", 1, 11)
+    assert first["arms"]["rag"]["unreadable"] + first["arms"]["base"]["unreadable"] == 1
+    stored = judgements_of(result)
+    assert list(stored) == ["j"] and len(stored["j"]) == 10
+    again = summary(asyncio.run(judge(result, chat, "j", "m", concurrency=1)))
+    assert (again["failed"], again["first_failure"], again["unreadable"], asked) == (0, None, 0, 13)
+    stored = judgements_of(result)
+    assert len(stored["j"]) == 11 and all(each.readable for each in stored["j"])
+    # Of another model only what it has judged, and of answers that are still there.
+    asyncio.run(judge(result, chat, "j", "m2", arms=["base"], limit=1))
+    assert [(each.item, each.arms) for each in judgements_of(result)["j"]] == [("q0", ("base",))]
+    withheld = RunResult(result.folder, result.items, {key: replace(one, answer="") for key, one in result.outcomes.items()}, None)
+    assert judgements_of(withheld) == {}
+
+
+def test_a_judge_is_told_that_there_is_no_answer() -> None:
+    for lang, said in (("en", "no answer to this question"), ("zh", "没有这个问题的答案")):
+        item = Item("i", "谁？", answerable=False, lang=lang)
+        assert said in single_prompt(item, "王")[1][1] and said in pair_prompt(item, "王", "李")[1][1]
+        assert said not in single_prompt(Item("i", "谁？", "王", lang=lang), "王")[1][1]
 
 
 def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
