@@ -128,12 +128,13 @@ def _filled(figures: dict[str, Any], measured: dict[str, Any] | None, questions:
     share, latency, price = (known.get(name) for name in ("answered_without_a_person", "latency_ms", "cost"))
     if questions is None:
         return filled
-    if share is None and ("automated_tasks" not in figures or minutes is not None):
-        raise UsageError("--questions-per-year needs --domain, and answers on record there: none was asked through the gateway yet")
-    if "automated_tasks" not in figures:
-        filled["automated_tasks"] = questions * share
     if price is not None and "running_cost" not in figures:
         filled["running_cost"] = questions * price
+    if "automated_tasks" in figures and minutes is None:
+        return filled
+    if share is None:
+        raise UsageError("--questions-per-year needs --domain, and answers on record there: none was asked through the gateway yet")
+    filled.setdefault("automated_tasks", questions * share)
     if minutes is not None and "process_speedup" not in figures:
         if latency is None:
             raise UsageError("--minutes-by-hand needs a finished evaluation run of --domain, for the latency of an answer")

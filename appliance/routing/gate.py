@@ -28,7 +28,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
     unavailable for a question counts as a refusal there.
     """
     questions, target = labels.questions, routing.target_risk
-    stale_limit, costs = routing.policy.settings.stale_limit, ASSUMED_COSTS | labels.costs
+    stale_limit, costs = routing.policy.settings.stale_limit, {**ASSUMED_COSTS, **labels.costs}
     models = cross_validated(questions, lambda inside: train(inside, among, target))
     chosen = [choose(model, question, costs, routing.prices, stale_limit) for model, question in zip(models, questions, strict=True)]
     values = [worth(question, arm) for question, arm in zip(questions, chosen, strict=True)]
@@ -91,7 +91,7 @@ def decided_now(labels: Labels, routers: Routers, routing: Routing) -> Mapping[s
     live = routing.of(labels.domain)
     if not isinstance(live, LearnedRouter):
         return labels.ruled
-    stale_limit, costs = routing.policy.settings.stale_limit, ASSUMED_COSTS | labels.costs
+    stale_limit, costs = routing.policy.settings.stale_limit, {**ASSUMED_COSTS, **labels.costs}
     learnt = frozenset(routers.get(live.version).training["learnt"])
     return {
         question.id: worth(question, choose(live.model, question, costs, routing.prices, stale_limit))
