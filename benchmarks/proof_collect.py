@@ -101,13 +101,15 @@ def prepared(folder: Path, data: Path, chosen: ProofSet, fold: Fold, most: int |
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question with what every arm made of it, the numbers the router reads, the rules' choice, and the situation it was made in."""
+    """A question with what every arm made of it, the numbers the router reads, the rules' choice, the situation it was made in, and
+    the ms between its evidence and its decision as served: nearest training questions, freshness, approved answers, engine, rules."""
 
     item: Item
     outcomes: Mapping[Arm, Outcome]
     row: Row
     rules: Arm
     situation: Situation
+    deciding_ms: float
 
 
 def collected(data: Path, state: Path, chosen: ProofSet, size: Size) -> list[Asked]:
@@ -122,10 +124,10 @@ def collected(data: Path, state: Path, chosen: ProofSet, size: Size) -> list[Ask
         with Workspace(folder) as workspace:
             service = open_service(workspace)
             situations = asyncio.run(_situations(service, chosen.domain, whole))
-        for item, situation in zip(whole, situations, strict=True):
+        for item, (situation, deciding_ms) in zip(whole, situations, strict=True):
             decision = RulePolicy().decide(situation)
             row = row_of(decision.features)
-            found.append(Asked(item, {arm: outcomes[item.id, arm] for arm in ARMS}, row, decision.arm, situation))
+            found.append(Asked(item, {arm: outcomes[item.id, arm] for arm in ARMS}, row, decision.arm, situation, deciding_ms))
     return found
 
 
@@ -133,9 +135,10 @@ def _answered(outcome: Outcome | None) -> bool:
     return outcome is not None and (outcome.error is None or outcome.unavailable)
 
 
-async def _situations(service: Service, domain: str, items: Sequence[Item]) -> list[Situation]:
+async def _situations(service: Service, domain: str, items: Sequence[Item]) -> list[tuple[Situation, float]]:
     try:
-        return [(await service.answering.decide(Request(item.question, domain=domain), evaluator(service))).situation for item in items]
+        turns = [await service.answering.decide(Request(item.question, domain=domain), evaluator(service)) for item in items]
+        return [(turn.situation, turn.clock.stages["decision"]) for turn in turns]
     finally:
         await service.answering.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Literal, Protocol
 
 from retrieval.types import Evidence
@@ -32,19 +31,16 @@ class AdapterFacts:
     `nearest_question` is the cosine to the nearest training question, `near_questions` the mean of those to the five nearest (None if
     unknown), `stale_share` the share of its linked training pairs whose evidence has changed or gone, `unlinked` the number of pairs
     without evidence, `stale_here` the documents it was trained on that are other or gone now, as far as they are among this question's
-    passages or the evidence of its nearest training question,
-    `scores` its scores from the gate or the last evaluation.
+    passages or the evidence of its nearest training question.
     """
 
     version: str
-    trained_at: datetime
     pairs: int
     stale_share: float
     unlinked: int
     nearest_question: float | None = None
     near_questions: float | None = None
     stale_here: tuple[str, ...] = ()
-    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,14 +346,12 @@ class Registry:
         here += [key for pair in near.pairs for key in stale.pairs.get(pair, ())] if near is not None else []
         return AdapterFacts(
             version=version.name,
-            trained_at=version.created_at,
             pairs=int(version.metrics.get("train_examples", 0)),
             stale_share=stale.counts.share,
             unlinked=stale.counts.unlinked,
             nearest_question=None if near is None else near.best,
             near_questions=None if near is None else near.mean,
             stale_here=tuple(dict.fromkeys(key.id for key in here)),
-            scores={key: float(value) for key, value in version.metrics.items() if isinstance(value, int | float)},
         )
 
     def _labels_now(self, name: str) -> frozenset[str]:

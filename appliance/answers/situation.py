@@ -23,7 +23,7 @@ from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage
-from router.types import ARMS, GENERATING, Arm, Decision, Router, Situation
+from router.types import ARMS, GENERATING, AdapterFacts, Arm, Decision, Router, Situation
 
 T = TypeVar("T")
 _NO_USAGE = Usage(0, 0)
@@ -193,8 +193,7 @@ class Deciding:
         facts = None
         # How near a question is to an adapter's training questions tells about the documents behind them.
         if adapter is not None and adapter.labels <= caller.scope.labels:
-            near = await asyncio.to_thread(self._tuned.near, adapter.path, self.knowledge.embedder, query)
-            facts = await asyncio.to_thread(self.registry.facts, adapter, evidence, near)
+            facts = await asyncio.to_thread(self._facts, adapter, evidence, query)
         return Situation(
             question=query,
             lang=lang,
@@ -208,6 +207,9 @@ class Deciding:
             untimed=frozenset() if request.measured else self.costs.untimed(domain),
             constraints=request.constraints,
         )
+
+    def _facts(self, adapter: AdapterVersion, evidence: Evidence, query: str) -> AdapterFacts:
+        return self.registry.facts(adapter, evidence, self._tuned.near(adapter.path, self.knowledge.embedder, query))
 
     def readable(self, passages: Sequence[Passage]) -> list[Passage]:
         """Those that may stand in a generating prompt ([retrieval] flagged)."""

@@ -16,7 +16,6 @@ def adapter() -> Callable[..., AdapterFacts]:
     def make(**changes: object) -> AdapterFacts:
         facts = {
             "version": "finance@3f2a91c0",
-            "trained_at": datetime(2026, 3, 1, tzinfo=UTC),
             "pairs": 40,
             "stale_share": 0.0,
             "unlinked": 0,
