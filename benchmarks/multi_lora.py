@@ -149,7 +149,7 @@ def without_lora(given: Launch) -> Launch:
 async def vllm(workspace: Workspace, models: ModelStore, bare: bool) -> AsyncIterator[Engine]:
     settings: EngineConfig = workspace.config.engines["default"]
     given = launch(workspace, models, "default", settings)
-    server = VllmServer("default", without_lora(given) if bare else given, workspace.db)
+    server = VllmServer("default", lambda: without_lora(given) if bare else given, workspace.db)
     reference = workspace.model(settings.base)
     window = context_window(models.path(reference), settings)
     words = partial(words_of, models.path(reference), settings.template(workspace.root))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from appliance.adapters.registry import Registry
@@ -62,17 +63,19 @@ class VllmBench:
 
         return asyncio.run(go())
 
-    def kill(self) -> float:
-        """Kill the API server, as the system would when memory runs out; returns when that was."""
-        import psutil
-
+    def processes(self) -> list[psutil.Process]:
+        """The API server, and after it its workers."""
         assert self.server.running is not None
         port = self.server.running.url.split(":")[2].split("/")[0]
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
             if port in line and line[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]:
-                process.send_signal(signal.SIGKILL)
-        return time.monotonic()
+                return [process, *process.children(recursive=True)]
+        raise AssertionError(f"no process of vLLM listens on {port}")
+
+    def kill(self) -> None:
+        """Kill the API server, as the system would when memory runs out."""
+        self.processes()[0].send_signal(signal.SIGKILL)
 
     def wait(self, seconds: float = 300) -> None:
         """Until the server answers."""
@@ -125,7 +128,7 @@ def vllm_bench(vllm_workspace: Path) -> Iterator[VllmBench]:
     """The workspace with its server running."""
     with Workspace(vllm_workspace) as workspace:
         settings: EngineConfig = workspace.config.engines["default"]
-        server = VllmServer("default", launch(workspace, ModelStore.default(), "default", settings), workspace.db)
+        server = VllmServer("default", lambda: launch(workspace, ModelStore.default(), "default", settings), workspace.db)
         adapters = {version.domain: version.ref for version in Registry(workspace).versions()}
         bench = VllmBench(vllm_workspace, adapters, workspace, server)
         try:

@@ -8,6 +8,7 @@ from appliance.adapters import canary as canaries
 from appliance.adapters.canary import Canary
 from appliance.adapters.gate_checks import GateResult, last_gate
 from appliance.adapters.gates import Progress, check_fit, measure
+from appliance.adapters.life import warn
 from appliance.service import Service
 
 
@@ -43,4 +44,5 @@ async def begin(service: Service, name: str, share: float | None = None, *, forc
                 gate = await measure(service, version, live, settings.gate, beat)
         if not gate.passed:
             return Trial(None, gate)
+    await warn(registry, await service.engines.of(version.domain), version)
     return Trial(canaries.start(registry, name, settings.canary.share if share is None else share, force), gate)

@@ -148,7 +148,7 @@ def _started(name: str, settings: EngineConfig, models: ModelStore, workspace: W
     path, base_hash = models.path(base), models.model_hash(base)
     return StartedVllm(
         name,
-        VllmServer(name, launch(workspace, models, name, settings), workspace.db),
+        VllmServer(name, partial(launch, workspace, models, name, settings), workspace.db),
         key_of(workspace, name),
         frozenset(settings.languages),
         base_hash,

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,10 @@ class VllmServer:
     in the database, where the others read it. When the owner ends, the server ends with it, and one of the others starts its own.
     """
 
-    def __init__(self, name: str, launch: Launch, database: Database) -> None:
+    def __init__(self, name: str, launch: Callable[[], Launch], database: Database) -> None:
+        """`launch` is asked now, and before each start: limits follow what is registered by then. Raises what it raises."""
         self.name = name
-        self._launch, self._database = launch, database
+        self._how, self._launch, self._database = launch, launch(), database
         self._key = f"engine:{name}@{socket.gethostname()}"
         self._closing = threading.Event()
         self._running: Running | None = None
@@ -110,8 +111,10 @@ class VllmServer:
         while not self._closing.is_set():
             try:
                 self._own_or_follow()
-            except (ApplianceError, sa.exc.SQLAlchemyError, OSError) as error:
-                logger.error("engine %s: %s", self.name, error)
+            except Exception as error:
+                # Also what was not foreseen: without this thread nothing would start the server again.
+                foreseen = isinstance(error, (ApplianceError, sa.exc.SQLAlchemyError, OSError))
+                logger.error("engine %s: %s", self.name, error, exc_info=not foreseen)
                 self._now(None, "its server cannot be started; the log says why")
             self._closing.wait(1.0)
         self._now(None, "the engine is closed")
@@ -145,8 +148,8 @@ class VllmServer:
         """Start the server, again and again, until `close`."""
         pause = _FIRST_PAUSE
         while not self._closing.is_set():
-            port = _free_port()
             self._now(None, "its server is being started")
+            self._launch, port = self._how(), _free_port()
             process = self._spawn(port)
             began = time.monotonic()
             try:
@@ -154,9 +157,9 @@ class VllmServer:
                 if why is None and not self._closing.is_set():
                     logger.info("engine %s: its server answers after %.0f s", self.name, time.monotonic() - began)
                     running = Running(f"http://127.0.0.1:{port}/v1", self._launch.limits)
-                    self._publish(running)
+                    untold = None if self._told(running) else running
                     self._now(running)
-                    why = self._watch(process, port, lock)
+                    why = self._watch(process, port, lock, untold)
             finally:
                 self._now(None, "its server has ended and is being started again")
                 self._end(process)
@@ -213,12 +216,14 @@ class VllmServer:
                 return None
         return None
 
-    def _watch(self, process: subprocess.Popen[bytes], port: int, lock: WriterLock) -> str:
-        """Why the server must be started again, once it must."""
+    def _watch(self, process: subprocess.Popen[bytes], port: int, lock: WriterLock, untold: Running | None) -> str:
+        """Why the server must be started again, once it must; meanwhile the others are told of what is still `untold`."""
         asked, late = time.monotonic(), 0
         while not self._closing.wait(_LOOK):
             if process.poll() is not None:
                 return "its server ended"
+            if untold is not None and self._told(untold):
+                untold = None
             self._beat(lock)
             if time.monotonic() - asked < _ASK:
                 continue
@@ -246,6 +251,14 @@ class VllmServer:
         except ProcessLookupError:
             logger.debug("engine %s: nothing is left of its server", self.name)
         process.wait()
+
+    def _told(self, running: Running) -> bool:
+        try:
+            self._publish(running)
+        except (DatabaseFailed, sa.exc.SQLAlchemyError) as error:
+            logger.warning("engine %s: other processes cannot be told of its server now: %s", self.name, error)
+            return False
+        return True
 
     def _publish(self, running: Running | None) -> None:
         table = schema.setting

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from fake_engine import ScriptedEngine
+from fake_vllm import write_python
 from gate_support import Bench, right, rows
 
-from appliance.adapters import canary, gates
+from appliance.adapters import canary, gates, trial
 from appliance.adapters import life as adapter_life
 from appliance.adapters.life import AdapterLife
 from appliance.adapters.registry import AdapterVersion
@@ -19,6 +21,7 @@ from appliance.answers.availability import adapter_trouble
 from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Sampling
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
+from appliance.engines.pool import EnginePool
 from appliance.engines.vllm import VllmEngine
 from appliance.errors import ApplianceError, GateMissed, UsageError
 from appliance.knowledge.knowledge import Knowledge
@@ -349,3 +352,33 @@ def test_what_vllm_does_not_serve_is_refused_with_the_remedy(bench: Bench, versi
     with pytest.raises(GateMissed, match="DoRA adapters are not served by vllm; use an engine of kind local, or train with method lora"):
         asyncio.run(gates.promote(bench.service(), version.name, force="a test"))
     assert bench.registry.live("medical") is None
+
+
+def test_what_overflows_is_said_before_the_alias_moves_or_a_trial_begins(
+    bench: Bench, versions: list[AdapterVersion], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"kind": "vllm", "python": str(write_python(tmp_path / "python")), "max_loras": 1, "connect_seconds": 30}
+    for name, value in settings.items():
+        bench.workspace.save_setting(f"engines.default.{name}", value)
+    one, two, three = versions
+    service = replace(bench.service(), engines=EnginePool(bench.workspace, bench.models))
+
+    async def run() -> None:
+        await gates.promote(service, one.name, force="a test")
+        assert "are wanted" not in caplog.text
+        engine = await service.engines.of("medical")
+        load = engine.load
+
+        async def loading(version: AdapterRef) -> None:
+            assert "2 adapters are wanted and 1 fit into one batch" in caplog.text
+            assert bench.registry.live("medical") == bench.registry.current(one.name)
+            await load(version)
+
+        engine.load = loading  # type: ignore[method-assign]
+        await gates.promote(service, two.name, force="a test")
+        await trial.begin(service, three.name, force="a test", progress=lambda *_: None)
+        # The live one, the one before it, which is still loaded, and the candidate.
+        assert "3 adapters are wanted and 1 fit into one batch" in caplog.text
+        await service.engines.close()
+
+    asyncio.run(run())

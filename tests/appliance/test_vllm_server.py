@@ -26,7 +26,7 @@ from appliance.engines.base import AdapterRef, EngineDown, EngineError, EngineLa
 from appliance.engines.build import build, check
 from appliance.engines.pool import EnginePool
 from appliance.engines.replicas import Replicas
-from appliance.engines.vllm_server import Launch, VllmServer
+from appliance.engines.vllm_server import Launch, Running, VllmServer
 from appliance.engines.vllm_started import StartedVllm, launch, limits
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.models.store import ModelStore
@@ -55,7 +55,7 @@ def base(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def server(workspace: Workspace, models: ModelStore, base: Path) -> Iterator[VllmServer]:
-    made = VllmServer("default", launching(workspace, models), workspace.db)
+    made = VllmServer("default", lambda: launching(workspace, models), workspace.db)
     yield made
     made.close()
 
@@ -99,7 +99,6 @@ def test_it_answers_with_the_adapter_that_is_named_and_leaves_nothing_behind(
 ) -> None:
     async def run() -> None:
         engine = over(workspace, models)
-        assert not (await engine.health()).ok
         await engine.start(20)
         assert (await engine.health()).ok
         assert await say(engine, "挂号 费 多少") == "base: 挂号 费 多少 "
@@ -182,8 +181,8 @@ def test_one_that_cannot_start_is_tried_more_and_more_rarely_and_says_so(workspa
 
 def test_processes_of_a_workspace_share_one_server(workspace: Workspace, models: ModelStore, base: Path, server: VllmServer) -> None:
     until(lambda: server.running)
-    other = VllmServer("default", launching(workspace, models), workspace.db)
-    strange = VllmServer("default", replace(launching(workspace, models), settings="others"), workspace.db)
+    other = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    strange = VllmServer("default", lambda: replace(launching(workspace, models), settings="others"), workspace.db)
     try:
         until(lambda: other.running)
         assert other.running == server.running and len(processes(base)) == 3
@@ -216,7 +215,7 @@ def test_a_database_in_trouble_ends_neither_the_server_nor_those_who_follow_it(
         failed.append("follow")
         raise sa.exc.OperationalError("SELECT", {}, Exception("数据库坏了"))
 
-    other = VllmServer("default", launching(workspace, models), workspace.db)
+    other = VllmServer("default", lambda: launching(workspace, models), workspace.db)
     try:
         until(lambda: other.running)
         with monkeypatch.context() as patch:
@@ -228,6 +227,58 @@ def test_a_database_in_trouble_ends_neither_the_server_nor_those_who_follow_it(
         assert server.running == before and server.failures == 0
     finally:
         other.close()
+
+
+def test_a_server_that_answers_is_not_given_up_because_nobody_can_be_told(
+    workspace: Workspace, models: ModelStore, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish, busy = VllmServer._publish, threading.Event()
+
+    def publishing(own: VllmServer, running: Running | None) -> None:
+        if running is not None and not busy.is_set():
+            raise DatabaseFailed("the database cannot be used: 数据库被锁")
+        publish(own, running)
+
+    monkeypatch.setattr(VllmServer, "_publish", publishing)
+    server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    other = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    try:
+        until(lambda: "cannot be told of its server" in caplog.text)
+        assert server.running is not None or other.running is not None
+        busy.set()
+        until(lambda: server.running is not None and server.running == other.running)
+        assert server.failures == other.failures == 0 and len(processes(base)) == 3
+    finally:
+        server.close()
+        other.close()
+
+
+def test_a_row_of_another_release_ends_no_thread(
+    workspace: Workspace, models: ModelStore, base: Path, server: VllmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    until(lambda: server.running)
+    with workspace.db.write() as connection:
+        connection.exec_driver_sql("UPDATE setting SET value = '{\"address\": 1}' WHERE key LIKE 'engine:default@%'")
+    other = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    try:
+        until(lambda: "KeyError" in caplog.text)
+        server._publish(server.running)
+        until(lambda: other.running == server.running)
+    finally:
+        other.close()
+
+
+def test_a_server_that_is_started_again_has_room_for_what_was_registered_since(
+    workspace: Workspace, models: ModelStore, base: Path, server: VllmServer
+) -> None:
+    until(lambda: server.running)
+    assert server.running is not None and server.running.limits.places == 4
+    for number in range(4):
+        workspace.create_domain(f"ward{number}")
+    processes(base)[-1].kill()
+    processes(base)[0].kill()
+    until(lambda: server.failures > 0 and server.running)
+    assert server.running is not None and server.running.limits.places == 8
 
 
 def test_what_is_no_server_of_the_web_is_not_well() -> None:
@@ -270,7 +321,7 @@ def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: Mod
         "import sys, time; from pathlib import Path; from appliance.workspace import Workspace;"
         "from appliance.models.store import ModelStore;"
         "from appliance.engines.vllm_started import launch; from appliance.engines.vllm_server import VllmServer;"
-        "w = Workspace(Path(sys.argv[1])); l = launch(w, ModelStore(Path(sys.argv[2])), 'default', w.config.engines['default']);"
+        "w = Workspace(Path(sys.argv[1])); l = lambda: launch(w, ModelStore(Path(sys.argv[2])), 'default', w.config.engines['default']);"
         "VllmServer('default', l, w.db); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(workspace.root), str(models.root)])
@@ -281,7 +332,7 @@ def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: Mod
         owner.wait()
     until(lambda: not processes(base))
     # Its lock is taken over.
-    server = VllmServer("default", launching(workspace, models), workspace.db)
+    server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
     until(lambda: server.running)
     server.close()
 
@@ -353,7 +404,7 @@ def test_addresses_make_replicas(workspace: Workspace, models: ModelStore, base:
 
 def test_more_adapters_than_places_are_warned_of(workspace: Workspace, models: ModelStore, base: Path) -> None:
     workspace.save_setting("engines.default.max_loras", 1)
-    server = VllmServer("default", launching(workspace, models), workspace.db)
+    server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
     until(lambda: server.running)
     engine = StartedVllm("default", server, "", ["en"], "", 2048, tuple, 1.5)
     assert engine.warnings(1) == []
