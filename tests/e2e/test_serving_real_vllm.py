@@ -1,0 +1,164 @@
+"""`appliance serve` over the real vLLM server: clients that leave, an engine that hangs, the end under load."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.vllm_server import QUESTIONS, WORDS, VllmBench
+
+pytestmark = pytest.mark.slow
+# Seconds from one token to the next: what a hung engine costs who waits for it.
+BETWEEN = 6
+ASKERS = 6
+
+
+def until(what: Callable[[], Any], seconds: float = 180) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+class Gateway:
+    """A running `appliance serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], http: httpx.Client) -> None:
+        self.process, self.http = process, http
+
+    def ask(self, arm: str) -> httpx.Response:
+        return self.http.post("/v1/answer", json={"question": QUESTIONS[0], "domain": "medical", "arm": arm})
+
+    def finetuned(self) -> bool:
+        found = self.ask("finetuned")
+        return found.status_code == 200 and found.json()["answer"] == WORDS["medical"]
+
+    @contextmanager
+    def stream(self, arm: str, question: str, tokens: int) -> Iterator[httpx.Response]:
+        body = {"model": f"medical/{arm}", "messages": [{"role": "user", "content": question}], "max_tokens": tokens, "stream": True}
+        with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            yield response
+
+
+@pytest.fixture
+def gateway(vllm_bench: VllmBench) -> Iterator[Gateway]:
+    limits = ["--set", f"engines.default.between_tokens_seconds={BETWEEN}"]
+    command = [sys.executable, "-c", "from appliance.cli.main import main; main()", "--workspace", str(vllm_bench.root), *limits]
+    process = subprocess.Popen([*command, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        with httpx.Client(base_url=address, timeout=120) as http:
+            made = Gateway(process, http)
+            until(made.finetuned)
+            yield made
+    finally:
+        process.kill()
+        process.wait()
+
+
+def generated(bench: VllmBench) -> float:
+    """Tokens that the server has generated so far."""
+    assert bench.server.running is not None
+    text = httpx.get(bench.server.running.url.removesuffix("/v1") + "/metrics", timeout=30).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("vllm:generation_tokens_total"))
+
+
+def pieces(response: httpx.Response) -> Iterator[str]:
+    """The texts of a stream, and what ends it: "[DONE]" or "error"."""
+    for line in response.iter_lines():
+        if not line.startswith("data: "):
+            continue
+        data = line.removeprefix("data: ")
+        if data == "[DONE]" or "error" in json.loads(data):
+            yield "[DONE]" if data == "[DONE]" else "error"
+        elif (choices := json.loads(data)["choices"]) and (text := choices[0]["delta"].get("content")):
+            yield text
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 8])
+def test_when_the_client_is_gone_the_engine_stops_within_a_second(gateway: Gateway, vllm_bench: VllmBench, tokens: int) -> None:
+    before = generated(vllm_bench)
+    with gateway.stream("base", "Tell a very long story of a lighthouse.", 1500) as response:
+        assert response.status_code == 200
+        if tokens:
+            found = pieces(response)
+            assert [next(found) for _ in range(tokens)]
+        else:
+            time.sleep(0.2)
+    time.sleep(1)
+    after = generated(vllm_bench)
+    time.sleep(2)
+    assert generated(vllm_bench) == after and before + tokens <= after < before + 1000
+    assert gateway.finetuned()
+
+
+def test_an_engine_that_hangs_is_told_and_is_back_when_it_goes_on(gateway: Gateway, vllm_bench: VllmBench) -> None:
+    stopped = vllm_bench.processes()
+    with gateway.stream("base", "Tell a very long story of a lighthouse.", 1500) as response:
+        found = pieces(response)
+        next(found)
+        for process in stopped:
+            process.suspend()
+        try:
+            since = time.monotonic()
+            rest = list(found)
+            # No false end: an error, and nothing after it.
+            assert rest[-1] == "error" and "[DONE]" not in rest and time.monotonic() - since < BETWEEN + 5
+            until(lambda: gateway.http.get("/readyz").json()["degraded"] == ["engine"], 20)
+            assert gateway.http.get("/readyz").status_code == 200
+            since = time.monotonic()
+            refused = gateway.ask("base")
+            assert refused.status_code == 503 and "Retry-After" in refused.headers and time.monotonic() - since < 2
+            assert WORDS["medical"] in gateway.ask("quote").json()["answer"]
+        finally:
+            for process in stopped:
+                process.resume()
+    until(gateway.finetuned)
+    assert gateway.http.get("/readyz").json()["degraded"] == []
+
+
+def test_sigterm_under_load_finishes_what_has_begun(gateway: Gateway) -> None:
+    ends: Counter[str] = Counter()
+    begun = threading.Semaphore(0)
+
+    def ask() -> None:
+        while True:
+            try:
+                with gateway.stream("finetuned", QUESTIONS[0], 12) as response:
+                    if response.status_code != 200:
+                        ends[str(response.status_code)] += 1
+                        return
+                    begun.release()
+                    found = list(pieces(response))
+            except (httpx.ConnectError, httpx.RemoteProtocolError) as error:
+                # The listening socket is gone; a connection that was kept for the next request ends in between.
+                ends[type(error).__name__] += 1
+                return
+            ends["whole" if "".join(found) == WORDS["medical"] + "[DONE]" else f"broken: {found}"] += 1
+
+    askers = [threading.Thread(target=ask) for _ in range(ASKERS)]
+    for asker in askers:
+        asker.start()
+    for _ in range(2 * ASKERS):
+        assert begun.acquire(timeout=120)
+    gateway.process.send_signal(signal.SIGTERM)
+    assert gateway.process.wait(120) == 0
+    for asker in askers:
+        asker.join(60)
+    assert ends["whole"] >= ASKERS and not [end for end in ends if end.startswith("broken")], ends
+    assert sum(ends[end] for end in ("503", "ConnectError", "RemoteProtocolError")) == ASKERS, ends
