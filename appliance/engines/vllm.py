@@ -31,7 +31,6 @@ class VllmEngine(OpenAIEngine):
     """
 
     serves_adapters = True
-    _margin = 0.0
 
     def __init__(
         self,

@@ -145,8 +145,9 @@ async def test_without_usage_it_is_estimated_and_length_is_kept() -> None:
         engine = engine_for(server.url)
         counted = await engine.count_tokens(MESSAGES)
         deltas = await collect(engine)
-    assert deltas[-1] == Delta("", "length", Usage(counted, 4))
-    assert counted == 4 + 7 + 2 * 4
+    assert deltas[-1] == Delta("", "length", Usage(4 + 7 + 2 * 4, 4))
+    # A quarter more is left room for.
+    assert counted == 24
 
 
 @pytest.mark.parametrize(
@@ -215,9 +216,8 @@ async def test_an_answer_is_asked_for_no_longer_than_the_window() -> None:
         assert [delta async for delta in engine.chat(long, None, Sampling(max_tokens=100))]
         await engine.close()
     sent = [body["max_tokens"] for body in server.requests]
-    assert sent[2:] == [2000, 50, 1]
-    # Counted here only roughly.
-    assert sent[0] == sent[1] and 2048 - 2 * prompt < sent[0] < 2048 - prompt
+    # Whether the last one fits is the server's to say.
+    assert sent == [2048 - prompt, 2048 - prompt, 2000, 50, 100]
 
 
 async def test_a_refusal_for_max_tokens_names_them() -> None:
