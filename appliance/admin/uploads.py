@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -131,7 +130,9 @@ class Uploads:
 
     def _full(self) -> bool:
         """Whether what waits and what is being received take up the room; others may be sending at the same time."""
-        return sum(map(_size, self._folder.rglob("*"))) >= self._room
+        # Unlike rglob, walk goes on where a folder is removed meanwhile.
+        found = (Path(folder, name) for folder, _, names in os.walk(self._folder) for name in names)
+        return sum(map(_size, found)) >= self._room
 
     def release(self, incoming: Incoming, caller: str) -> Upload:
         """Check a received file by its content and take it. Raises Refused (the file is removed), OSError on a full disk."""
@@ -267,8 +268,7 @@ def _checked(path: Path, suffix: str) -> str | None:
 
 def _size(file: Path) -> int:
     try:
-        found = file.stat()
-        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return file.stat().st_size
     except FileNotFoundError:
         # It was released meanwhile.
         return 0

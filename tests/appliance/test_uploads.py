@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,6 +235,21 @@ def test_files_sent_at_the_same_time_share_the_room(workspace: Workspace) -> Non
         with pytest.raises(Refused, match="at once or wait"):
             first.write(b"a")
     assert files(workspace) == []
+
+
+def test_a_folder_that_goes_while_the_room_is_looked_at_stops_nobody(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads, scan = Uploads(workspace), os.scandir
+    waiting = uploads.place(send(uploads, "a.md", TEXT))[0]
+
+    def gone(path: Any) -> Any:
+        if Path(path) == waiting:
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    with uploads.receive("b.md", "documents") as incoming:
+        monkeypatch.setattr(os, "scandir", gone)
+        incoming.write(TEXT)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
