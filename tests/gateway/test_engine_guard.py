@@ -160,7 +160,7 @@ async def test_who_waits_for_an_engine_that_turns_out_to_be_ill_is_told_at_once(
             for _ in range(3):
                 guard._alive_at = float("-inf")
                 await guard.health()
-            found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+            found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENT.first_token / 2)
             assert all(isinstance(error, EngineDown) and not isinstance(error, EngineLate) for error in found)
             assert "is left alone" in str(found[0]) and (guard.faults.failed, guard.faults.late, guard.faults.refused) == (0, 0, 3)
             # An answer that has begun shows that not everything is lost.

