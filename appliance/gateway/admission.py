@@ -54,7 +54,7 @@ class Admission:
             async with asyncio.timeout(self._patience):
                 await self._called(place)
         except TimeoutError:
-            raise self._busy(f"{self.running} requests are running, and none ended within {self._patience:g} s") from None
+            raise self._busy(f"{self.running} requests are running, and no turn came within {self._patience:g} s") from None
 
     async def _called(self, place: asyncio.Future[None]) -> None:
         try:
