@@ -50,47 +50,71 @@ class _Plain:
         return linear(x, self._weight, bias)
 
 
+class _Codes:
+    """The 8-bit codes and the peaks of the rows multiplied last: layers side by side (queries, keys, values) are given the same ones."""
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._codes, self._peak = torch.empty(0), torch.empty(0)
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [n, inputs] -> codes [n, inputs], unsigned around 128 as the kernel's first operand must be, and peaks [n, 1]."""
+        if x is not self._of:
+            self._peak = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
+            self._codes = (x * (127 / self._peak)).round_().add_(128).to(torch.uint8)
+            self._of = x
+        return self._codes, self._peak
+
+
 class _Int8:
     """Symmetric, weights by output and inputs by row: the scheme of LLM.int8() (arXiv:2208.07339, section 3) without its outliers."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, codes: _Codes) -> None:
         weight = weight.detach()
+        self._inputs = codes
         self._scales = weight.abs().amax(dim=1).clamp_(min=1e-12) / 127
-        codes = (weight / self._scales[:, None]).round_().to(torch.int8)
-        self._zeros = torch.zeros(len(codes), dtype=torch.int32)
-        self._codes: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+        whole = (weight / self._scales[:, None]).round_().to(torch.int8)
+        self._zeros = torch.zeros(len(whole), dtype=torch.int32)
+        self._weight: Tensor = torch.ops.onednn.qlinear_prepack(whole, None)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        peak = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)
-        # Unsigned codes around 128: the kernel's first operand.
-        codes = (x * (127 / peak)).round_().add_(128).to(torch.uint8)
+        codes, peak = self._inputs.of(x)
         made: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1 / 127, 128, self._codes, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            codes, 1 / 127, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         made.mul_(peak)
         return made if bias is None else made.add_(bias)
 
 
-def _product(weight: Tensor, weights: Weights) -> Product:
+def _product(weight: Tensor, weights: Weights, codes: _Codes) -> Product:
     if weights == "int8":
         if not torch._C._has_mkldnn:
             raise EngineError('weights = "int8" needs a torch that was built with oneDNN; set weights = "float32"')
-        return _Int8(weight)
+        return _Int8(weight, codes)
     return _Float32(weight) if torch._C._has_mkldnn else _Plain(weight)
 
 
 class Rows:
-    """Which adapter each row of the running forward pass has, and which one the weights contain already."""
+    """Which adapter each row of the running forward pass has, which one the weights contain already, and what the rows hold just now."""
 
     def __init__(self) -> None:
         self.adapters: list[str | None] = []
         self.merged: str | None = None
+        self.codes = _Codes()
+        self._given: Tensor | None = None
+        self._flat = torch.empty(0)
         self._shares: dict[Spans, tuple[int, int, Tensor | None] | None] = {}
 
     def set(self, adapters: Sequence[str | None]) -> None:
         if list(adapters) != self.adapters:
             self.adapters = list(adapters)
             self._shares.clear()
+
+    def flat(self, x: Tensor) -> Tensor:
+        """[rows, positions, inputs] -> [rows x positions, inputs], the same object for the same one."""
+        if x is not self._given:
+            self._given, self._flat = x, x.reshape(-1, x.shape[-1])
+        return self._flat
 
     def merge(self, name: str | None) -> None:
         self.merged = name
@@ -140,10 +164,10 @@ class ServedLinear(Module):
 
     def set_weight(self, weight: Tensor) -> None:
         """Serve these weights, [outputs, inputs], float32, from now on."""
-        self._product = _product(weight, self._weights)
+        self._product = _product(weight, self._weights, self._rows.codes)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
+        flat = self._rows.flat(x)
         made = self._product(flat, self._bias)
         for name, factor in self._factors.items():
             chosen = self._rows.having(name)
