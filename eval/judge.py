@@ -6,7 +6,6 @@ and judge is not asked for again, unless it could not be read.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from eval.agreement import Agreement, cohen_kappa
 from eval.experts import PREFERENCES, RUBRIC, SCALE, Judged, utility_of
-from eval.run import RunResult, append_lines, read_lines
+from eval.run import RunResult, append_lines, at_once, read_lines
 from eval.statistics import Interval, paired_bootstrap
 from eval.types import AUTO, EvalError, Item
 
@@ -141,9 +140,11 @@ async def judge(
         if arm not in known:
             raise EvalError(f"the run has no answers of {arm!r}; it has {', '.join(known)}")
     path = result.folder / f"judge-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.jsonl"
-    stored = {(row["key"], *row["arms"]): judgement for row in read_lines(path) if (judgement := _judgement(row)).readable}
+    me = _hash(identity)
+    rows = [row for row in read_lines(path) if row["judge"] == me]
+    stored = {(row["key"], *row["arms"]): judgement for row in rows if (judgement := _judgement(row)).readable}
     wanted = _wanted(result, [*((arm,) for arm in arms), *pairs], limit)
-    keys = [(_key(identity, item, texts), *names) for item, names, texts in wanted]
+    keys = [(_key(item, texts), *names) for item, names, texts in wanted]
     missing = [place for place, key in enumerate(keys) if key not in stored]
     todo, total, done = iter(missing), len(wanted), len(wanted) - len(missing)
 
@@ -153,7 +154,7 @@ async def judge(
             nonlocal done
             for place in todo:
                 item, names, texts = wanted[place]
-                row: dict[str, Any] = {"key": keys[place][0], "judge": _hash(identity), "item": item.id, "arms": list(names)}
+                row: dict[str, Any] = {"key": keys[place][0], "judge": me, "item": item.id, "arms": list(names)}
                 try:
                     if len(texts) == 1:
                         row["scores"] = read_scores(await chat(single_prompt(item, texts[0])))
@@ -169,24 +170,19 @@ async def judge(
                 if progress is not None:
                     progress(done, total)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(max(1, min(concurrency, total))):
-                    group.create_task(worker())
-        except ExceptionGroup as group_failed:
-            raise group_failed.exceptions[0] from None
+        await at_once(worker, min(concurrency, len(missing)))
     return [stored[key] for key in keys]
 
 
 def judgements_of(result: RunResult) -> dict[str, list[Judgement]]:
-    """What is stored of each judge, by its name: the judgements of the model that it was last, of answers that are still there."""
+    """What is stored of each judge, by its name: the judgements of the model that it was last, of answers that are still the same."""
     found: dict[str, list[Judgement]] = {}
     for path in sorted(result.folder.glob("judge-*.jsonl")):
         rows = list(read_lines(path))
-        last = {(row["item"], *row["arms"]): _judgement(row) for row in rows if row["judge"] == rows[-1]["judge"]}
+        last = {(row["key"], *row["arms"]): _judgement(row) for row in rows if row["judge"] == rows[-1]["judge"]}
         sides = list(dict.fromkeys(key[1:] for key in last))
-        there = {(item.id, *names) for item, names, _ in _wanted(result, sides, None)}
-        if kept := [judgement for key, judgement in last.items() if key in there]:
+        there = [(_key(item, texts), *names) for item, names, texts in _wanted(result, sides, None)]
+        if kept := [last[key] for key in there if key in last]:
             found[path.stem.removeprefix("judge-")] = kept
     return found
 
@@ -287,9 +283,9 @@ def _turned(preference: str | None) -> str | None:
     return {"a": "b", "b": "a"}.get(preference or "", preference)
 
 
-def _key(identity: str, item: Item, texts: Sequence[str]) -> str:
+def _key(item: Item, texts: Sequence[str]) -> str:
     prompt = single_prompt(item, texts[0]) if len(texts) == 1 else pair_prompt(item, *texts)
-    return _hash(json.dumps([identity, prompt], ensure_ascii=False))
+    return _hash(json.dumps([item.id, prompt], ensure_ascii=False))
 
 
 def _hash(text: str) -> str:

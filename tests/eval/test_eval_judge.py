@@ -125,8 +125,9 @@ def test_what_fails_is_counted_and_asked_for_again_with_what_could_not_be_read(t
     # Of another model only what it has judged, and of answers that are still there.
     asyncio.run(judge(result, chat, "j", "m2", arms=["base"], limit=1))
     assert [(each.item, each.arms) for each in judgements_of(result)["j"]] == [("q0", ("base",))]
-    withheld = RunResult(result.folder, result.items, {key: replace(one, answer="") for key, one in result.outcomes.items()}, None)
-    assert judgements_of(withheld) == {}
+    for other in ("", "Another answer."):
+        others = {key: replace(one, answer=other) for key, one in result.outcomes.items()}
+        assert judgements_of(RunResult(result.folder, result.items, others, None)) == {}
 
 
 def test_a_judge_is_told_that_there_is_no_answer() -> None:
