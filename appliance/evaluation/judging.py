@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.engines.base import EngineBusy, EngineDown, EngineError, Message, Sampling
+from appliance.engines.base import EngineDown, EngineError, Message, Sampling
 from appliance.errors import UsageError
+from appliance.evaluation.patience import while_busy
 from appliance.experts.tasks import ExpertTasks
 from appliance.service import Service
 from appliance.workspace import Workspace
@@ -19,8 +19,6 @@ from eval.run import RunResult, load
 
 # Enough for the JSON asked for, and some talk before it; a model that reasons first needs more.
 MAX_TOKENS = 200
-# So often a busy engine is asked, waiting at most so many seconds each time.
-_TRIES, _LONGEST_WAIT = 6, 60.0
 
 
 async def judged(
@@ -50,18 +48,17 @@ async def judged(
 
     async def chat(messages: Sequence[tuple[str, str]]) -> str:
         asked = [Message(role=role, content=content) for role, content in messages]  # type: ignore[typeddict-item]
-        left = _TRIES
-        while True:
-            left -= 1
-            try:
-                async with aclosing(model.chat(asked, None, Sampling(max_tokens=max_tokens))) as deltas:
-                    return "".join([delta.text async for delta in deltas])
-            except EngineDown:
-                raise
-            except EngineError as error:
-                if not isinstance(error, EngineBusy) or not left:
-                    raise NoReply(str(error)) from error
-                await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
+
+        async def reply() -> str:
+            async with aclosing(model.chat(asked, None, Sampling(max_tokens=max_tokens))) as deltas:
+                return "".join([delta.text async for delta in deltas])
+
+        try:
+            return await while_busy(reply)
+        except EngineDown:
+            raise
+        except EngineError as error:
+            raise NoReply(str(error)) from error
 
     identity = f"{settings.kind} {settings.url} {settings.model} {settings.base} {model.base_hash}"
     with service.workspace.db.lock(f"judge:{run.id}") as lock:

@@ -15,9 +15,10 @@ from appliance.answers.availability import ArmUnavailable
 from appliance.answers.refusals import declines
 from appliance.config import Config
 from appliance.datasets.registry import DatasetInfo, Datasets
-from appliance.engines.base import EngineBusy, EngineError, Message, Sampling
+from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.cache import keys, known
+from appliance.evaluation.patience import while_busy
 from appliance.knowledge.forgetting import forget
 from appliance.service import Service
 from appliance.store import schema
@@ -35,8 +36,6 @@ from router.types import ARMS
 
 # Proofs compare ways to answer; `verified` only repeats an expert and `refuse` only declines.
 MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
-# How often a question is asked of an engine that is busy (a full queue, a rate limit), and the longest wait between, in seconds.
-_TRIES, _LONGEST_WAIT = 6, 60.0
 
 
 def items(pairs: Sequence[Pair], split: str | None, limit: int | None, metric: Metric | None = None) -> list[Item]:
@@ -259,17 +258,12 @@ async def answered(service: Service, item: Item, arm: str, domain: str | None, s
     one that stays busy, a question that is too long. Raises ApplianceError for what concerns every question.
     """
     request = request_of(item, arm, domain, sampling, adapter)
-    left = _TRIES
-    while True:
-        left -= 1
-        try:
-            return await _answered(service, item, request)
-        except ArmUnavailable as error:
-            return Outcome(arm, error=f"{UNAVAILABLE}{error}")
-        except (EngineError, UsageError) as error:
-            if not isinstance(error, EngineBusy) or not left:
-                return Outcome(arm, error=str(error))
-            await asyncio.sleep(min(error.retry_after, _LONGEST_WAIT))
+    try:
+        return await while_busy(lambda: _answered(service, item, request))
+    except ArmUnavailable as error:
+        return Outcome(arm, error=f"{UNAVAILABLE}{error}")
+    except (EngineError, UsageError) as error:
+        return Outcome(arm, error=str(error))
 
 
 async def _answered(service: Service, item: Item, request: Request) -> Outcome:

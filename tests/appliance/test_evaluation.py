@@ -151,7 +151,7 @@ def test_a_busy_engine_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPat
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("appliance.evaluation.runs.asyncio.sleep", sleep)
+    monkeypatch.setattr("appliance.evaluation.patience.asyncio.sleep", sleep)
     service = bench.service()
     item = items([Pair("i", "多少钱？", "50元", "zh")], None, None)[0]
     bench.gold[item.question] = "50元"
