@@ -1,7 +1,8 @@
-"""What of an adapter's training has changed since: the pairs that rest on documents which are other or gone by now."""
+"""What of an adapter's training has changed since: the pairs that rest on documents which are other or gone by now, and the labels."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,12 +39,46 @@ class StaleDocument:
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
-    """The stale part of one version's training evidence; `pairs` names for each stale pair its documents that are other or gone."""
+    """The stale part of one version's training evidence; `pairs` names for each stale pair its documents that are other or gone, `labels`
+    are those that the documents of all pairs have now."""
 
     version: str
     counts: Counts
     documents: tuple[StaleDocument, ...]
     pairs: Mapping[str, tuple[DocumentKey, ...]]
+    labels: frozenset[str]
+
+
+def _links() -> sa.Select[Any]:
+    """The links of a version, each with the hash and the labels (as text: decoding them for each row takes longer) of its document now."""
+    links, document = schema.adapter_evidence, schema.document
+    live = (
+        sa.select(
+            document.c.domain, document.c.doc_id, sa.cast(document.c.labels, sa.Text).label("labels"), schema.document_version.c.sha256
+        )
+        .select_from(document.join(schema.document_version))
+        .subquery()
+    )
+    same = sa.and_(live.c.domain == links.c.doc_domain, live.c.doc_id == links.c.doc_id)
+    columns = (links.c.pair_id, links.c.kind, links.c.doc_domain, links.c.doc_id, links.c.sha256)
+    return (
+        sa.select(*columns, live.c.sha256.label("now"), live.c.labels)
+        .select_from(links.outerjoin(live, same))
+        .where(links.c.adapter == sa.bindparam("version"))
+    )
+
+
+def _state() -> sa.Select[Any]:
+    adapter, pointer = schema.adapter, schema.pointer
+    registered = sa.select(adapter.c.created_at).where(adapter.c.name == sa.bindparam("version"))
+    return sa.select(
+        registered.scalar_subquery(),
+        *(sa.select(column).where(pointer.c.name == "index").scalar_subquery() for column in (pointer.c.value, pointer.c.updated_at)),
+    )
+
+
+# Made once: making a statement takes longer than running it.
+_LINKS, _STATE = _links(), _state()
 
 
 class Freshness:
@@ -51,34 +86,18 @@ class Freshness:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # The last generation that was asked about, and what was stale then.
-        self._known: dict[str, tuple[int, Staleness]] = {}
-
-    def at(self, version: str, generation: int | None) -> Staleness:
-        """What is stale while `generation` is live, looked up once: every change of documents makes a new generation. None: looked up."""
-        if generation is None:
-            return self.of(version)
-        known = self._known.get(version)
-        if known is None or known[0] != generation:
-            known = self._known[version] = (generation, self.of(version))
-        return known[1]
+        # By version: when it was registered and the index last moved, and what was stale then.
+        self._known: dict[str, tuple[tuple[object, ...], Staleness]] = {}
 
     def of(self, version: str) -> Staleness:
-        """What is stale now, the documents with the most pairs first."""
-        links = schema.adapter_evidence
-        live = (
-            sa.select(schema.document.c.domain, schema.document.c.doc_id, schema.document_version.c.sha256)
-            .select_from(schema.document.join(schema.document_version))
-            .subquery()
-        )
-        same = sa.and_(live.c.domain == links.c.doc_domain, live.c.doc_id == links.c.doc_id)
-        query = (
-            sa.select(links.c.pair_id, links.c.kind, links.c.doc_domain, links.c.doc_id, links.c.sha256, live.c.sha256.label("now"))
-            .select_from(links.outerjoin(live, same))
-            .where(links.c.adapter == version)
-        )
+        """What is stale now, the documents with the most pairs first; looked up once while the live documents are the same."""
         with self._database.read() as connection:
-            return _sorted_out(version, connection.execute(query))
+            # Every change of documents or labels moves the index in its own transaction.
+            state = tuple(connection.execute(_STATE, {"version": version}).one())
+            known = self._known.get(version)
+            if known is None or known[0] != state:
+                known = self._known[version] = (state, _sorted_out(version, connection.execute(_LINKS, {"version": version})))
+        return known[1]
 
 
 def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
@@ -87,7 +106,10 @@ def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
     stale: defaultdict[str, dict[DocumentKey, None]] = defaultdict(dict)
     pairs: defaultdict[DocumentKey, set[str]] = defaultdict(set)
     removed: set[DocumentKey] = set()
+    labels: set[str] = set()
     for row in rows:
+        if row.labels is not None:
+            labels.add(row.labels)
         if row.kind == "unlinked":
             unlinked.add(row.pair_id)
             continue
@@ -101,4 +123,5 @@ def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
     documents = [StaleDocument(key, "removed" if key in removed else "changed", len(ids)) for key, ids in pairs.items()]
     documents.sort(key=lambda document: (-document.pairs, document.key.domain, document.key.id))
     counts = Counts(len(linked), len(stale), len(unlinked))
-    return Staleness(version, counts, tuple(documents), {pair: tuple(keys) for pair, keys in stale.items()})
+    current = frozenset(label for text in labels for label in json.loads(text))
+    return Staleness(version, counts, tuple(documents), {pair: tuple(keys) for pair, keys in stale.items()}, current)

@@ -204,7 +204,7 @@ class Registry:
     def current(self, name: str) -> AdapterVersion:
         """The version called `name`; its `labels` are those it was trained with and those its documents have now. Raises UsageError."""
         version = self.get(name)
-        return replace(version, labels=version.labels | self._labels_now(name))
+        return replace(version, labels=version.labels | self.freshness.of(name).labels)
 
     def promote(self, name: str, why: str = "promoted", *, over: str | EllipsisType | None = ...) -> AdapterVersion:
         """Point the domain's alias at `name`, after checking the files; with `over` only while it points at that version (None: at none).
@@ -339,7 +339,7 @@ class Registry:
 
     def facts(self, version: AdapterVersion, evidence: Evidence, near: Near | None) -> AdapterFacts:
         """What the router must know about `version` for one question; `near` as `appliance.adapters.tuned_questions` tells it."""
-        stale = self.freshness.at(version.name, evidence.generation)
+        stale = self.freshness.of(version.name)
         changed = {document.key for document in stale.documents}
         here = [passage.document.key for passage in evidence.passages if passage.document.key in changed]
         # A document that is gone is found by nobody; the questions that were learnt from it are.
@@ -353,13 +353,6 @@ class Registry:
             near_questions=None if near is None else near.mean,
             stale_here=tuple(dict.fromkeys(key.id for key in here)),
         )
-
-    def _labels_now(self, name: str) -> frozenset[str]:
-        links, live = schema.adapter_evidence, schema.document
-        same = sa.and_(live.c.domain == links.c.doc_domain, live.c.doc_id == links.c.doc_id)
-        query = sa.select(live.c.domain, live.c.doc_id, live.c.labels).select_from(links.join(live, same)).where(links.c.adapter == name)
-        with self.workspace.db.read() as connection:
-            return frozenset(label for row in connection.execute(query) for label in row.labels)
 
     def _version(self, row: sa.Row[Any]) -> AdapterVersion:
         return AdapterVersion(

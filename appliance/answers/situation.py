@@ -22,7 +22,7 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
-from retrieval.types import Evidence, Passage
+from retrieval.types import Evidence, Passage, Scope
 from router.types import ARMS, GENERATING, AdapterFacts, Arm, Decision, Router, Situation
 
 T = TypeVar("T")
@@ -112,10 +112,11 @@ class Deciding:
         verified, (adapter, side) = await self.look(
             lambda: (self.verified.match(query, within), self._version(request, caller, domain, query))
         )
-        near = 1.0
-        if verified is None and request.arm in ("auto", "verified"):
-            verified, near = await asyncio.to_thread(self.verified.similar, query, within) or (None, 0.0)
-        situation = await self._situation(request, caller, query, lang, domain, evidence, adapter, near if verified is not None else None)
+        near, facts = None if verified is None else 1.0, None
+        if request.arm in ("auto", "verified"):
+            # In a thread, since approved questions that are alike are embedded.
+            verified, near, facts = await asyncio.to_thread(self._compared, caller, within, evidence, adapter, verified)
+        situation = await self._situation(request, caller, lang, domain, evidence, adapter, facts, near)
         decision = await self.look(self._chosen, request, situation)
         decision = on_trial(decision, side, adapter, lang)
         clock.mark("decision", started)
@@ -157,15 +158,26 @@ class Deciding:
             support[passage.document.domain] += 1 / (place + 1)
         return max(support, key=lambda name: support[name]) if support else self.domains(caller)[0]
 
+    def _compared(
+        self, caller: Caller, within: Scope, evidence: Evidence, adapter: AdapterVersion | None, verified: Verified | None
+    ) -> tuple[Verified | None, float | None, AdapterFacts | None]:
+        """The approved answer to the question or one like it, how near they are, and what the router must know of the adapter."""
+        found = (verified, 1.0) if verified is not None else self.verified.similar(evidence.query, within) or (None, None)
+        # How near a question is to an adapter's training questions tells about the documents behind them.
+        if adapter is None or not adapter.labels <= caller.scope.labels:
+            return *found, None
+        near = self._tuned.near(adapter.path, self.knowledge.embedders.of(evidence.generation), evidence.query)
+        return *found, self.registry.facts(adapter, evidence, near)
+
     async def _situation(
         self,
         request: Request,
         caller: Caller,
-        query: str,
         lang: str,
         domain: str,
         evidence: Evidence,
         adapter: AdapterVersion | None,
+        facts: AdapterFacts | None,
         verified: float | None,
     ) -> Situation:
         unavailable: dict[Arm, str] = {}
@@ -176,7 +188,7 @@ class Deciding:
             raise EngineDown(trouble)
         settings = self.config.engine_of(domain)[1]
         if not trouble and settings.has_base:
-            trouble = base_trouble(await asyncio.to_thread(self.registry.model_at, settings.base), caller)
+            trouble = base_trouble(await self.look(self.registry.model_at, settings.base), caller)
         for arm in GENERATING if trouble else ():
             unavailable[arm] = trouble
         if not evidence.passages:
@@ -190,12 +202,8 @@ class Deciding:
             unavailable.setdefault(tuned, reason)
         if verified is None:
             unavailable["verified"] = "no approved answer to this question"
-        facts = None
-        # How near a question is to an adapter's training questions tells about the documents behind them.
-        if adapter is not None and adapter.labels <= caller.scope.labels:
-            facts = await asyncio.to_thread(self._facts, adapter, evidence, query)
         return Situation(
-            question=query,
+            question=evidence.query,
             lang=lang,
             domain=domain,
             evidence=evidence,
@@ -207,9 +215,6 @@ class Deciding:
             untimed=frozenset() if request.measured else self.costs.untimed(domain),
             constraints=request.constraints,
         )
-
-    def _facts(self, adapter: AdapterVersion, evidence: Evidence, query: str) -> AdapterFacts:
-        return self.registry.facts(adapter, evidence, self._tuned.near(adapter.path, self.knowledge.embedder, query))
 
     def readable(self, passages: Sequence[Passage]) -> list[Passage]:
         """Those that may stand in a generating prompt ([retrieval] flagged)."""

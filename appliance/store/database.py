@@ -20,6 +20,8 @@ from appliance.store.trouble import explained
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_MS = 30_000
+# Asked several times for each question: making a statement takes longer than running it.
+_POINTER = sa.select(schema.pointer.c.value).where(schema.pointer.c.name == sa.bindparam("name"))
 
 T = TypeVar("T")
 
@@ -164,11 +166,10 @@ class Database:
 
     def pointer(self, name: str, connection: Connection | None = None) -> str | None:
         """What `name` points at now, or None."""
-        query = sa.select(schema.pointer.c.value).where(schema.pointer.c.name == name)
         if connection is not None:
-            return connection.execute(query).scalar_one_or_none()
+            return connection.execute(_POINTER, {"name": name}).scalar_one_or_none()
         with self.read() as fresh:
-            return fresh.execute(query).scalar_one_or_none()
+            return fresh.execute(_POINTER, {"name": name}).scalar_one_or_none()
 
     def move_pointer(
         self, connection: Connection, name: str, value: str | None, why: str, details: Mapping[str, Any] | None = None
