@@ -187,10 +187,35 @@ def test_engines_without_the_peer(tmp_path: Path) -> None:
     found = _run("engines", tmp_path / "engines.json", "--no-vllm")
     _check_form(found)
     speeds = [row for row in found["rows"] if "tokens_a_s" in row]
-    assert {(row["engine"], row["concurrent"]) for row in speeds} == {(name, at) for name in ("local", "local int8") for at in (1, 8)}
+    asked = {(name, answers, at) for name in ("local", "local int8") for answers in ("base", "adapter") for at in (1, 8)}
+    assert {(row["engine"], row["answers"], row["concurrent"]) for row in speeds} == asked
     assert all(row["tokens_a_s"] > 0 and row["first_token_ms"] > 0 for row in speeds) and not found["claims"]
     coarse = [row for row in found["rows"] if "loss_ratio" in row]
     assert {row["lang"] for row in coarse} >= {"en"} and all(0.98 < row["loss_ratio"] < 1.05 for row in coarse)
+
+
+def test_numbers_of_a_third_of_the_documents_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    changed_documents = importlib.import_module("changed_documents")
+    edited = "Notice is 90 days, € 1,750.50 since 3 May 2025 by form TR-6 under 4/15/10; 9000 stay."
+    assert changed_documents.edited(edited, {"90", "1,750.50", "3"}).startswith(
+        "Notice is 30 days, € 4,750.50 since 6 May 2025 by form TR-6"
+    )
+    (sample,) = changed_documents.changed_sets(None, ["sample", "cuad"], 60, 300)
+    assert len(sample.before) >= 30 and 5 <= len(sample.changed) < len({item.doc_ids[0] for item in sample.before}) / 2
+    texts = {row["id"]: row["text"] for row in sample.documents_after}
+    assert {row["id"] for row in sample.documents if row["text"] != texts[row["id"]]} == sample.changed
+    for old, new in zip(sample.before, sample.after, strict=True):
+        assert (old.answer != new.answer) is sample.about_changed(old)
+
+
+@pytest.mark.full
+def test_router_freshness(tmp_path: Path) -> None:
+    found = _run("router_freshness", tmp_path / "freshness.json", "--state", tmp_path / "state")
+    _check_form(found)
+    listed, *routers = found["rows"]
+    assert listed["recall"] == listed["precision"] == 1.0
+    assert {row["what"]: row["adapter"] for row in routers} == {"rules": 0.0, "trained": 0.0}
 
 
 @pytest.mark.full
