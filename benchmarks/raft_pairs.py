@@ -29,6 +29,7 @@ from appliance.engines.base import Sampling
 from appliance.evaluation.runs import answered
 from appliance.service import Service, open_service
 from appliance.training.tuning import tune
+from appliance.workspace import Workspace
 from eval.groups import groups_of
 from eval.run import run
 from eval.statistics import paired_bootstrap
@@ -42,19 +43,20 @@ WITHHELD = 0.2
 KINDS = ("plain", "raft")
 
 
-def collect(service: Service, folder: Path, chosen: ProofSet, fold: Fold, progress: Progress) -> dict[str, dict[str, Outcome]]:
+def collect(workspace: Workspace, folder: Path, chosen: ProofSet, fold: Fold, progress: Progress) -> dict[str, dict[str, Outcome]]:
     """By kind of adapter, and "rag", what every question got, by question id."""
-    found = {"rag": asyncio.run(asked(service, folder / "outcomes-rag", "rag", chosen, fold.items, progress))}
+    service = open_service(workspace)
+    found = {"rag": asyncio.run(asked(workspace, folder / "outcomes-rag", "rag", chosen, fold.items, progress))}
     for kind in KINDS:
         rows = [{**row, "split": split} for split, part in (("train", fold.train), ("dev", fold.dev)) for row in part]
         keys = ("id", "question", "answer", "doc_ids", "lang", "domain", "split")
         rows = [{key: row[key] for key in keys} for row in rows]
         if kind == "raft":
             rows = [with_passages(service, chosen.domain, row) for row in rows]
-        Datasets(service.workspace).add(write_jsonl(folder / f"{kind}.jsonl", rows), domain=chosen.domain, name=kind)
+        Datasets(workspace).add(write_jsonl(folder / f"{kind}.jsonl", rows), domain=chosen.domain, name=kind)
         version, _ = tune(service, chosen.domain, kind, TRAINING, lambda event: progress("training", event["step"], event["steps"]))
         service.registry.promote(version.name, f"{kind} pairs")
-        found[kind] = asyncio.run(asked(service, folder / f"outcomes-{kind}", "hybrid", chosen, fold.items, progress))
+        found[kind] = asyncio.run(asked(workspace, folder / f"outcomes-{kind}", "hybrid", chosen, fold.items, progress))
     return found
 
 
@@ -105,8 +107,11 @@ def ref(passage: Passage, role: Literal["gold", "negative", "withheld"]) -> Pass
 
 
 async def asked(
-    service: Service, folder: Path, arm: str, chosen: ProofSet, items: Sequence[Item], progress: Progress
+    workspace: Workspace, folder: Path, arm: str, chosen: ProofSet, items: Sequence[Item], progress: Progress
 ) -> dict[str, Outcome]:
+    # Its engine belongs to this event loop.
+    service = open_service(workspace)
+
     async def ask(item: Item, arm: str) -> Outcome:
         return await answered(service, item, arm, chosen.domain, Sampling(max_tokens=MAX_TOKENS))
 
@@ -163,7 +168,7 @@ def main() -> None:
             fold = folds(given.data, chosen, questions * chosen.folds, train)[0]
             folder = folder_of(given.state / f"{questions}-{train}", chosen, 0, documents)
             with prepared(folder, given.data, chosen, fold, documents, default_cache() / "embeddings.db", progress) as workspace:
-                found = compared(chosen, fold.items, collect(open_service(workspace), folder, chosen, fold, progress))
+                found = compared(chosen, fold.items, collect(workspace, folder, chosen, fold, progress))
             rows += found
             if not given.quick:
                 claims += [above(f"raft_gain_ci_low.{row['set']}", row["low"], 0.0, "utility") for row in found if row["pairs"] == "raft"]
