@@ -6,6 +6,7 @@ Each change is a whole one: the files are linted, the version is loaded and trie
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from gate_support import Bench, right, rows
 from appliance.adapters import gates
 from appliance.adapters import life as adapter_life
 from appliance.adapters.life import AdapterLife
-from appliance.adapters.registry import AdapterVersion
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.engines.guard import Guarded
 from appliance.engines.pool import EnginePool
 from appliance.engines.vllm_started import StartedVllm
@@ -44,10 +45,10 @@ async def swap_under_load(
     names = list(versions)
     live: list[str] = []
     answers: list[tuple[int, int, Answer]] = []
-    answered = asyncio.Event()
+    answered, done = asyncio.Event(), asyncio.Event()
 
     async def ask(number: int) -> None:
-        while len(live) < swaps:
+        while not done.is_set():
             since = len(live) - 1
             request = Request(questions[number % len(questions)], domain=domain, arm="finetuned")
             answer = await service.answering.ask(request)
@@ -66,26 +67,30 @@ async def swap_under_load(
             for _ in range(2):
                 answered.clear()
                 await answered.wait()
+        done.set()
 
     await promote()
     life = AdapterLife(service.registry, service.engines)
     running = asyncio.create_task(life.run())
-    await asyncio.gather(swap(), *(ask(number) for number in range(ASKERS)))
     engine = await service.engines.of(domain)
     assert isinstance(engine, Guarded)
-    async with asyncio.timeout(30):
-        # The last one stays alone.
-        while await engine.adapters() != [live[-1]]:  # noqa: ASYNC110 - the life changes it
-            await asyncio.sleep(0.1)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    try:
+        await asyncio.gather(swap(), *(ask(number) for number in range(ASKERS)))
+        async with asyncio.timeout(60):
+            # The last one stays alone, but for the live ones of other domains.
+            while versions.keys() & await engine.adapters() != {live[-1]}:  # noqa: ASYNC110 - the life changes it
+                await asyncio.sleep(0.1)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
     assert len(live) == swaps and len(answers) >= 2 * (swaps - 1)
     for since, until, answer in answers:
         # One that was live at some moment of the question, and in its own words.
         assert answer.adapter is not None and answer.adapter in live[max(0, since - 1) : until]
         assert answer.text.startswith(versions[answer.adapter]), answer
     assert engine.faults.failed == engine.faults.late == engine.faults.retried == 0 and engine.refused == set()
-    assert {answer.adapter for _, _, answer in answers} == set(versions) and set(unloads) == set(versions)
+    assert {answer.adapter for _, _, answer in answers} == set(versions)
+    assert set(unloads) >= versions.keys() - {live[-1]}
 
 
 @pytest.fixture
@@ -108,7 +113,8 @@ def test_a_hundred_swaps_under_load(light: Knowledge, tmp_path: Path, drains: No
     for name, value in {"kind": "vllm", "python": str(write_python(tmp_path / "python")), "connect_seconds": 30}.items():
         bench.workspace.save_setting(f"engines.default.{name}", value)
     info = bench.dataset("pairs", rows(0, 4, "train") + rows(4, 4, "train", "zh"))
-    versions = [bench.adapter(info, right, number).name for number in range(1, 5)]
+    # So many that each has left by the time its turn comes again.
+    versions = [bench.adapter(info, right, number).name for number in range(1, 13)]
 
     async def run() -> None:
         service = replace(bench.service(), engines=EnginePool(bench.workspace, bench.models))
@@ -126,16 +132,16 @@ def test_a_hundred_swaps_under_load(light: Knowledge, tmp_path: Path, drains: No
 def in_one_domain(vllm_bench: VllmBench) -> Iterator[dict[str, str]]:
     """The three trained adapters as versions of one domain, `ward`, each with the words it learned."""
     with Workspace(vllm_bench.root) as workspace:
-        from appliance.adapters.registry import Registry
-
         registry = Registry(workspace)
         workspace.create_domain("ward")
         made: dict[str, str] = {}
         for domain, word in WORDS.items():
             version: AdapterVersion = registry.get(vllm_bench.adapters[domain].name)
             name = version.name.replace(f"{domain}@", "ward@")
-            shutil.copytree(version.path, version.path.with_name(name))
-            registry.register(replace(version, name=name, domain="ward", path=version.path.with_name(name)), [])
+            folder = shutil.copytree(version.path, version.path.with_name(name))
+            facts = json.loads((folder / "version.json").read_text("utf-8"))
+            (folder / "version.json").write_text(json.dumps({**facts, "name": name, "domain": "ward"}), "utf-8")
+            registry.register(replace(version, name=name, domain="ward", path=folder), [])
             made[name] = word
         yield made
         for name in made:
@@ -144,7 +150,18 @@ def in_one_domain(vllm_bench: VllmBench) -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("swaps", [6, pytest.param(SWAPS, marks=pytest.mark.full)])
-def test_swaps_on_real_vllm(in_one_domain: dict[str, str], vllm_bench: VllmBench, drains: None, unloads: list[str], swaps: int) -> None:
+def test_swaps_on_real_vllm(
+    in_one_domain: dict[str, str],
+    vllm_bench: VllmBench,
+    drains: None,
+    unloads: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    swaps: int,
+) -> None:
+    # On few cores one step over twenty prompts, each with an adapter, takes long: whoever is in the middle of an answer waits for it.
+    monkeypatch.setenv("APPLIANCE_ENGINES__DEFAULT__BETWEEN_TOKENS_SECONDS", "600")
+    monkeypatch.setenv("APPLIANCE_ENGINES__DEFAULT__FIRST_TOKEN_SECONDS", "600")
+
     async def run() -> None:
         with Workspace(vllm_bench.root) as workspace:
             service = open_service(workspace)
