@@ -21,7 +21,7 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.files import whole_file
 from appliance.store import audit_log
 from appliance.store.database import Database, utcnow
-from appliance.store.schema import audit
+from appliance.store.tables_admin import audit
 from appliance.types import Answer
 
 logger = logging.getLogger("appliance.admin.audit")

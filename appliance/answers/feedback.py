@@ -104,6 +104,9 @@ class Feedback:
         secret = self._database.secret() if self._taken else b""
         rows = [{**row, "question_hash": question_hash(secret, row["asked"])} for row in self._taken]
         with self._database.write() as connection:
+            # A write whose confirmation was lost is tried again: what it wrote must not stop all that comes after it.
+            there = set(connection.scalars(sa.select(table.c.id).where(table.c.id.in_([row["id"] for row in rows]))))
+            rows = list({row["id"]: row for row in rows if row["id"] not in there}.values())
             if rows:
                 kept = _as_kept(connection, rows)
                 connection.execute(table.insert(), [{name: row[name] for name in row if name != "asked"} for row in kept])

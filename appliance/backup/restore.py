@@ -22,7 +22,8 @@ from appliance.knowledge.forgetting import forget
 from appliance.store import audit_log
 from appliance.store.database import Database
 from appliance.store.ledger import apply_ledger
-from appliance.store.schema import api_key, audit, deletion, verified
+from appliance.store.schema import api_key, deletion, verified
+from appliance.store.tables_admin import audit
 from appliance.workspace import FOLDERS
 from finetune.disk import sync
 

@@ -18,7 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from appliance.store.schema import audit, setting
+from appliance.store.schema import setting
+from appliance.store.tables_admin import audit
 
 # The environment variable in which a job's process finds who asked for it.
 ACTOR = "APPLIANCE_ACTOR"

@@ -23,11 +23,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    event,
     false,
 )
-
-from appliance.store import append_only
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -404,18 +401,6 @@ feedback = Table(
     Column("answered_at", UtcDateTime, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
-
-# What was done, by whom and when, without any text (see `appliance.store.audit_log`). `entry` is canonical JSON, `sha256` its hash.
-# Triggers refuse to change or delete a row (see `appliance.store.append_only`).
-audit = Table(
-    "audit",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("action", String(40), nullable=False, index=True),
-    Column("entry", Text, nullable=False),
-    Column("sha256", String(64), nullable=False),
-)
-event.listen(audit, "after_create", lambda table, connection, **_: append_only.protect(connection))
 
 # Tables of other areas, in the same metadata.
 from appliance.store import tables_admin, tables_experts, tables_router  # noqa: E402, F401

@@ -1,10 +1,23 @@
-"""The tables of a running appliance's administration: jobs, uploaded files, and canaries."""
+"""The tables of a running appliance's administration: the audit log, jobs, uploaded files, and canaries."""
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, String, Table, Text, event
 
+from appliance.store import append_only
 from appliance.store.schema import UtcDateTime, metadata
+
+# What was done, by whom and when, without any text (see `appliance.store.audit_log`). `entry` is canonical JSON, `sha256` its hash.
+# Triggers refuse to change or delete a row (see `appliance.store.append_only`).
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("action", String(40), nullable=False, index=True),
+    Column("entry", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+event.listen(audit, "after_create", lambda table, connection, **_: append_only.protect(connection))
 
 # Work that the worker does in a process of its own (see `appliance.jobs.jobs`). It keeps no text of questions, answers or documents.
 job = Table(

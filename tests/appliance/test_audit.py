@@ -22,7 +22,8 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.store import database as database_module
 from appliance.store.append_only import protect, unprotect
 from appliance.store.database import Database
-from appliance.store.schema import audit, setting
+from appliance.store.schema import setting
+from appliance.store.tables_admin import audit
 from appliance.workspace import Workspace
 from retrieval.types import DocumentKey
 

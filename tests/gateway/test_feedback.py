@@ -179,6 +179,17 @@ def written(database: Database) -> list[str]:
         return sorted(connection.execute(sa.select(schema.answer.c.id)).scalars())
 
 
+def test_a_write_whose_confirmation_was_lost_stops_no_other(database: Database) -> None:
+    feedback = Feedback(database, KEPT)
+    remember(feedback, 1)
+    feedback.flush()
+    remember(feedback, 1, 2, 2)
+    feedback.flush()
+    with database.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(schema.answer)).scalar_one() == 2
+    assert feedback.waiting() == 0
+
+
 def test_answers_are_noted_while_others_are_written(database: Database) -> None:
     feedback, count = Feedback(database, KEPT), 8000
     remember(feedback, *range(count // 2))
@@ -276,14 +287,15 @@ def test_a_defect_does_not_end_the_writing(
 def test_an_answer_that_cannot_be_written_is_not_told_to_the_log(
     start: Callable[..., Served], caplog: pytest.LogCaptureFixture, database: Database
 ) -> None:
-    # All its answers have one id.
     served = start(FakeAnswering(), feedback=KEPT)
-    assert asked(served) == asked(served)
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE answer RENAME TO elsewhere")
+    asked(served)
     for _ in range(1000):
         if "answers cannot be noted" in caplog.text:
             break
         time.sleep(0.01)
-    assert "UNIQUE constraint failed" in caplog.text and QUESTION not in caplog.text and "最多 4 克" not in caplog.text
+    assert "no such table" in caplog.text and QUESTION not in caplog.text and "最多 4 克" not in caplog.text
 
 
 # --- with real documents
