@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
 from appliance.store.locks import WriterLock
 from appliance.workspace import Workspace
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -62,13 +62,6 @@ def server(workspace: Workspace, models: ModelStore, base: Path) -> Iterator[Vll
 
 def launching(workspace: Workspace, models: ModelStore) -> Launch:
     return launch(workspace, models, "default", workspace.config.engines["default"])
-
-
-def until(what: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def processes(base: Path) -> list[psutil.Process]:

@@ -10,27 +10,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.vllm_server import QUESTIONS, WORDS, VllmBench
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 # Seconds from one token to the next: what a hung engine costs who waits for it.
 BETWEEN = 6
 ASKERS = 6
-
-
-def until(what: Callable[[], Any], seconds: float = 180) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 class Gateway:
@@ -64,7 +56,7 @@ def gateway(vllm_bench: VllmBench) -> Iterator[Gateway]:
         threading.Thread(target=process.stderr.read, daemon=True).start()
         with httpx.Client(base_url=address, timeout=120) as http:
             made = Gateway(process, http)
-            until(made.finetuned)
+            until(made.finetuned, 180)
             yield made
     finally:
         process.kill()
@@ -128,7 +120,7 @@ def test_an_engine_that_hangs_is_told_and_is_back_when_it_goes_on(gateway: Gatew
         finally:
             for process in stopped:
                 process.resume()
-    until(gateway.finetuned)
+    until(gateway.finetuned, 180)
     assert gateway.http.get("/readyz").json()["degraded"] == []
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,11 @@ from tests.appliance.fake_vllm import write_python
 sys.path.append(str(Path(__file__).parents[1] / "appliance"))
 from gate_support import Bench, right
 
+from tests.waiting import until
+
 pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]
 QUESTION = "探视时间是几点到几点？"
-
-
-def until(what: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture

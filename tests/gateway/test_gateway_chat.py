@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from gateway_server import Served
 from appliance.engines.base import EngineBusy, EngineError, PromptTooLong
 from appliance.errors import UsageError
 from retrieval.types import IndexCorrupt
+from tests.waiting import until
 
 TEXT = "成人每日最多 4 克。\u2028At most 4 g."
 ASK: list[Any] = [{"role": "user", "content": "成人一天最多吃多少？"}]
@@ -199,7 +199,7 @@ def test_a_client_that_leaves_a_stream_ends_the_answer(start: Callable[..., Serv
     with served.http().stream("POST", "/v1/chat/completions", json={"model": "auto", "messages": ASK, "stream": True}) as response:
         assert next(response.iter_bytes())
     wait(answering.abandoned)
-    wait_for(lambda: 'status="499"' in httpx.get(f"{served.url}/metrics").text)
+    until(lambda: 'status="499"' in httpx.get(f"{served.url}/metrics").text)
 
 
 def test_a_client_that_leaves_a_plain_call_ends_the_answer(start: Callable[..., Served]) -> None:
@@ -210,11 +210,4 @@ def test_a_client_that_leaves_a_plain_call_ends_the_answer(start: Callable[..., 
 
 
 def wait(event: asyncio.Event) -> None:
-    wait_for(event.is_set)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(event.is_set)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from lying_engine import LyingEngine, lying
 from appliance.admin.keys import Keys
 from appliance.gateway.app import Limits
 from retrieval.types import DocumentKey
+from tests.waiting import until
 
 QUESTION = "专家门诊挂号费是多少？"
 QUICK = {"connect_seconds": "1", "first_token_seconds": "1.5", "between_tokens_seconds": "1.5", "breaker_seconds": "0.3"}
@@ -36,7 +36,7 @@ def gateway(folder: Path, url: str, limits: Limits = LIMITS, **settings: str) ->
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, LyingEngine]]:
     with lying() as engine, gateway(tmp_path_factory.mktemp("faults"), engine.url) as served:
         # The warm-up asks too.
-        wait_for(lambda: ask(served, "rag").status_code == 200 and engine.chats >= 2)
+        until(lambda: ask(served, "rag").status_code == 200 and engine.chats >= 2)
         yield served, engine
 
 
@@ -47,7 +47,7 @@ def lie(both: tuple[Served, LyingEngine]) -> Iterator[LyingEngine]:
     yield engine
     engine.fault, engine.sick, engine.words, engine.pause, engine.faults_left = "", False, 5, 0.0, 1 << 30
     engine.left.clear()
-    wait_for(lambda: ask(served, "rag").status_code == 200)
+    until(lambda: ask(served, "rag").status_code == 200)
 
 
 def ask(served: Served, arm: str, question: str = QUESTION) -> httpx.Response:
@@ -56,13 +56,6 @@ def ask(served: Served, arm: str, question: str = QUESTION) -> httpx.Response:
 
 def chat(question: str = QUESTION, arm: str = "rag", **more: Any) -> dict[str, Any]:
     return {"model": f"medical/{arm}", "messages": [{"role": "user", "content": question}], **more}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def still_served(served: Served) -> None:
@@ -91,7 +84,7 @@ def test_a_dead_engine_is_a_clear_error_at_once_and_the_rest_goes_on(both: tuple
     )
     assert 'appliance_engine_state{engine="default",state="closed"} 0.0' in served.http("").get("/metrics").text
     lie.up()
-    wait_for(lambda: ask(served, "rag").status_code == 200)
+    until(lambda: ask(served, "rag").status_code == 200)
     assert served.http("").get("/readyz").json()["degraded"] == []
     assert 'appliance_engine_state{engine="default",state="closed"} 1.0' in served.http("").get("/metrics").text
 
@@ -112,7 +105,7 @@ def test_what_needs_no_engine_does_not_wait_for_one_that_hangs(tmp_path: Path) -
         ThreadPoolExecutor(3) as pool,
     ):
         hanging = [pool.submit(ask, served, "base") for _ in range(3)]
-        wait_for(lambda: "appliance_answers_queued 1.0" in served.http("").get("/metrics").text)
+        until(lambda: "appliance_answers_queued 1.0" in served.http("").get("/metrics").text)
         for arm, question in (("quote", QUESTION), ("verified", APPROVED[0]), ("refuse", QUESTION), ("auto", APPROVED[0])):
             assert ask(served, arm, question).status_code == 200, arm
         assert not any(one.done() for one in hanging)
@@ -176,10 +169,10 @@ def test_a_client_that_goes_ends_the_work(both: tuple[Served, LyingEngine], lie:
             response.close()
         except httpx.ReadTimeout:
             assert not (tokens and stream)
-    wait_for(lambda: bool(lie.left))
+    until(lambda: bool(lie.left))
     assert lie.chats == before + 1 and lie.sent < lie.words
     running = "appliance_answers_running 0.0"
-    wait_for(lambda: running in served.http("").get("/metrics").text)
+    until(lambda: running in served.http("").get("/metrics").text)
 
 
 def test_an_engine_that_cannot_be_started_does_not_stop_the_rest(tmp_path: Path) -> None:

