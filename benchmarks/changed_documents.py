@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from proof_sets import Row, digest, rows_of
 
 from appliance.demo import DOMAINS, SAMPLE
 from eval.types import Item
@@ -18,8 +17,6 @@ _NUMBER = re.compile(r"(?<![\w.,/-])(?!(?:19|20)\d\d\b)\d+(?:[.,]\d+)*(?![\w/-])
 # Longer answers hold more than the number they are asked for.
 _CHARS = 160
 CUAD = "legal-en-cuad"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ def changed_sets(data: Path | None, names: Sequence[str], questions: int, docume
         if name == "sample":
             made.append(_changed(name, *_sample(), questions, documents))
         elif data is not None and (data / CUAD).is_dir():
-            made.append(_changed(name, _rows(data / CUAD / "corpus.jsonl"), _rows(data / CUAD / "qa.jsonl"), questions, documents))
+            made.append(_changed(name, rows_of(data / CUAD / "corpus.jsonl"), rows_of(data / CUAD / "qa.jsonl"), questions, documents))
     return made
 
 
@@ -57,20 +54,20 @@ def _sample() -> tuple[list[Row], list[Row]]:
         folder = SAMPLE / domain / "documents"
         for file in sorted(path for path in folder.rglob("*") if path.suffix in (".md", ".txt")):
             documents.append({"id": f"{domain}/{file.relative_to(folder)}", "title": file.stem, "text": file.read_text("utf-8")})
-        pairs += [{**row, "doc_ids": [f"{domain}/{name}" for name in row["doc_ids"]]} for row in _rows(SAMPLE / domain / "qa.jsonl")]
+        pairs += [{**row, "doc_ids": [f"{domain}/{name}" for name in row["doc_ids"]]} for row in rows_of(SAMPLE / domain / "qa.jsonl")]
     return documents, pairs
 
 
 def _changed(name: str, documents: Sequence[Row], pairs: Sequence[Row], questions: int, most: int) -> ChangedSet:
     texts = {row["id"]: row["text"] for row in documents}
     asked: list[Row] = []
-    for row in sorted(pairs, key=lambda row: _digest(row["id"])):
+    for row in sorted(pairs, key=lambda row: digest(row["id"])):
         single = len(row["doc_ids"]) == 1 and row["lang"] == "en" and len(row["answer"]) <= _CHARS and not row.get("history")
         if single and set(_NUMBER.findall(row["answer"])) & set(_NUMBER.findall(texts.get(row["doc_ids"][0], ""))):
             asked.append(row)
     asked = asked[:questions]
-    names = sorted({row["doc_ids"][0] for row in asked}, key=_digest)
-    others = sorted((row["id"] for row in documents if row["id"] not in names), key=_digest)[: max(0, most - len(names))]
+    names = sorted({row["doc_ids"][0] for row in asked}, key=digest)
+    others = sorted((row["id"] for row in documents if row["id"] not in names), key=digest)[: max(0, most - len(names))]
     kept = [row for row in documents if row["id"] in {*names, *others}]
     numbers = {
         document: {number for row in asked if row["doc_ids"][0] == document for number in _NUMBER.findall(row["answer"])}
@@ -101,12 +98,3 @@ def edited(text: str, numbers: Iterable[str]) -> str:
 
 def _other(number: str) -> str:
     return str((int(number[0]) + 2) % 9 + 1) + number[1:]
-
-
-def _rows(file: Path) -> list[Row]:
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

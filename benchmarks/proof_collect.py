@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedding_cache import CachedEmbedder
-from proof_sets import TRAIN, Fold, ProofSet, corpus, folds, write_jsonl
+from proof_sets import TRAIN, Fold, ProofSet, Row, corpus, folds, write_jsonl
 
 from appliance.cli.session import Progress
 from appliance.datasets.registry import Datasets
@@ -24,12 +24,15 @@ from eval.run import load, run
 from eval.types import Item, Outcome
 from finetune.settings import TrainSettings
 from retrieval.embed import SentenceTransformerEmbedder
-from router.features import Row, row_of
+from router.features import Row as Features
+from router.features import row_of
 from router.policy import RulePolicy
 from router.types import Arm, Situation
 
 ARMS: tuple[Arm, ...] = ("quote", "base", "finetuned", "rag", "hybrid")
 MAX_TOKENS, PASSAGE_TOKENS, BATCH = 96, 400, 16
+# Of the engine, which may be made to wait, however slow the machine is.
+SETTINGS: Mapping[str, Any] = {"max_batch": BATCH, "first_token_seconds": 86_400, "between_tokens_seconds": 86_400, "total_seconds": 86_400}
 # Few short pairs want small batches and a higher rate than the default.
 TRAINING = TrainSettings(epochs=1, batch_size=4, learning_rate=5e-4)
 # So many questions get all their answers before the next ones are asked.
@@ -68,35 +71,41 @@ def prepared(folder: Path, data: Path, chosen: ProofSet, fold: Fold, most: int |
     """The workspace of a fold with its documents and its data set."""
     if (folder / "prepared").is_file():
         return Workspace(folder)
-    workspace = Workspace(folder) if (folder / "appliance.toml").is_file() else Workspace.create(folder)
-    settings: dict[str, Any] = {
-        "engines.default.base": chosen.base,
-        "engines.default.languages": [chosen.lang],
-        "engines.default.max_batch": BATCH,
-        "engines.default.weights": chosen.weights,
-        "answering.passage_tokens": PASSAGE_TOKENS,
-        # However slow the machine is, and however long it is made to wait.
-        **{f"engines.default.{name}_seconds": 86_400 for name in ("first_token", "between_tokens", "total")},
-    }
+    settings: dict[str, Any] = {**SETTINGS, "base": chosen.base, "languages": [chosen.lang], "weights": chosen.weights}
     if chosen.chat_template:
-        settings["engines.default.chat_template"] = chosen.chat_template
-    for key, value in settings.items():
-        workspace.save_setting(key, value)
-    workspace.close()
-    workspace = Workspace(folder)
+        settings["chat_template"] = chosen.chat_template
+    workspace = opened(folder, settings)
     service = open_service(workspace)
-    reference = workspace.model(workspace.config.models.embedding)
-    for model in (reference, workspace.model(chosen.base)):
-        service.models.pull(model, progress)
-    embedder = CachedEmbedder(SentenceTransformerEmbedder(service.models.path(reference), service.models.model_hash(reference)), embeddings)
-    documents = write_jsonl(folder / "corpus.jsonl", corpus(data, chosen, fold, most))
-    Knowledge(workspace, service.models, embedder).ingest([documents], domain=chosen.domain, progress=progress)
-    pairs = [{**row, "split": split} for split, rows in (("train", fold.train), ("dev", fold.dev)) for row in rows]
-    keys = ("id", "question", "answer", "doc_ids", "lang", "domain", "split")
-    file = write_jsonl(folder / f"{chosen.name}.jsonl", [{key: row[key] for key in keys} for row in pairs])
-    Datasets(workspace).add(file, domain=chosen.domain)
+    bring_in(service, folder / "corpus.jsonl", chosen.domain, corpus(data, chosen, fold, most), embeddings, progress)
+    Datasets(workspace).add(write_jsonl(folder / f"{chosen.name}.jsonl", pairs(fold)), domain=chosen.domain)
     (folder / "prepared").touch()
     return workspace
+
+
+def opened(folder: Path, engine: Mapping[str, Any]) -> Workspace:
+    """The workspace in `folder`, which is made where there is none, with these settings of its engine."""
+    workspace = Workspace(folder) if (folder / "appliance.toml").is_file() else Workspace.create(folder)
+    workspace.save_setting("answering.passage_tokens", PASSAGE_TOKENS)
+    for key, value in engine.items():
+        workspace.save_setting(f"engines.default.{key}", value)
+    workspace.close()
+    return Workspace(folder)
+
+
+def bring_in(service: Service, file: Path, domain: str, documents: Sequence[Row], embeddings: Path, progress: Progress) -> None:
+    """Fetch the models and ingest the documents, written to `file`, with vectors from a cache."""
+    workspace = service.workspace
+    reference = workspace.model(workspace.config.models.embedding)
+    for model in (reference, workspace.model(workspace.config.engines["default"].base)):
+        service.models.pull(model, progress)
+    embedder = CachedEmbedder(SentenceTransformerEmbedder(service.models.path(reference), service.models.model_hash(reference)), embeddings)
+    Knowledge(workspace, service.models, embedder).ingest([write_jsonl(file, documents)], domain=domain, progress=progress)
+
+
+def pairs(fold: Fold) -> list[dict[str, Any]]:
+    """What an adapter learns from, as rows of a data set."""
+    rows = [{**row, "split": split} for split, part in (("train", fold.train), ("dev", fold.dev)) for row in part]
+    return [{key: row[key] for key in ("id", "question", "answer", "doc_ids", "lang", "domain", "split")} for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ class Asked:
 
     item: Item
     outcomes: Mapping[Arm, Outcome]
-    row: Row
+    row: Features
     rules: Arm
     situation: Situation
     deciding_ms: float

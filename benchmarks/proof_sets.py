@@ -71,7 +71,7 @@ def folds(data: Path, chosen: ProofSet, limit: int | None = None, train: int = T
     in the index: those without one in the set itself, then those of whole groups that share a gold document (so that no other question
     loses its own) until the third is reached.
     """
-    rows = sorted(_rows(data / chosen.folder / "qa.jsonl"), key=lambda row: _digest(row["id"]))
+    rows = sorted(rows_of(data / chosen.folder / "qa.jsonl"), key=lambda row: digest(row["id"]))
     asked = [row for row in rows if chosen.folds > 1 or row["split"] == "test"]
     withheld = _withheld(asked)
     made: list[Fold] = []
@@ -88,12 +88,12 @@ def folds(data: Path, chosen: ProofSet, limit: int | None = None, train: int = T
 def corpus(data: Path, chosen: ProofSet, fold: Fold, most: int | None = None) -> list[Row]:
     """The documents of the index: all that are not withheld, or up to `most` of them, first those of the questions (none of which is left
     out) and of the training pairs."""
-    rows = [row for row in _rows(data / chosen.folder / "corpus.jsonl") if row["id"] not in fold.withheld]
+    rows = [row for row in rows_of(data / chosen.folder / "corpus.jsonl") if row["id"] not in fold.withheld]
     asked = {name for item in fold.items for name in item.doc_ids}
     trained = {name for row in (*fold.train, *fold.dev) for name in row["doc_ids"]}
-    rows.sort(key=lambda row: (row["id"] not in asked, row["id"] not in trained, _digest(row["id"])))
+    rows.sort(key=lambda row: (row["id"] not in asked, row["id"] not in trained, digest(row["id"])))
     kept = rows if most is None else rows[: max(most, sum(row["id"] in asked for row in rows))]
-    return sorted(kept, key=lambda row: _digest(row["id"]))
+    return sorted(kept, key=lambda row: digest(row["id"]))
 
 
 def _item(row: Row, domain: str, withheld: frozenset[str]) -> Item:
@@ -119,18 +119,20 @@ def _withheld(asked: Sequence[Row]) -> frozenset[str]:
         members.setdefault(group(row["doc_ids"][0]), []).append(row)
     without = len(asked) - len(answerable)
     taken: set[str] = set()
-    for _, rows in sorted(members.items(), key=lambda entry: _digest(entry[0])):
+    for _, rows in sorted(members.items(), key=lambda entry: digest(entry[0])):
         if without + len(rows) <= len(asked) / 3:
             without += len(rows)
             taken.update(document for row in rows for document in row["doc_ids"])
     return frozenset(taken)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """By which rows are put in an order that means nothing."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _rows(file: Path) -> list[Row]:
+def rows_of(file: Path) -> list[Row]:
+    """The rows of a JSONL file."""
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

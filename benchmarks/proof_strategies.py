@@ -11,7 +11,7 @@ from typing import Any
 
 from proof_collect import Asked
 
-from appliance.routing.gate import choose
+from appliance.routing.gate import choose, worth
 from appliance.routing.labels import LEARNT
 from eval.calibration import brier, ece, risk_coverage
 from eval.groups import groups_of
@@ -76,12 +76,12 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
     chosen["rules"] = list(found.rules)
     for label, without in WITHOUT.items():
         chosen[label] = choices(found, without)
-    chosen["oracle"] = [max(arms, key=lambda arm: (_worth(one, arm), arm == "refuse")) for one in found.questions]
-    values = {label: [_worth(one, arm) for one, arm in zip(found.questions, each, strict=True)] for label, each in chosen.items()}
+    chosen["oracle"] = [max(arms, key=lambda arm: (worth(one, arm), arm == "refuse")) for one in found.questions]
+    values = {label: [worth(one, arm) for one, arm in zip(found.questions, each, strict=True)] for label, each in chosen.items()}
     tokens = {label: fmean(g.get(arm, 0.0) for g, arm in zip(found.generated, each, strict=True)) for label, each in chosen.items()}
     mix = Counter(chosen["router"])
     values["random, same mix"] = [
-        sum(count * _worth(one, arm) for arm, count in mix.items()) / len(found.questions) for one in found.questions
+        sum(count * worth(one, arm) for arm, count in mix.items()) / len(found.questions) for one in found.questions
     ]  # fmt: skip
     tokens["random, same mix"] = sum(count * tokens[arm] for arm, count in mix.items()) / len(found.questions)
     single = max(arms, key=lambda arm: fmean(values[arm]))
@@ -133,9 +133,9 @@ def calibration(name: str, found: Labelling) -> list[dict[str, Any]]:
     base = fmean(truth)
     rows = [_calibrated(name, "no answer", unanswerable, truth, base)]
     best = [max((arm for arm in each if arm != "refuse"), key=lambda arm: each[arm]) for each in expected]
-    right = [float(_worth(one, arm) > 0) for one, arm in zip(found.questions, best, strict=True)]
+    right = [float(worth(one, arm) > 0) for one, arm in zip(found.questions, best, strict=True)]
     # The utility of a wrong answer is -0.5; a right one's is spread between 0.2 and 1.
-    good = [value for one, arm in zip(found.questions, best, strict=True) if (value := _worth(one, arm)) > 0]
+    good = [value for one, arm in zip(found.questions, best, strict=True) if (value := worth(one, arm)) > 0]
     of_right = fmean(good) if good else 1.0
     sure = [min(1.0, max(0.0, (each[arm] + 0.5) / (of_right + 0.5))) for each, arm in zip(expected, best, strict=True)]
     rows.append(_calibrated(name, "answer right", sure, right, fmean(right)))
@@ -155,7 +155,7 @@ def risk(name: str, found: Labelling) -> list[dict[str, Any]]:
         expected = model.expected(one.row)
         arm = max((arm for arm in expected if arm != "refuse"), key=lambda each: expected[each])
         leads.append(expected[arm] - expected["refuse"])
-        losses.append(float(_worth(one, arm) < 0))
+        losses.append(float(worth(one, arm) < 0))
     points = risk_coverage(leads, losses)
     rows: list[dict[str, Any]] = []
     for coverage in (0.1, 0.25, 0.5, 0.75, 1.0):
@@ -164,7 +164,7 @@ def risk(name: str, found: Labelling) -> list[dict[str, Any]]:
     for target in TARGETS:
         told = cross_validated(found.questions, lambda inside, target=target: train(inside, target_risk=target))  # type: ignore[misc]
         arms = [choose(model, one, found.costs, Prices(), STALE) for model, one in zip(told, found.questions, strict=True)]
-        given = [_worth(one, arm) < 0 for one, arm in zip(found.questions, arms, strict=True) if arm != "refuse"]
+        given = [worth(one, arm) < 0 for one, arm in zip(found.questions, arms, strict=True) if arm != "refuse"]
         share = sum(given) / len(given) if given else None
         margin = 1.96 * (target * (1 - target) / len(given)) ** 0.5 if given else None
         rows.append(
@@ -215,8 +215,3 @@ def trained(found: Labelling) -> RouterModel:
 
 def _masked(row: Row, without: Collection[str]) -> Row:
     return tuple(0.0 if feature.group in without else value for value, feature in zip(row, FEATURES, strict=True))
-
-
-def _worth(question: Labelled, arm: Arm) -> float:
-    value = question.utility.get(arm)
-    return value if value is not None else question.utility["refuse"] or 0.0

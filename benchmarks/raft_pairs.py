@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from embedding_cache import default_cache
 from harness import Claim, above, finish, options, print_table
-from proof_collect import BATCH, MAX_TOKENS, PASSAGE_TOKENS, TRAINING, folder_of, prepared
+from proof_collect import BATCH, MAX_TOKENS, PASSAGE_TOKENS, TRAINING, folder_of, pairs, prepared
 from proof_sets import SETS, Fold, ProofSet, Row, folds, write_jsonl
 
 from appliance.answers.availability import readable
 from appliance.answers.citations import align
 from appliance.cli.session import Progress
+from appliance.datasets.from_documents import ref
 from appliance.datasets.registry import Datasets
 from appliance.engines.base import Sampling
 from appliance.evaluation.runs import answered
@@ -35,7 +36,6 @@ from eval.run import run
 from eval.statistics import paired_bootstrap
 from eval.types import Item, Outcome
 from eval.utility import utility
-from finetune.types import PassageRef
 from retrieval.types import DocumentKey, Passage, Scope
 
 # RAFT's share of questions without their passage, as `dataset from-documents` has it.
@@ -48,11 +48,7 @@ def collect(workspace: Workspace, folder: Path, chosen: ProofSet, fold: Fold, pr
     service = open_service(workspace)
     found = {"rag": asyncio.run(asked(workspace, folder / "outcomes-rag", "rag", chosen, fold.items, progress))}
     for kind in KINDS:
-        rows = [{**row, "split": split} for split, part in (("train", fold.train), ("dev", fold.dev)) for row in part]
-        keys = ("id", "question", "answer", "doc_ids", "lang", "domain", "split")
-        rows = [{key: row[key] for key in keys} for row in rows]
-        if kind == "raft":
-            rows = [with_passages(service, chosen.domain, row) for row in rows]
+        rows = pairs(fold) if kind == "plain" else [with_passages(service, chosen.domain, row) for row in pairs(fold)]
         Datasets(workspace).add(write_jsonl(folder / f"{kind}.jsonl", rows), domain=chosen.domain, name=kind)
         version, _ = tune(service, chosen.domain, kind, TRAINING, lambda event: progress("training", event["step"], event["steps"]))
         service.registry.promote(version.name, f"{kind} pairs")
@@ -66,9 +62,8 @@ def with_passages(service: Service, domain: str, row: Row) -> dict[str, Any]:
     config = service.workspace.config.retrieval
     passages = readable(service.knowledge.search(row["question"], scope, 2 * config.k).passages, config.flagged)
     others = [passage for passage in passages if passage.document.id not in row["doc_ids"]]
-    gold = best(
-        row["answer"], [passage for passage in passages if passage.document.id in row["doc_ids"]] or chunks_of(service, domain, row)
-    )
+    right = [passage for passage in passages if passage.document.id in row["doc_ids"]]
+    gold = best(row["answer"], right or chunks_of(service, domain, row))
     rest = service.answering.within_budget(others)
     if gold is None or (random.Random(row["id"]).random() < WITHHELD and rest):
         refs = [ref(passage, "negative") for passage in rest] + ([ref(gold, "withheld")] if gold is not None else [])
@@ -99,11 +94,6 @@ def best(answer: str, passages: Sequence[Passage]) -> Passage | None:
             if passage.document.id == most.doc_id and passage.chunk.start <= most.start < passage.chunk.end:
                 return passage
     return passages[0] if passages else None
-
-
-def ref(passage: Passage, role: Literal["gold", "negative", "withheld"]) -> PassageRef:
-    chunk = passage.chunk
-    return PassageRef(passage.document.id, passage.document.sha256, chunk.start, chunk.end, role, chunk.heading)
 
 
 async def asked(

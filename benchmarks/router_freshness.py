@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any
 
 from changed_documents import ChangedSet, changed_sets
-from embedding_cache import CachedEmbedder, default_cache
+from embedding_cache import default_cache
 from harness import Claim, above, at_least, at_most, finish, options, print_table
-from proof_collect import ARMS, BATCH, MAX_TOKENS, PASSAGE_TOKENS
+from proof_collect import ARMS, BATCH, MAX_TOKENS, PASSAGE_TOKENS, SETTINGS, bring_in, opened
 from proof_sets import write_jsonl
 
 from appliance.answers.situation import Turn
@@ -30,23 +30,21 @@ from appliance.cli.session import Progress
 from appliance.datasets.registry import Datasets
 from appliance.engines.base import Sampling
 from appliance.evaluation.runs import answered, evaluator
-from appliance.knowledge.knowledge import Knowledge
+from appliance.routing.gate import worth
 from appliance.service import Service, open_service
 from appliance.settings import DEFAULT_CHAT
 from appliance.training.tuning import tune
 from appliance.types import Request
-from appliance.workspace import Workspace
 from eval.run import run
 from eval.statistics import paired_bootstrap
 from eval.types import Item, Outcome
 from eval.utility import utility
 from finetune.settings import TrainSettings
-from retrieval.embed import SentenceTransformerEmbedder
 from router.features import row_of
 from router.fit import Labelled, cross_validated, train
 from router.learned import TUNED, LearnedRouter
 from router.policy import RulePolicy
-from router.types import Arm, Decision, Router, Situation
+from router.types import Decision, Router, Situation
 
 # Until the adapter knows its pairs: what is measured is whether it is trusted with what it knows.
 TRAINING = TrainSettings(epochs=8, batch_size=4, learning_rate=1e-3, patience=0)
@@ -57,11 +55,10 @@ QUICK = TrainSettings(epochs=2, batch_size=4, learning_rate=1e-3, patience=0)
 def collect(state: Path, chosen: ChangedSet, training: TrainSettings, progress: Progress) -> list[dict[str, Any]]:
     """Train, ask, change the documents, ask again; then one row for each router."""
     folder = state / chosen.name
-    workspace = Workspace(folder) if (folder / "appliance.toml").is_file() else created(folder)
-    with workspace:
+    with opened(folder, SETTINGS) as workspace:
         service = open_service(workspace)
         if service.registry.live(chosen.name) is None:
-            bring_in(service, folder, chosen.name, chosen.documents, progress)
+            bring_in(service, folder / "documents.jsonl", chosen.name, chosen.documents, default_cache() / "embeddings.db", progress)
             held_out = [item.id for item in chosen.before if not chosen.about_changed(item)][: len(chosen.before) // 10]
             rows = [{**pair_of(item), "split": "dev" if item.id in held_out else "train"} for item in chosen.before]
             Datasets(workspace).add(write_jsonl(folder / "pairs.jsonl", rows), domain=chosen.name, name="pairs")
@@ -74,34 +71,12 @@ def pair_of(item: Item) -> dict[str, Any]:
     return {"id": item.id, "question": item.question, "answer": item.answer, "doc_ids": list(item.doc_ids), "lang": item.lang}
 
 
-def created(folder: Path) -> Workspace:
-    workspace = Workspace.create(folder)
-    waits = {f"engines.default.{name}_seconds": 86_400 for name in ("first_token", "between_tokens", "total")}
-    settings = {"engines.default.max_batch": BATCH, "answering.passage_tokens": PASSAGE_TOKENS, **waits}
-    for key, value in settings.items():
-        workspace.save_setting(key, value)
-    workspace.close()
-    return Workspace(folder)
-
-
-def bring_in(service: Service, folder: Path, domain: str, documents: Sequence[Mapping[str, Any]], progress: Progress) -> None:
-    """Ingest, with vectors from the cache."""
-    reference = service.workspace.model(service.workspace.config.models.embedding)
-    for needed in (reference, service.workspace.model(DEFAULT_CHAT)):
-        service.models.pull(needed, progress)
-    model = SentenceTransformerEmbedder(service.models.path(reference), service.models.model_hash(reference))
-    embedder = CachedEmbedder(model, default_cache() / "embeddings.db")
-    Knowledge(service.workspace, service.models, embedder).ingest(
-        [write_jsonl(folder / "documents.jsonl", documents)], domain=domain, progress=progress
-    )
-
-
 async def measured(service: Service, folder: Path, chosen: ChangedSet, progress: Progress) -> list[dict[str, Any]]:
     adapter = service.registry.live(chosen.name)
     assert adapter is not None
     try:
         labels, _ = await look(service, folder / "before", chosen, chosen.before, progress)
-        bring_in(service, folder, chosen.name, chosen.documents_after, progress)
+        bring_in(service, folder / "documents.jsonl", chosen.name, chosen.documents_after, default_cache() / "embeddings.db", progress)
         now, turns = await look(service, folder / "after", chosen, chosen.after, progress)
     finally:
         await service.answering.close()
@@ -127,10 +102,9 @@ async def look(
     turns = [await service.answering.decide(Request(item.question, domain=chosen.name), evaluator(service)) for item in items]
     labels = []
     for item, turn in zip(items, turns, strict=True):
-        worth = {arm: utility(item, result.outcomes[item.id, arm]) for arm in ARMS}
-        worth["refuse"] = utility(item, Outcome("refuse", refused=True))
-        row = row_of(turn.decision.features)
-        labels.append(Labelled(item.id, item.doc_ids[0], item.lang, row, worth))
+        values = {arm: utility(item, result.outcomes[item.id, arm]) for arm in ARMS}
+        values["refuse"] = utility(item, Outcome("refuse", refused=True))
+        labels.append(Labelled(item.id, item.doc_ids[0], item.lang, row_of(turn.decision.features), values))
     return labels, turns
 
 
@@ -152,15 +126,15 @@ def compared(
     blind = [router.decide(without_freshness(situation)) for router, situation in zip(routers, seen, strict=True)]
     about = [place for place, item in enumerate(chosen.after) if chosen.about_changed(item)]
     rest = [place for place in range(len(chosen.after)) if place not in about]
-    worth = {label: [value(now[place], each[place].arm) for place in about] for label, each in (("told", told), ("blind", blind))}
-    gain = paired_bootstrap(worth["told"], worth["blind"], groups=[now[place].group for place in about])
+    values = {label: [worth(now[place], each[place].arm) for place in about] for label, each in (("told", told), ("blind", blind))}
+    gain = paired_bootstrap(values["told"], values["blind"], groups=[now[place].group for place in about])
     flipped = [place for place in about if told[place].arm != blind[place].arm]
     return {
         "set": chosen.name,
         "what": name,
         "n": len(about),
-        "utility": fmean(worth["told"]),
-        "utility_blind": fmean(worth["blind"]),
+        "utility": fmean(values["told"]),
+        "utility_blind": fmean(values["blind"]),
         "gain": gain.difference,
         "low": gain.low,
         "high": gain.high,
@@ -184,12 +158,6 @@ def without_freshness(situation: Situation) -> Situation:
 def says_why(decision: Decision, chosen: ChangedSet) -> bool:
     """A reason names a document that changed."""
     return any(document in reason for document in chosen.changed for reason in decision.reasons)
-
-
-def value(question: Labelled, arm: Arm) -> float:
-    """An arm that could not be used counts as a refusal."""
-    found = question.utility.get(arm)
-    return found if found is not None else question.utility["refuse"] or 0.0
 
 
 def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:

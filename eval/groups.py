@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from eval.types import Item
 
 
+def said(item: Item) -> str:
+    """The words of a question, by which two of them are the same."""
+    return " ".join(item.question.split()).casefold()
+
+
 def groups_of(items: Iterable[Item]) -> dict[str, str]:
     """By question id the name of its group: questions that share a document, or have the same words, are in one."""
     leader: dict[str, str] = {}
@@ -18,7 +23,7 @@ def groups_of(items: Iterable[Item]) -> dict[str, str]:
 
     keys: dict[str, str] = {}
     for item in items:
-        names = [f"question {' '.join(item.question.split()).casefold()}", *(f"document {name}" for name in item.doc_ids)]
+        names = [f"question {said(item)}", *(f"document {name}" for name in item.doc_ids)]
         keys[item.id] = names[0]
         for name in names[1:]:
             leader[top(name)] = top(names[0])

@@ -105,9 +105,7 @@ class Feedback:
         rows = [{**row, "question_hash": question_hash(secret, row["asked"])} for row in self._taken]
         with self._database.write() as connection:
             # A write whose confirmation was lost is tried again: what it wrote must not stop all that comes after it.
-            there = set(connection.scalars(sa.select(table.c.id).where(table.c.id.in_([row["id"] for row in rows]))))
-            rows = list({row["id"]: row for row in rows if row["id"] not in there}.values())
-            if rows:
+            if rows and (rows := _not_there(connection, rows)):
                 kept = _as_kept(connection, rows)
                 connection.execute(table.insert(), [{name: row[name] for name in row if name != "asked"} for row in kept])
                 enter(connection, (_refusal(row) for row in kept if row["refused"]))
@@ -209,6 +207,13 @@ def _refusal(row: Mapping[str, Any]) -> Entry:
     text = row["asked"] if row["question"] is not None else None
     names = (row[name] for name in ("rule", "arm", "id", "documents", "labels", "created_at"))
     return Entry(row["domain"], row["question_hash"], text, "refused", *names)
+
+
+def _not_there(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row of each answer that is not written yet."""
+    id = schema.answer.c.id
+    there = set(connection.scalars(sa.select(id).where(id.in_([row["id"] for row in rows]))))
+    return list({row["id"]: row for row in rows if row["id"] not in there}.values())
 
 
 def _as_kept(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -189,8 +189,7 @@ def remove(session: Session, run_ids: tuple[str, ...], older_than: int | None, w
 @pass_session
 def compare(session: Session, first: str, second: str, as_json: bool) -> None:
     """Two runs side by side: differences with 95 % intervals over the questions both answered."""
-    from appliance.evaluation.page import finished, scoring_of_run
-    from appliance.evaluation.runs import find, scoring_of
+    from appliance.evaluation.runs import find, finished, scoring_of, scoring_of_run
     from appliance.service import open_service
     from eval.report import compare as differences
     from eval.report import compare_json, compare_table

@@ -292,10 +292,10 @@ class _Work:
         row: dict[str, Any] = {"id": f"{self.domain}-{name}", "review": "pending", "question": question}
         if withheld:
             row |= {"answer": prompts.NOTHING_FOUND[lang], "answerable": False}
-            refs = [*(_ref(passage, "negative") for passage in rest), _ref(gold, "withheld")]
+            refs = [*(ref(passage, "negative") for passage in rest), ref(gold, "withheld")]
         else:
             row |= {"answer": candidate.answer, "doc_ids": [gold.document.id]}
-            refs = [_ref(passage, "gold" if _holds(passage, gold, cited) else "negative") for passage in shown]
+            refs = [ref(passage, "gold" if _holds(passage, gold, cited) else "negative") for passage in shown]
         return row | {
             "lang": lang,
             "domain": self.domain,
@@ -327,6 +327,6 @@ def _holds(passage: Passage, gold: Passage, cited: Sequence[Citation]) -> bool:
     return passage.document.sha256 == gold.document.sha256 and any(chunk.start <= c.start and c.end <= chunk.end for c in cited)
 
 
-def _ref(passage: Passage, role: Literal["gold", "negative", "withheld"]) -> PassageRef:
+def ref(passage: Passage, role: Literal["gold", "negative", "withheld"]) -> PassageRef:
     chunk = passage.chunk
     return PassageRef(passage.document.id, passage.document.sha256, chunk.start, chunk.end, role, chunk.heading)

@@ -6,8 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.evaluation.page import finished, scoring_of_run
-from appliance.evaluation.runs import scoring_of
+from appliance.evaluation.runs import finished, scoring_of, scoring_of_run
 from appliance.experts.tasks import expert_utilities
 from appliance.store import schema
 from appliance.workspace import Workspace

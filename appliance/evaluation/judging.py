@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from appliance.engines.base import EngineDown, EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.patience import while_busy
+from appliance.evaluation.runs import check_finished
 from appliance.experts.tasks import ExpertTasks
 from appliance.service import Service
 from appliance.workspace import Workspace
@@ -41,8 +42,7 @@ async def judged(
     config = service.workspace.config
     if engine not in config.engines:
         raise UsageError(f"unknown engine {engine!r}; known: {', '.join(sorted(config.engines))}, or add [engines.{engine}]")
-    if run.summary is None:
-        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --resume {run.id}")
+    check_finished(run)
     settings = config.engines[engine]
     model = await service.answering.engines.named(engine)
 

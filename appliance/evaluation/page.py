@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import ApplianceError
 from appliance.evaluation.judging import judges_of
-from appliance.evaluation.runs import scoring_of
-from appliance.experts.tasks import expert_utilities
+from appliance.evaluation.runs import finished, scoring_of_run
 from appliance.files import write_bytes, write_whole
 from appliance.knowledge.forgetting import REPORT
 from appliance.workspace import Workspace
 from eval.page import Page, page, to_html, to_markdown
 from eval.run import RunResult, load
 from eval.summary import summarise
-from eval.types import Item
 from eval.utility import Scoring
-
-
-def scoring_of_run(workspace: Workspace, run: sa.Row[Any], items: Iterable[Item]) -> Scoring:
-    """How the answers of a run to `items` are scored: as configured, with the experts' scores where there are any."""
-    return scoring_of(workspace.config, expert_utilities(workspace.db, run.id, items))
-
-
-def finished(workspace: Workspace, run: sa.Row[Any]) -> RunResult:
-    """A finished run as stored. Raises UsageError if it is not finished, EvalError on damaged files."""
-    if run.summary is None:
-        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --resume {run.id}")
-    return load(workspace.root / run.path)
 
 
 def figures(workspace: Workspace, run: sa.Row[Any]) -> tuple[RunResult, Scoring]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,14 +19,16 @@ from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.cache import keys, known
 from appliance.evaluation.patience import while_busy
+from appliance.experts.tasks import expert_utilities
 from appliance.knowledge.forgetting import forget
 from appliance.service import Service
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.types import Caller, Decided, Finished, Request
+from appliance.workspace import Workspace
 from eval.cost import Price
 from eval.grounded import grounded
-from eval.run import Ask, Key, RunResult, run, stands
+from eval.run import Ask, Key, RunResult, load, run, stands
 from eval.tasks import MEASURES
 from eval.types import AUTO, UNAVAILABLE, EvalError, Item, Metric, Outcome
 from eval.utility import Scoring, UtilitySettings
@@ -220,6 +222,23 @@ def state_of(service: Service, arms: Sequence[str], split: str | None, limit: in
         # What the answers in the run's folder may rest on.
         "labels": sorted(service.knowledge.documents.labels()),
     }
+
+
+def check_finished(run: sa.Row[Any]) -> None:
+    """Raises UsageError if the run is not finished."""
+    if run.summary is None:
+        raise UsageError(f"run {run.id} is not finished; go on with: appliance eval run --resume {run.id}")
+
+
+def finished(workspace: Workspace, run: sa.Row[Any]) -> RunResult:
+    """A finished run as stored. Raises UsageError if it is not finished, EvalError on damaged files."""
+    check_finished(run)
+    return load(workspace.root / run.path)
+
+
+def scoring_of_run(workspace: Workspace, run: sa.Row[Any], items: Iterable[Item]) -> Scoring:
+    """How the answers of a run to `items` are scored: as configured, with the experts' scores where there are any."""
+    return scoring_of(workspace.config, expert_utilities(workspace.db, run.id, items))
 
 
 def begun_with(run: sa.Row[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,13 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from appliance.adapters.registry import Registry
-from appliance.evaluation.runs import scoring_of
+from appliance.evaluation.runs import finished, scoring_of_run
 from appliance.experts.review import share_answered
-from appliance.experts.tasks import expert_utilities
 from appliance.routing.routers import Routers
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 from eval.cost import NO_ENGINE, cost
-from eval.run import load
 from eval.statistics import paired_bootstrap
 from eval.types import AUTO, Outcome
 from eval.utility import utility
@@ -67,8 +65,8 @@ def newest(workspace: Workspace, domain: str) -> Measured | None:
         rows = [row for row in connection.execute(query) if "gate" not in row.settings and len(row.settings.get("arms", ())) > 1]
     if not rows:
         return None
-    result = load(workspace.root / rows[0].path)
-    scoring = scoring_of(workspace.config, expert_utilities(workspace.db, rows[0].id, result.items))
+    result = finished(workspace, rows[0])
+    scoring = scoring_of_run(workspace, rows[0], result.items)
     items = {item.id: item for item in result.items}
     worth: defaultdict[str, dict[str, float]] = defaultdict(dict)
     latency: defaultdict[str, list[float]] = defaultdict(list)

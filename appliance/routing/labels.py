@@ -10,10 +10,8 @@ from statistics import fmean
 
 from appliance.errors import ApplianceError, UsageError
 from appliance.evaluation import runs as evaluation
-from appliance.experts.tasks import expert_utilities
 from appliance.service import Service
-from eval.groups import groups_of
-from eval.run import load
+from eval.groups import groups_of, said
 from eval.types import AUTO, Item, Outcome
 from eval.utility import utility
 from router.features import row_of
@@ -54,12 +52,11 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
     if domain is None:
         raise UsageError("the runs name no domain; name one with --domain")
     for row in rows:
-        if row.summary is None:
-            raise UsageError(f"run {row.id} is not finished; go on with: appliance eval run --resume {row.id}")
+        evaluation.check_finished(row)
         if row.domain is not None and row.domain != domain:
             raise UsageError(f"run {row.id} is of {row.domain}, not of {domain}; a router learns from one domain")
-        result = load(service.workspace.root / row.path)
-        scoring = evaluation.scoring_of(service.workspace.config, expert_utilities(service.workspace.db, row.id, result.items))
+        result = evaluation.finished(service.workspace, row)
+        scoring = evaluation.scoring_of_run(service.workspace, row, result.items)
         # See `Routing.version`.
         rules = not any(name.startswith(f"{domain}@") for name in str(row.settings.get("router", "")).split("+"))
         for item in result.items:
@@ -106,8 +103,4 @@ def without_rare_languages(labels: Labels) -> tuple[Labels, dict[str, int]]:
 
 def words_of(item: Item) -> str:
     """Twelve hexadecimal digits that tell which question was asked, whatever its id, without its text."""
-    return hashlib.sha256(_said(item).encode()).hexdigest()[:12]
-
-
-def _said(item: Item) -> str:
-    return " ".join(item.question.split()).casefold()
+    return hashlib.sha256(said(item).encode()).hexdigest()[:12]

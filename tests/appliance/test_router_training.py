@@ -158,7 +158,7 @@ def test_an_approved_answer_proves_nothing_about_the_rules(tuned: Tuned, monkeyp
     whole = load(tuned.bench.workspace.root / "runs" / run)
     first = whole.items[0].id
     outcomes = {**whole.outcomes, (first, "auto"): replace(whole.outcomes[first, "auto"], arm="verified", answer=whole.items[0].answer)}
-    monkeypatch.setattr("appliance.routing.labels.load", lambda _: replace(whole, outcomes=outcomes))
+    monkeypatch.setattr("appliance.evaluation.runs.load", lambda _: replace(whole, outcomes=outcomes))
     labels = labels_of(tuned.service(), [run])
     assert first in {question.id for question in labels.questions} and set(labels.ruled) == {item.id for item in whole.items} - {first}
 
@@ -240,7 +240,7 @@ def test_an_experts_score_is_an_answers_worth(tuned: Tuned, monkeypatch: pytest.
     before = labels_of(tuned.service(), [run])
     result = load(tuned.bench.workspace.root / "runs" / run)
     name, outcome = next((item, one) for (item, arm), one in result.outcomes.items() if arm == "base" and one.text)
-    monkeypatch.setattr("appliance.routing.labels.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
+    monkeypatch.setattr("appliance.evaluation.runs.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
     after = labels_of(tuned.service(), [run])
     worth = [next(one for one in labels.questions if one.id == name).utility["base"] for labels in (before, after)]
     assert worth[0] != -1.0 == worth[1]
@@ -474,7 +474,7 @@ def test_arms_are_compared_on_the_same_questions(tuned: Tuned, monkeypatch: pyte
     outcomes = {**whole.outcomes, (easy, "quote"): Outcome("quote", next(item.answer for item in whole.items if item.id == easy))}
     outcomes |= {(name, "quote"): Outcome("quote", error=UNAVAILABLE + "no passages") for name in others}
     outcomes[others[0], "auto"] = replace(outcomes[others[0], "auto"], arm="verified")
-    monkeypatch.setattr("appliance.routing.adoption.load", lambda _: replace(whole, outcomes=outcomes))
+    monkeypatch.setattr("appliance.evaluation.runs.load", lambda _: replace(whole, outcomes=outcomes))
     found = newest(tuned.bench.workspace, "medical")
     assert found is not None and found.mean("quote") == 1 / 32 and found.single() in ("base", "finetuned")
     assert len(found.worth["auto"]) == 31 and others[0] not in found.worth["auto"]
