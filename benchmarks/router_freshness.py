@@ -57,8 +57,9 @@ def collect(state: Path, chosen: ChangedSet, training: TrainSettings, progress: 
     folder = state / chosen.name
     with opened(folder, SETTINGS) as workspace:
         service = open_service(workspace)
+        # Also where the answers of a run before are there, which has left the changed ones.
+        bring_in(service, folder / "documents.jsonl", chosen.name, chosen.documents, default_cache() / "embeddings.db", progress)
         if service.registry.live(chosen.name) is None:
-            bring_in(service, folder / "documents.jsonl", chosen.name, chosen.documents, default_cache() / "embeddings.db", progress)
             held_out = [item.id for item in chosen.before if not chosen.about_changed(item)][: len(chosen.before) // 10]
             rows = [{**pair_of(item), "split": "dev" if item.id in held_out else "train"} for item in chosen.before]
             Datasets(workspace).add(write_jsonl(folder / "pairs.jsonl", rows), domain=chosen.name, name="pairs")
