@@ -117,6 +117,12 @@ def finish_version(
     return read_version(target)
 
 
+def clear_unfinished(target_root: Path, domain: str) -> None:
+    """Remove what kills left of versions of `domain`. Only while nobody writes one."""
+    for folder in target_root.glob(f"{domain}@*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def version_hash(path: Path) -> str:
     """The sha256 (hex) that a version is named by. Raises OSError.
 

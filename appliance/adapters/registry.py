@@ -19,6 +19,7 @@ from appliance.adapters.tuned_questions import Near
 from appliance.engines.base import AdapterRef
 from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema, tables_admin
+from appliance.store.locks import WriterLock
 from appliance.workspace import Workspace
 from finetune.settings import yields
 from finetune.types import Task
@@ -95,9 +96,14 @@ class Registry:
         self.workspace = workspace
         self.freshness = Freshness(workspace.db)
 
-    def register(self, version: AdapterVersion, links: Sequence[Link]) -> None:
-        """Record a finished version with its evidence, in one transaction. The same content again can only add labels."""
+    def register(self, version: AdapterVersion, links: Sequence[Link], lock: WriterLock | None = None) -> None:
+        """Record a finished version with its evidence, in one transaction. The same content again can only add labels.
+
+        Raises Locked, and records nothing, if `lock` is no longer ours.
+        """
         with self.workspace.db.write() as connection:
+            if lock is not None:
+                lock.check(connection)
             same = schema.adapter.c.name == version.name
             known = connection.execute(sa.select(schema.adapter.c.labels).where(same)).scalar_one_or_none()
             if known is not None:

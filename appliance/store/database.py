@@ -196,7 +196,7 @@ class Database:
 
     @contextmanager
     def lock(self, resource: str) -> Iterator[WriterLock]:
-        """Hold the only writer's lock on `resource`; raises Locked naming the holder. Call `beat` in long work."""
+        """Hold the only writer's lock on `resource`; raises Locked naming the holder. `beat` in long work tells when it was lost."""
         held = SessionLock(self, resource) if self.is_postgres else WriterLock(self, resource)
         held.acquire()
         try:

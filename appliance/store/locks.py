@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -33,15 +34,31 @@ class Busy(Locked):
 
 
 class WriterLock:
-    """A lock row with owner and heartbeat; a dead owner's lock is taken over."""
+    """A lock row with owner and heartbeat; a dead owner's lock is taken over.
+
+    While it is held a thread renews the heartbeat, so that no step of the work is too long for it.
+    """
 
     def __init__(self, database: Database, resource: str) -> None:
         self._database = database
         self.resource = resource
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{secrets.token_hex(4)}"
         self._beaten = 0.0
+        self._released = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name=f"lock {resource}", daemon=True)
 
     def acquire(self) -> None:
+        """Take the lock and keep it until `release`, once. Raises Busy naming the holder."""
+        self._take()
+        self._keeper.start()
+
+    def release(self) -> None:
+        """Stop keeping the lock and give it back. Where that fails the heartbeat tells when it may be taken over."""
+        self._released.set()
+        self._keeper.join()
+        self._give_back()
+
+    def _take(self) -> None:
         with self._database.write() as connection:
             row = connection.execute(sa.select(schema.lock).where(schema.lock.c.resource == self.resource)).one_or_none()
             if row is not None and _alive(row.owner, row.heartbeat):
@@ -68,10 +85,21 @@ class WriterLock:
         if owner != self.owner:
             raise self._lost(str(owner))
 
-    def release(self) -> None:
+    def _give_back(self) -> None:
         table = schema.lock
         with self._database.write() as connection:
             connection.execute(table.delete().where(table.c.resource == self.resource, table.c.owner == self.owner))
+
+    def _keep(self) -> None:
+        while not self._released.wait(_BEAT_SECONDS):
+            try:
+                self.beat()
+            except Locked:
+                # The work learns it at its own next `beat` or `check`.
+                return
+            except (ApplianceError, sa.exc.SQLAlchemyError, OSError):
+                # A database that is busy or full for a moment: the next beat may come through in time.
+                continue
 
     def _own(self, connection: Connection) -> None:
         connection.execute(schema.lock.delete().where(schema.lock.c.resource == self.resource))
@@ -91,7 +119,12 @@ class SessionLock(WriterLock):
     The row beside it names the owner, and lets the committing transaction see that no other has come since.
     """
 
-    def acquire(self) -> None:
+    def __init__(self, database: Database, resource: str) -> None:
+        super().__init__(database, resource)
+        # The keeper and the work use the one connection.
+        self._alone = threading.Lock()
+
+    def _take(self) -> None:
         with ExitStack() as undo:
             self._session = undo.enter_context(self._database.session())
             if not self._session.execute(sa.select(sa.func.pg_try_advisory_lock(advisory_key(self.resource)))).scalar_one():
@@ -111,15 +144,16 @@ class SessionLock(WriterLock):
         self._ping()
         super().check(connection)
 
-    def release(self) -> None:
+    def _give_back(self) -> None:
         try:
-            super().release()
+            super()._give_back()
         finally:
             self._session.close()
 
     def _ping(self) -> None:
         try:
-            self._session.execute(sa.select(1))
+            with self._alone:
+                self._session.execute(sa.select(1))
         except (sa.exc.DBAPIError, OSError) as error:
             raise Locked(f"the lock on {self.resource} was lost with its connection; nothing was committed, start again") from error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.adapters.registry import AdapterVersion
 from appliance.errors import ApplianceError, UsageError
 from appliance.service import Service
-from appliance.training.tuning import prepare, run_folder, tune
+from appliance.training.tuning import guarded, prepare, run_folder, tune
 from finetune.settings import TrainSettings
 from finetune.types import TrainingError
 
@@ -48,12 +48,12 @@ def tune_search(
         return replace(wanted, work=run_folder(wanted, domain))
 
     folder = job.work / f"search-{domain}-{_key(job, space)[:12]}"
-    with service.workspace.db.lock(f"tune:{domain}"):
+    with service.workspace.db.lock(f"tune:{domain}") as lock:
         try:
             if fresh and folder.exists():
                 shutil.rmtree(folder)
             with together():
-                found = search(job, checked, trials, folder, place, progress)
+                found = search(job, checked, trials, folder, place, guarded(progress, lock))
         except TrainingError as error:
             raise ApplianceError(str(error)) from error
     rows = [{**asdict(tried), "best": tried.number == found.best} for tried in found.tried]

@@ -13,6 +13,7 @@ from appliance.adapters.card import write_card
 from appliance.adapters.registry import MODELS, AdapterVersion
 from appliance.errors import ApplianceError, UsageError
 from appliance.service import Service
+from appliance.store.locks import WriterLock
 from appliance.training.data import TrainingData, gather
 from appliance.training.examples import labels_of
 from finetune.distributed import is_main
@@ -41,11 +42,11 @@ def tune(
 
     `dataset` may be None for a method that reads the domain's documents. `start` is the version to train further, the parent of the
     new one; `stage` is recorded with it (see `appliance.training.stages`). A model version is named as the base of an engine.
-    Raises UsageError and ApplianceError; an interrupted run leaves no version behind.
+    Raises UsageError, Locked and ApplianceError; an interrupted run leaves no version behind.
     """
     from finetune.runs import clear
     from finetune.train import train
-    from finetune.version import finish_version, rank_of
+    from finetune.version import clear_unfinished, finish_version, rank_of
     from retrieval.threads import together
 
     workspace = service.workspace
@@ -54,7 +55,10 @@ def tune(
     start, data = prepared.start, prepared.data
     job = replace(prepared.job, work=run_folder(prepared.job, domain), fresh=fresh)
     # Of several processes that train together only the first one writes; the others leave with `Helped`.
-    with workspace.db.lock(f"tune:{domain}") if is_main() else nullcontext():
+    with workspace.db.lock(f"tune:{domain}") if is_main() else nullcontext() as lock:
+        if is_main():
+            for name in ("adapters", MODELS):
+                clear_unfinished(workspace.folder(name), domain)
         # Before the first step: what changes or goes while it trains is stale when it is done. The others of several processes need none.
         links = data.links(service, domain) if is_main() else []
         # What the start was trained on is in the new version too.
@@ -62,7 +66,7 @@ def tune(
         labels = labels_of(service, links) | (start.labels if start else frozenset())
         try:
             with together():
-                result = train(job, progress)
+                result = train(job, guarded(progress, lock))
             parent = start or (service.registry.live(domain) if makes == "adapter" else None)
             folder = finish_version(
                 result,
@@ -95,7 +99,7 @@ def tune(
             metrics={**result.metrics(), "dropped": dropped, "rank": rank_of(folder.path)},
             created_at=folder.created_at,
         )
-        service.registry.register(version, links)
+        service.registry.register(version, links, lock)
         write_card(service.registry, version)
         clear(job.work)
     shown = {
@@ -115,6 +119,17 @@ def tune(
         "path": str(version.path),
     }
     return version, shown
+
+
+def guarded(progress: Callable[[dict[str, Any]], None], lock: WriterLock | None) -> Callable[[dict[str, Any]], None]:
+    """`progress`, which raises Locked once `lock` is lost: another process may be at work in the run's folder then."""
+
+    def tell(event: dict[str, Any]) -> None:
+        if lock is not None:
+            lock.beat()
+        progress(event)
+
+    return tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from appliance.adapters.tuned_questions import Near
 from appliance.answers.availability import ArmUnavailable
 from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge.knowledge import Knowledge
+from appliance.store import schema
 from appliance.store.database import utcnow
+from appliance.store.locks import Locked
 from appliance.types import Answer, Caller, Request
 from finetune.version import version_hash
 from retrieval.types import DocumentKey, Evidence, Scope
@@ -66,6 +68,16 @@ def test_the_same_weights_again_can_only_add_labels(knowledge: Knowledge) -> Non
     registry.register(replace(version, labels=frozenset()), [])
     assert registry.get(version.name).labels == {"internal", "医务"}
     assert [known.name for known in registry.versions("medical")] == [version.name]
+
+
+def test_nothing_is_registered_under_a_lock_that_was_lost(knowledge: Knowledge) -> None:
+    registry, version = Registry(knowledge.workspace), make(knowledge)
+    with knowledge.workspace.db.lock("tune:medical") as lock:
+        with knowledge.workspace.db.write() as connection:
+            connection.execute(schema.lock.update().values(owner="other:1:2:3"))
+        with pytest.raises(Locked, match="was lost to other"):
+            registry.register(replace(version, name="medical@00000002", labels=frozenset({"x"})), [], lock)
+    assert [one.name for one in registry.versions("medical")] == [version.name]
 
 
 def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) -> None:

@@ -139,7 +139,7 @@ def test_a_lock_given_back_to_a_full_disk_does_not_hide_the_error(filled: Worksp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(ValueError, match="the first error"), database.lock("index") as held:
-        monkeypatch.setattr(type(held), "release", full)
+        monkeypatch.setattr(type(held), "_give_back", full)
         raise ValueError("the first error")
     monkeypatch.undo()
     # The row is still there; its heartbeat tells when it may be taken over, in this process as in another.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from test_engines_local import base
+from waiting import until
 
 from appliance.adapters.registry import AdapterVersion
 from appliance.answers.answering import Answering
@@ -24,10 +25,13 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.models.store import ModelStore
 from appliance.routing.costs import CostBook
 from appliance.service import Service, open_service
+from appliance.store import locks, schema
+from appliance.store.locks import Locked
 from appliance.training.tuning import tune
 from appliance.types import Answer, Caller, Request
 from appliance.workspace import Workspace
 from finetune.settings import TrainSettings
+from finetune.train import TrainJob
 from retrieval.types import DocumentKey, Scope
 
 __all__ = ["base"]
@@ -134,6 +138,31 @@ def test_what_cannot_be_trained_on_is_said(service: Service, tmp_path: Path) -> 
     service.workspace.save_setting("engines.default.languages", ["de"])
     with pytest.raises(UsageError, match="medical has no document to read"):
         _tune(service, "pretrain")
+
+
+def test_training_ends_when_its_lock_is_lost_and_the_next_clears_what_kills_left(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = service.workspace
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in PAIRS), "utf-8")
+    Datasets(workspace).add(file, domain="medical")
+    left = [workspace.folder(name) / "medical@0123abcd.tmp" for name in ("adapters", "models")]
+    others = workspace.folder("adapters") / "law@0123abcd.tmp"
+    for folder in (*left, others):
+        folder.mkdir()
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.02)
+
+    def robbed(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> None:
+        with workspace.db.write() as connection:
+            connection.execute(schema.lock.update().values(owner="other:1:2:3"))
+        until(lambda: progress({}))
+
+    monkeypatch.setattr("finetune.train.train", robbed)
+    with pytest.raises(Locked, match="was lost"):
+        _tune(service, "lora", "pairs")
+    assert not [folder for folder in left if folder.exists()] and others.exists()
+    assert service.registry.versions("medical") == []
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from waiting import until
 
 from appliance.errors import ApplianceError, UsageError
-from appliance.store import schema
-from appliance.store.database import Database
+from appliance.store import locks, schema
+from appliance.store.database import Database, utcnow
 from appliance.store.locks import Locked
 from appliance.workspace import Workspace
 
@@ -123,6 +126,33 @@ def test_a_lost_lock_stops_the_commit(workspace: Workspace) -> None:
             connection.execute(schema.setting.insert().values(key="x", value="y"))
             held.check(connection)
     assert workspace.db.setting("x") is None
+
+
+def test_a_lock_is_kept_while_the_work_says_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def heartbeat() -> datetime:
+        with workspace.db.read() as connection:
+            return connection.execute(sa.select(schema.lock.c.heartbeat)).scalar_one()
+
+    # Another container knows of the owner only what the heartbeat says.
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.02)
+    with workspace.db.lock("tune:medical"):
+        for _ in range(2):
+            with workspace.db.write() as connection:
+                connection.execute(schema.lock.update().values(heartbeat=utcnow() - 2 * locks._STALE))
+            until(lambda: utcnow() - heartbeat() < locks._STALE)
+    with workspace.db.read() as connection:
+        assert connection.execute(sa.select(schema.lock)).all() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "lock tune:medical"]
+
+
+def test_a_lost_lock_is_noticed_at_the_next_beat(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.02)
+    with workspace.db.lock("tune:medical") as held:
+        with workspace.db.write() as connection:
+            connection.execute(schema.lock.update().values(owner="other:1:2:3"))
+        until(lambda: not held._keeper.is_alive())
+        with pytest.raises(Locked, match="was lost"):
+            held.beat()
 
 
 def test_pointer_moves_are_logged(workspace: Workspace) -> None:
