@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from appliance.adapters.registry import Registry
 from appliance.workspace import Workspace
 from finetune.lint import CONFIG
 from finetune.version import FACTS, version_hash
+from tests.waiting import until
 
 sys.path.append(str(Path(__file__).parents[1] / "finetune"))
 from finetune_model import TOPICS, build_model
@@ -87,11 +87,7 @@ def ask(admin: httpx.Client, question: str, arm: str) -> dict[str, Any]:
 
 def kill_worker(admin: httpx.Client, job: str) -> None:
     """Kill the worker while it is at a job."""
-    for _ in range(600):
-        if (state := admin.get(f"/v1/admin/jobs/{job}").json()["state"]) == "running":
-            break
-        time.sleep(0.05)
-    assert state == "running"
+    until(lambda: admin.get(f"/v1/admin/jobs/{job}").json()["state"] == "running")
     [worker] = [one for one in psutil.Process().children(recursive=True) if "worker" in one.cmdline() and "--parent" in one.cmdline()]
     worker.kill()
 
@@ -138,18 +134,15 @@ def test_from_an_upload_over_a_killed_worker_to_a_rolled_back_trial(admin: httpx
 
     questions = [TOPICS[n % 2][0].format(n=n) for n in range(40)]
     given = {}
-    time.sleep(2)
+    # The gateway looks once a second which versions are on trial.
+    others = [TOPICS[n % 2][0].format(n=n) for n in range(40, 60)]
+    until(lambda: other in {ask(admin, question, "finetuned")["adapter"] for question in others})
     for question in questions:
         answer = ask(admin, question, "finetuned")
         given[question] = answer["adapter"]
         rating = "down" if answer["adapter"] == other else "up"
         assert admin.post("/v1/feedback", json={"id": answer["id"], "rating": rating}).status_code == 200
     assert set(given.values()) == {live, other}
-    for _ in range(300):
-        [canary] = admin.get("/v1/admin/canaries").json()
-        if canary["state"] != "running":
-            break
-        time.sleep(0.2)
+    [canary] = until(lambda: [one for one in admin.get("/v1/admin/canaries").json() if one["state"] != "running"])
     assert canary["state"] == "rolled_back" and canary["why"].startswith("ratings down"), canary
-    time.sleep(2)
-    assert {ask(admin, question, "finetuned")["adapter"] for question in questions[:20]} == {live}
+    until(lambda: {ask(admin, question, "finetuned")["adapter"] for question in questions[:20]} == {live})
