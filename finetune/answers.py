@@ -12,15 +12,16 @@ from finetune.dataset import asked
 from finetune.types import Pair
 
 _BOILERPLATE = re.compile(
-    r"(lorem ipsum|to ?do|tbd|n/?a|see (the )?(document|attachment|above)|same as above|placeholder|i (do not|don't) know"
-    r"|同上|待定|待补充|见(附件|文件|上文)|略|无|不知道|暂无(答案|数据|信息)?)",
+    r"(lorem ipsum|to ?do|tb[ad]|to be (determined|announced|added)|n[/.]?a|none|null|nil|[-–—]+|placeholder"
+    r"|see (the )?(document|attachment|above)|same as above|i (do not|don['’]t) know( the answer)?"
+    r"|同上|(答案)?待(定|补充|填写|完善)|见(附件|文件|上文)|略|无|我?(不知道|不清楚)(答案)?|暂无(答案|数据|信息)?)",
     re.IGNORECASE,
 )
 # What a model says of itself, or a refusal to answer, at the beginning of an answer.
 _OPENING = re.compile(
-    r"as an? (ai|artificial intelligence|(large )?language model)\b|i('m| am) (just |only )?an? (ai|(large )?language model)\b"
-    r"|(i('m| am) )?sorry, (but )?(i|as an)\b|i apologi[sz]e\b|i('m| am) (unable|not able) to\b"
-    r"|i (cannot|can't) (answer|help|assist|provide)\b"
+    r"as an? (ai|artificial intelligence|(large )?language model)\b|i(['’]m| am) (just |only )?an? (ai|(large )?language model)\b"
+    r"|(i(['’]m| am) )?sorry, (but )?(i|as an)\b|i apologi[sz]e\b|i(['’]m| am) (unable|not able) to\b"
+    r"|i (cannot|can['’]t) (answer|help|assist|provide)\b"
     r"|作为一[个名]?(ai|人工智能|语言模型|大模型)|我是一[个名](ai|人工智能|语言模型)|(很|非常)?抱歉|(很)?对不起|我无法(回答|提供|帮助)",
     re.IGNORECASE,
 )

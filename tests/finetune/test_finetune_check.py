@@ -72,6 +72,31 @@ def test_empty_boilerplate_and_repeated_answers() -> None:
     assert [note.id for note in check(pairs).answers] == ["empty", "todo", "model", "同上", "抱歉", "sorry", "r0", "r1", "r2"]
 
 
+POOR = (
+    "我不知道。",
+    "不清楚",
+    "答案待补充",
+    "I do not know the answer.",
+    "To be determined.",
+    "n.a.",
+    "None",
+    "null",
+    "-",
+    "—",
+    "I’m sorry, but I can’t",
+)
+
+
+@pytest.mark.parametrize("answer", POOR)
+def test_what_stands_for_no_answer(answer: str) -> None:
+    assert [note.id for note in check([_pair("p", "Why?", answer)]).answers] == ["p"]
+
+
+@pytest.mark.parametrize("answer", ["None of these.", "我不知道的事由医生说明。", "- four euros", "无需预约。"])
+def test_what_only_begins_like_no_answer(answer: str) -> None:
+    assert check([_pair("p", "Why?", answer)]).answers == ()
+
+
 def test_contradictions_need_the_same_question_in_the_same_talk() -> None:
     talk = (Turn("user", "About cards."), Turn("assistant", "Yes?"))
     pairs = [
