@@ -21,6 +21,8 @@ Kind = Literal[
     "medical_record",
     "chinese_mobile",
     "phone",
+    "messenger",
+    "number_plate",
     "address",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -74,6 +76,8 @@ _IBAN_LENGTHS: Mapping[str, int] = {
 _STREET = r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Parkway|Pkwy|Highway|Hwy|Square|Sq|Terrace|Plaza)"
 # North American toll-free numbers written without gaps look like Chinese mobile numbers.
 _TOLL_FREE = re.compile(r"18(?:00|33|44|55|66|77|88)\d{7}")
+# Of Chinese landlines: Beijing, the other large cities, the rest.
+_AREA = r"(?:010|02\d|0[3-9]\d\d)"
 # What stands between the groups of a number.
 _GAP = r"[ \u00a0.-]?"
 # Full-width letters and digits as Chinese input methods write them; one character for one, so that offsets stay.
@@ -158,10 +162,30 @@ _FORMS: tuple[tuple[Kind, re.Pattern[str], Callable[[str], bool]], ...] = (
         "phone",
         _form(
             r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}",
-            r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}|0\d{2,3}[-—]\d{7,8}|[48]00-\d{3}-?\d{4})",
+            r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}|0\d{2,3}[-—]\d{7,8}|[48]00-\d{3}-?\d{4}",
+            rf"|(?:\({_AREA}\) ?|{_AREA}[ —-])[2-8]\d{{2,3}}[ -]?\d{{4}}",
+            # With mere spaces, only where no other number stands beside it and the end is no year.
+            r"|(?<!\d )(?:1 )?[2-9][0-8]\d [2-9]\d\d (?!19|20)\d{4}(?! \d))",
             _NO_DIGIT_AFTER,
         ),
         _is_phone,
+    ),
+    (
+        "messenger",
+        _form(
+            # What follows may be a word like any other: an account has a digit or an underscore.
+            r"(?i:(?:微信(?:号|ID)?|\bWeChat(?: ID)?) ?:|微信(?:号|ID)[是为]) ?(?P<it>(?=[A-Za-z-]*[\d_])[A-Za-z][\w-]{5,19})(?!\w)",
+            r"|(?<!\w)(?i:QQ)(?:号码?)? ?[:是为] ?(?P<it2>[1-9]\d{4,10})(?!\w)",
+        ),
+        _always,
+    ),
+    (
+        "number_plate",
+        _form(
+            r"(?<![最全更创])[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-NP-Z][·•]?",
+            r"(?=[A-Z]*(?:\d[A-Z]*){3})[A-HJ-NP-Z0-9]{5,6}(?![\w-])",
+        ),
+        _always,
     ),
     (
         "address",
