@@ -16,6 +16,7 @@ LANGS = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "中文": "zh
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 MAX_TEXT = 200_000
 MAX_IDENTIFIER = 200
+_AS_TEXT: Mapping[type, str] = {**dict.fromkeys((bool, int, float), "put it in quotes"), **dict.fromkeys((list, dict), "write one text")}
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -37,7 +38,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def string(field: str, value: Any) -> str:
     """A text without surrounding white space. Raises BadField."""
     if not isinstance(value, str):
-        raise BadField(field, f"expected text, found {kind(value)}; put it in quotes")
+        remedy = "write it or remove the row" if value is None else _AS_TEXT.get(type(value), "write it as text")
+        raise BadField(field, f"expected text, found {kind(value)}; {remedy}")
     if "\0" in value:
         raise BadField(field, "contains a NUL character; remove it")
     if len(value) > MAX_TEXT:
@@ -50,14 +52,15 @@ def string(field: str, value: Any) -> str:
 
 
 def text(row: Mapping[str, Any], field: str, column: str, empty: bool = False) -> str:
-    """The text of `column`, where "a+b" joins two by a line feed and only the first must be there. Raises BadField."""
-    parts = [(name, row.get(name)) for name in column.split("+")]
-    first = parts[0][0]
-    if first not in row:
+    """The text of `column`, where "a+b" joins two by a line feed and either may be missing. Raises BadField."""
+    columns = column.split("+")
+    first = columns[0]
+    said = {name: row[name] for name in columns if row.get(name) is not None}
+    if not said and first not in row:
         raise BadField(first, f"the {field} is missing; every row needs it")
-    if parts[0][1] is None and empty:
+    if not said and empty:
         return ""
-    texts = [string(name, value) for name, value in parts if name == first or value is not None]
+    texts = [string(name, value) for name, value in (said or {first: None}).items()]
     joined = "\n".join(part for part in texts if part)
     if not joined and not empty:
         remedy = ', or set "answerable": false if there is no answer' if field == "answer" else ""
@@ -71,7 +74,8 @@ def identifier(value: Any, field: str) -> str:
         return ""
     found = str(value) if isinstance(value, int) and not isinstance(value, bool) else string(field, value)
     if len(found) > MAX_IDENTIFIER:
-        raise BadField(field, f"has {len(found)} characters, at most {MAX_IDENTIFIER} are allowed")
+        remedy = "shorten it, or rename the column if it holds something else"
+        raise BadField(field, f"has {len(found)} characters, at most {MAX_IDENTIFIER} are allowed; {remedy}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from finetune.reading import Row
+from finetune.reading import Row, finite
 from finetune.types import DatasetError
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -23,9 +23,11 @@ class Unreachable(Exception):
 
 def hub_rows(name: str, subset: str | None, folder: str | None, split: str) -> list[Row]:
     """Every row of the split. Raises Unreachable, and DatasetError for what cannot be a data set's name."""
-    # A folder of that name here would be loaded in its place.
-    if not _NAME.fullmatch(name) or ".." in name or Path(name).exists():
+    if not _NAME.fullmatch(name) or ".." in name:
         raise DatasetError(f"hf_hub_url: {name!r} is no data set's name on the hub; expected ORGANISATION/NAME")
+    if Path(name).exists():
+        here = Path(name).resolve()
+        raise DatasetError(f"hf_hub_url: {name!r} is also {here}, which would be read in its place; start from another folder")
     import huggingface_hub
     from datasets import load_dataset
     from huggingface_hub.errors import HfHubHTTPError
@@ -41,4 +43,4 @@ def hub_rows(name: str, subset: str | None, folder: str | None, split: str) -> l
     except failures as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(reason, silent=not offline and not isinstance(error, HfHubHTTPError | ValueError)) from error
-    return [Row(name, number, row) for number, row in enumerate(rows.to_list(), 1)]
+    return [Row(name, number, finite(row)) for number, row in enumerate(rows.to_list(), 1)]

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ MAX_TABLE_BYTES = 2**30
 # In GB18030, real Chinese data sets consist of the 3,755 common characters of GB 2312 and its punctuation to 0.95 and more; UTF-8, Big5 and
 # Western text read as GB18030 to 0.13 at most.
 _CHINESE_SHARE = 0.8
+_SEP = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)
+_QUOTED = re.compile(r'"[^"]*"')
+# Where the end of a CSV file's header is looked for.
+_HEADER_CHARS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,20 @@ def read_rows(path: Path) -> FileRows:
 
 
 def parse_json(text: str) -> Any:
-    """`json.loads` that refuses a key given twice, and reads NaN as null. Raises ValueError or RecursionError."""
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+    """`json.loads` that refuses a key given twice and numbers beyond a float, and reads NaN as null.
+
+    Raises ValueError or RecursionError.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_number)
+
+
+def torn(value: Any) -> bool:
+    """Whether a text in `value` holds half of a surrogate pair, which JSON can spell and nothing can store. Raises RecursionError."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def read_text(path: Path) -> str:
@@ -120,7 +137,7 @@ def _lines_or_list(path: Path, encoding: str, notes: tuple[str, ...]) -> FileRow
         except (ValueError, RecursionError, DatasetError):
             data = None
         if isinstance(data, list) and all(isinstance(item, dict) for item in data):
-            rows = [Row(path.name, number, item) for number, item in enumerate(data, 1)]
+            rows = [Row(path.name, number, _object(path, number, item)) for number, item in enumerate(data, 1)]
             return FileRows(rows, (*notes, f"{path.name}: read as one JSON list"))
     lines = _json_lines(path) if encoding == "utf-8" else _text_lines(path, _whole(path, encoding))
     return FileRows(list(lines), notes)
@@ -145,9 +162,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise DatasetError(
-                    f"{path} row {number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; put each row on a line of its own"
-                )
+                while line and not line.endswith(b"\n"):
+                    line = handle.readline(MAX_LINE_BYTES)
+                reason = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; shorten it, or put each row on a line of its own"
+                yield Row(path.name, number, Excluded(path.name, number, "", reason))
+                continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if b"\0" in line:
@@ -174,9 +193,13 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any] | Excluded:
 
 
 def _csv(path: Path, text: str, suffix: str) -> Iterator[Row]:
-    header = text.split("\n", 1)[0]
+    # Excel names the delimiter in a line of its own before the header.
+    named = _SEP.match(text)
+    text = text[named.end() :] if named else text
+    # What a name of the header holds between quotes says nothing.
+    header = _QUOTED.sub("", text[:_HEADER_CHARS]).split("\n", 1)[0]
     # Spreadsheets of many countries write semicolons into .csv.
-    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
+    delimiter = named[1] if named else "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
     # The limit is the process's: it is only ever raised, so that files read at once do not disturb each other. Ours is a row's error later.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_FILE_BYTES))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -198,7 +221,8 @@ def _csv(path: Path, text: str, suffix: str) -> Iterator[Row]:
                 continue
             yield Row(path.name, number, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise DatasetError(f"{path} line {reader.line_num}: not valid CSV ({error}); check the quotes around there") from error
+        line = reader.line_num + bool(named)
+        raise DatasetError(f"{path} line {line}: not valid CSV ({error}); check the quotes around there") from error
 
 
 def _table(path: Path, suffix: str) -> Iterator[Row]:
@@ -220,15 +244,16 @@ def _table(path: Path, suffix: str) -> Iterator[Row]:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: not a readable {suffix[1:]} file ({reason}); it may be cut off: export it again") from error
     for number, row in enumerate(rows, 1):
-        yield Row(path.name, number, _finite(row))
+        yield Row(path.name, number, finite(row))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with null for NaN, which is how data frames write a missing one, and text for infinities, which JSON lacks."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return {name: finite(item) for name, item in value.items()}
+    # Tables give the entries of a map as tuples.
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
@@ -328,7 +353,23 @@ def _constant(name: str) -> None:
         raise ValueError(f"{name} is not a JSON value")
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large; put it in quotes")
+    return number
+
+
 def _object(path: Path, number: int, item: Any) -> dict[str, Any] | Excluded:
-    if isinstance(item, dict):
-        return item
-    return Excluded(path.name, number, "", f'expected an object like {{"question": ..., "answer": ...}}, found {kind(item)}')
+    if not isinstance(item, dict) or not item:
+        found = kind(item) if item != {} else "an empty one"
+        return Excluded(path.name, number, "", f'expected an object like {{"question": ..., "answer": ...}}, found {found}')
+    try:
+        if not torn(item):
+            return item
+    except RecursionError:
+        return Excluded(path.name, number, "", "is nested too deeply; flatten it or remove the row")
+    column = next(name for name, value in item.items() if torn({name: value}))
+    where = "its name contains" if torn(column) else "contains"
+    shown = column.encode(errors="backslashreplace").decode()
+    return Excluded(path.name, number, shown, f"{where} half of a surrogate pair; export the text again, or remove the row")

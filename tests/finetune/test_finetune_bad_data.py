@@ -49,25 +49,33 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("nul.csv", b"question,answer\nq\0,a\n", ("NUL bytes", "byte 17")),
     ("escaped-nul.jsonl", _line(answer="a\0b"), ("row 2", '"answer"', "NUL character")),
     ("surrogate.jsonl", GOOD + '{"question": "\\ud83d", "answer": "a"}\n', ("row 2", '"question"', "surrogate")),
+    ("surrogate-aside.jsonl", GOOD + '{"question": "q", "answer": "a", "note": ["\\ud83d"]}\n', ("row 2", '"note"', "surrogate")),
+    ("surrogate-name.jsonl", GOOD + '{"question": "q", "answer": "a", "\\ud83d": 1}\n', ("row 2", r'"\ud83d"', "its name contains half")),
+    ("surrogate.json", '[{"question": "q", "answer": "a", "note": "\\ude00"}]', ("row 1", '"note"', "surrogate")),
+    ("empty-object.jsonl", GOOD + "{}\n", ("row 2", "expected an object", "found an empty one")),
+    ("empty-objects.json", "[{}]", ("row 1", "found an empty one")),
     ("cut.jsonl", GOOD + '{"question": "q", "answ', ("row 2", "not valid JSON", "complete it")),
     ("cut.json", '[{"question": "q", "answer": "a"}, {"que', ("not valid JSON", "cut off")),
     ("lines.json", GOOD + GOOD + '{"question": "q", "answ', ("row 3", "not valid JSON")),
     ("deep.jsonl", GOOD + "[" * 200_000 + "\n", ("row 2", "not valid JSON")),
     ("infinity.jsonl", GOOD + '{"question": "q", "answer": "a", "x": -Infinity}\n', ("row 2", "-Infinity")),
+    ("large.jsonl", _line() + '{"question": "q", "answer": "a", "x": [1e999]}\n', ("row 3", "the number 1e999 is too large")),
+    ("large.json", '[{"question": "q", "answer": "a", "x": -1e999}]', ("the number -1e999 is too large", "in quotes")),
     ("twice.jsonl", GOOD + '{"question": "q", "answer": "a", "answer": "b"}\n', ("row 2", '"answer" appears twice')),
     ("object.json", '{"question": "q", "answer": "a"}', ("expected a list of rows, found an object",)),
     ("text.jsonl", GOOD + '"just text"\n', ("row 2", "expected an object", "just text")),
     ("list.json", '[["q", "a"]]', ("row 1", "expected an object", "a list")),
     ("number.jsonl", _line(answer=42), ("row 2", '"answer"', "expected text, found a number (42)", "quotes")),
     ("truth.jsonl", _line(question=True), ("row 2", '"question"', "true/false")),
-    ("null.jsonl", _line(answer=None), ("row 2", '"answer"', "found null")),
+    ("null.jsonl", _line(answer=None), ("row 2", '"answer"', "found null; write it or remove the row")),
+    ("list.jsonl", _line(answer=["a"]), ("row 2", '"answer"', "expected text, found a list; write one text")),
     ("missing.jsonl", GOOD + '{"question": "q"}\n', ("row 2", '"answer"', "missing")),
     ("no-answer.jsonl", _line(answer="  "), ("row 2", '"answer"', "empty", '"answerable": false')),
     ("no-question.jsonl", _line(question=""), ("row 2", '"question"', "empty")),
     ("huge.jsonl", _line(answer=LONG), ("row 2", '"answer"', "200,001 characters")),
     ("ids.jsonl", _line(id="x") + _line(id="x"), ("row 4", '"id"', "already the id of row 2")),
     ("id-type.jsonl", _line(id=["x"]), ("row 2", '"id"', "found a list")),
-    ("id-long.jsonl", _line(id="i" * 201), ("row 2", '"id"', "201 characters")),
+    ("id-long.jsonl", _line(id="i" * 201), ("row 2", '"id"', "201 characters", "shorten it, or rename the column")),
     (
         "id-numbered.jsonl",
         json.dumps({"id": "i" * 199, "messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]}),
@@ -227,6 +235,25 @@ def test_a_huge_cell_of_a_table_is_one_row_of_it(tmp_path: Path) -> None:
     read = read_pairs(path, skip_bad=True)
     assert [(item.row, item.field) for item in read.excluded] == [(2, "answer")]
     assert [len(pair.answer) for pair in read.pairs] == [150_000, 199_999]
+
+
+def test_a_line_that_is_too_long_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "data.jsonl"
+    path.write_text(GOOD + _line(answer="x" * 5000) + GOOD.strip() + "y" * 2500, "utf-8")
+    read = read_pairs(path, skip_bad=True)
+    assert [pair.row for pair in read.pairs] == [1, 2]
+    assert [(item.row, item.reason[:23]) for item in read.excluded] == [(3, "the line is longer than"), (4, "the line is longer than")]
+
+
+@pytest.mark.parametrize("more", ['"note": "\\ud83d"', '"\\ud83d": "x"', '"x": 1e999'])
+def test_what_cannot_be_stored_costs_one_row(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(GOOD + f'{{"question": "q", "answer": "a", {more}}}\n', "utf-8")
+    read = read_pairs(path, skip_bad=True)
+    dataset.write_pairs(read.pairs, tmp_path / "again.jsonl")
+    assert ([pair.row for pair in read.pairs], [item.row for item in read.excluded], read.unused) == ([1], [2], ())
+    str(read.excluded[0]).encode()
 
 
 def test_skipping_everything_is_an_error(rows: Callable[..., Path]) -> None:
