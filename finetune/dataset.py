@@ -6,13 +6,13 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from finetune.fields import TASKS, BadField, choice, nearest
-from finetune.formats import META, Layout, guess_tags, pairs_of
+from finetune.fields import LANGS, TASKS, BadField, choice, names, nearest
+from finetune.formats import META, Layout, conversation_notes, guess_tags, pairs_of
 from finetune.near import group
 from finetune.reading import Excluded, Row, read_rows
 from finetune.settings import held_out
@@ -39,6 +39,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 # Columns that carry the rest of a question: instruction + input, prompt + query.
 _CONTINUES = {"instruction": "input", "prompt": "query"}
+_REMEDIES: Mapping[str, str] = {field: f"--map {field}=COLUMN" for field in ("question", "answer")}
 _RESERVED = frozenset(name for names in ALIASES.values() for name in names) | {META}
 SHOWN = 20
 # What a reviewer may say of a row.
@@ -60,7 +61,7 @@ class ReadResult:
 
 
 def read_pairs(path: Path, *, mapping: Mapping[str, str] | None = None, skip_bad: bool = False, task: Task | None = None) -> ReadResult:
-    """Read `path` (see `finetune.reading.FORMATS`). Columns not named in `mapping` (field -> column) are guessed.
+    """Read `path` (see `finetune.reading.FORMATS`). Columns not named in `mapping` (field -> column, "" for none) are guessed.
 
     A column of messages takes the place of question and answer. `task` is the task of every row; where it is None, the first
     row that names one decides.
@@ -116,7 +117,7 @@ def collect(where: str, rows: Sequence[Row], layout: Layout, *, skip_bad: bool, 
         why = f"; {bad_rows(where, bad)}" if bad else none
         raise DatasetError(f"{where}: no usable row{why}")
     unused = tuple(name for name in columns_of(rows) if name not in layout.taken)
-    return ReadResult(pairs, layout.columns, [*bad, *rejected], unused, tuple(notes))
+    return ReadResult(pairs, layout.columns, [*bad, *rejected], unused, (*notes, *conversation_notes(rows, layout)))
 
 
 def _names_tasks(rows: Iterable[Row], column: str) -> bool:
@@ -126,7 +127,7 @@ def _names_tasks(rows: Iterable[Row], column: str) -> bool:
 
 
 def _drop_foreign(rows: Sequence[Row], used: dict[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Take columns that only share a name with ours out of `used`, with a note for each: passages and reviews mean many things."""
+    """Take columns that only share a name with ours out of `used`, with a note for each: passages and sources mean many things."""
     values = [row.value for row in rows if isinstance(row.value, dict)]
     notes: list[str] = []
     column = used.get("passages")
@@ -136,7 +137,25 @@ def _drop_foreign(rows: Sequence[Row], used: dict[str, str], wanted: Mapping[str
     said = {str(value.get(column)).strip().lower() for value in values} if column else set()
     if column and "review" not in wanted and "passages" not in used and not said & REVIEWS.keys():
         notes.append(f'column "{used.pop("review")}" holds no verdicts ({", ".join(REVIEWS)}) and is not read')
+    # Whoever writes the own name means the field.
+    for field, read, what in (("doc_ids", names, "ids of documents"), ("lang", _lang, "language of ours (en, zh)")):
+        column = used.get(field, field)
+        given = [value[column] for value in values if value.get(column) not in (None, "")]
+        if column != field and field not in wanted and given and not any(_fits(read, value) for value in given):
+            notes.append(f'column "{used.pop(field)}" holds no {what} and is not read')
     return notes
+
+
+def _lang(field: str, value: Any) -> str | None:
+    return choice(field, value, LANGS)
+
+
+def _fits(read: Callable[[str, Any], object], value: Any) -> bool:
+    try:
+        read("", value)
+    except BadField:
+        return False
+    return True
 
 
 def _is_reference(value: Any) -> bool:
@@ -165,10 +184,10 @@ def _first_task(rows: Iterable[Row], layout: Layout) -> Task | None:
 
 
 def write_pairs(pairs: Iterable[Pair], path: Path) -> None:
-    """Write `pairs` as JSON lines in the own format; `read_pairs` gives them back."""
+    """Write `pairs` as JSON lines in the own format; `read_pairs` gives them back. Raises ValueError for NaN, which JSON lacks."""
     with path.open("w", encoding="utf-8", newline="\n") as handle:
         for pair in pairs:
-            handle.write(json.dumps(_plain(pair), ensure_ascii=False, default=str) + "\n")
+            handle.write(json.dumps(_plain(pair), ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def dataset_version(pairs: Sequence[Pair]) -> str:
@@ -249,40 +268,43 @@ def bad_rows(where: str, bad: Sequence[Excluded]) -> str:
     return f"{where}: {rows}; correct them, or pass --skip-bad to leave them out\n  " + "\n  ".join(lines)
 
 
-def guess_columns(where: str, columns: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column: what was asked for, else the first alias there is. Raises DatasetError with the nearest name."""
+def guess_columns(where: str, columns: Sequence[str], wanted: Mapping[str, str], remedies: Mapping[str, str] = _REMEDIES) -> dict[str, str]:
+    """Field -> column: what was asked for ("" leaves a field out), else the first alias there is.
+
+    `remedies` say for question and answer how to name a column that is not found. Raises DatasetError with the nearest name.
+    """
     used: dict[str, str] = {}
     for field, column in wanted.items():
         if field not in ALIASES:
             raise DatasetError(f'mapping: unknown field "{field}"{nearest(field, ALIASES)}; fields are {", ".join(ALIASES)}')
-        for part in column.split("+"):
+        for part in column.split("+") if column else ():
             if part not in columns:
                 raise DatasetError(f'{where}: no column "{part}" (mapped to {field}){nearest(part, columns)}; it has {", ".join(columns)}')
-        used[field] = column
+        used |= {field: column} if column else {}
     taken = {part for column in used.values() for part in column.split("+")}
-    for field, names in ALIASES.items():
-        found = next((name for name in names if name in columns and name not in taken), None)
-        if field in used or found is None:
+    for field, aliases in ALIASES.items():
+        found = next((name for name in aliases if name in columns and name not in taken), None)
+        if field in wanted or found is None:
             continue
         more = _CONTINUES.get(found) if field == "question" else None
         used[field] = f"{found}+{more}" if more in columns and more not in taken else found
         taken.update(used[field].split("+"))
     # A guessed conversation counts only where question and answer have no columns of their own.
-    if "messages" in wanted or ("messages" in used and not {"question", "answer"} <= used.keys()):
+    if wanted.get("messages") or ("messages" in used and not {"question", "answer"} <= used.keys()):
         return _of_conversations(where, used, wanted)
     used.pop("messages", None)
     for field in ("question", "answer"):
         if field not in used:
             raise DatasetError(
                 f"{where}: no column for the {field}{nearest(field, columns)}; it has {', '.join(columns)}; "
-                f"expected one of {', '.join(ALIASES[field])}, or name it with --map {field}=COLUMN"
+                f"expected one of {', '.join(ALIASES[field])}, or name it with {remedies[field]}"
             )
     return used
 
 
 def _of_conversations(where: str, used: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
     """The columns beside a conversation: answers only where there are two to prefer between."""
-    if "question" in wanted:
+    if wanted.get("question"):
         raise DatasetError(f'{where}: the mapping names both "messages" and "question"; a row is either a conversation or a question')
     if "rejected" in used and "answer" not in used:
         raise DatasetError(f'{where}: no column for the chosen answer beside "{used["rejected"]}"; name it with --map answer=COLUMN')

@@ -62,12 +62,14 @@ class Layout:
 
     `columns` maps a field (see `finetune.dataset.ALIASES`) to its column; "a+b" joins two. With `tags` the column of `messages` holds a
     conversation, and every answer in it becomes a pair; in a preference pair `answer` and `rejected` then name the two endings.
-    With `all_answers` the answers in `history` become pairs too. `task` is the task of every row, None until a row names one.
+    With `all_answers` the answers in `history` become pairs too; with `message_first` a conversation's system message counts, and not
+    the column `system` beside it, which otherwise is an error. `task` is the task of every row, None until a row names one.
     """
 
     columns: Mapping[str, str]
     tags: Tags | None = None
     all_answers: bool = False
+    message_first: bool = False
     task: Task | None = None
 
     @property
@@ -79,18 +81,49 @@ class Layout:
 def guess_tags(rows: Iterable[Row], column: str) -> Tags:
     """The keys of the first message there is in `column`."""
     for row in rows:
-        try:
-            messages = listed(column, row.value.get(column), "") if isinstance(row.value, dict) else []
-        except BadField:
-            continue
-        first = messages[0] if messages else None
-        if isinstance(first, dict):
+        for first in _messages(row.value, column)[:1]:
             return Tags("from", "value") if "from" in first and "role" not in first else Tags()
     return Tags()
 
 
+def conversation_notes(rows: Iterable[Row], layout: Layout) -> list[str]:
+    """What the conversations hold that is not trained on, in plain words."""
+    if layout.tags is None:
+        return []
+    unweighted = twice = 0
+    for row in rows:
+        messages = _messages(row.value, layout.columns["messages"])
+        unweighted += len(_unweighted(messages, layout.tags)) if "rejected" not in layout.columns else 0
+        spoken = bool(messages) and _speaker(messages[0], layout.tags) == "system"
+        twice += spoken and isinstance(row.value, dict) and bool(row.value.get(layout.columns.get("system", "")))
+    notes = [f'answers with "weight": 0 are context only, not trained: {unweighted}'] if unweighted else []
+    if twice and layout.message_first:
+        notes.append(f'a system message of the conversation counts, not the column "{layout.columns["system"]}", in rows: {twice}')
+    return notes
+
+
+def _messages(value: Any, column: str) -> list[dict[str, Any]]:
+    """The messages of a row that are any, whatever is wrong with the others."""
+    try:
+        messages = listed(column, value.get(column), "") if isinstance(value, dict) else []
+    except BadField:
+        return []
+    return [item for item in messages if isinstance(item, dict)]
+
+
+def _speaker(message: Mapping[str, Any], tags: Tags) -> Speaker | None:
+    word = message.get(tags.role)
+    return tags.speakers.get(word) if isinstance(word, str) else None
+
+
+def _unweighted(messages: Iterable[Mapping[str, Any]], tags: Tags) -> set[int]:
+    """Which answers of a conversation (from 1) are not to be trained, as OpenAI's files say it."""
+    answers = [message for message in messages if _speaker(message, tags) == "assistant"]
+    return {number for number, message in enumerate(answers, 1) if message.get("weight") == 0}
+
+
 def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = "") -> list[Pair]:
-    """The pairs of one row: one, or as many as a conversation has answers. Raises BadField.
+    """The pairs of one row: one, or as many as a conversation has answers that are to be trained. Raises BadField.
 
     Their ids are the row's id, else `prefix` (the file's name without its ending) and the row's number; of a conversation, with the
     number of the answer behind a '#'.
@@ -108,7 +141,7 @@ def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = 
         rejected = text(values, "rejected answer", column["rejected"]) if "rejected" in column else None
     if rejected is not None and rejected == answer:
         raise BadField(column["rejected"], "is the same as the chosen answer; nothing can be learned from it, remove the row")
-    if value.get("system"):
+    if value.get("system") and (system is None or not layout.message_first):
         if system is not None:
             raise BadField(column["system"], "the conversation has a system message of its own; leave one of them out")
         system = string(column["system"], value["system"]) or None
@@ -127,7 +160,7 @@ def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = 
         answerable=answerable,
         file=row.file,
         row=row.number,
-        meta=_meta({key: item for key, item in values.items() if key not in layout.taken and item not in (None, "")}),
+        meta=_meta({key: item for key, item in values.items() if key not in layout.taken}),
         system=system,
         rejected=rejected,
         conversation=identifier(value.get("conversation"), column.get("conversation", "")) or None,
@@ -136,7 +169,10 @@ def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = 
     )
     every = layout.all_answers or layout.tags is not None
     pairs = _answers(last) if every and rejected is None and len(turns) > 1 else [last]
-    longest = max(len(pair.id) for pair in pairs)
+    if layout.tags is not None and rejected is None:
+        left_out = _unweighted(_messages(values, column["messages"]), layout.tags)
+        pairs = [pair for number, pair in enumerate(pairs, 1) if number not in left_out]
+    longest = max((len(pair.id) for pair in pairs), default=0)
     if longest > MAX_IDENTIFIER:
         what = f"the id has {longest} characters with its number, at most {MAX_IDENTIFIER} are allowed"
         raise BadField(column.get("id", ""), f"{what}; shorten it, or the file's name")
@@ -144,13 +180,16 @@ def pairs_of(row: Row, values: Mapping[str, Any], layout: Layout, prefix: str = 
 
 
 def _meta(rest: dict[str, Any]) -> dict[str, Any]:
-    """What a row holds beside its fields, with an object in the column META spread out."""
+    """What a row holds beside its fields, with an object in the column META spread out; what is empty is left out."""
+    rest = _filled(rest)
     inner = rest.get(META)
-    return (
-        {**{k: v for k, v in rest.items() if k != META}, **inner}
-        if isinstance(inner, dict) and not inner.keys() & rest.keys() - {META}
-        else rest
-    )
+    if isinstance(inner, dict) and not inner.keys() & rest.keys() - {META}:
+        return _filled({**{name: value for name, value in rest.items() if name != META}, **inner})
+    return rest
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def _language(question: str) -> str:
@@ -220,8 +259,7 @@ def _message(column: str, number: int, item: Any, tags: Tags) -> Turn:
     for key in (tags.role, tags.content):
         if key not in item:
             raise BadField(column, f'{where}: has no "{key}"; it has {", ".join(map(str, item)) or "nothing"}')
-    word = item[tags.role]
-    speaker = tags.speakers.get(word) if isinstance(word, str) else None
+    word, speaker = item[tags.role], _speaker(item, tags)
     if speaker is None:
         said = repr(word) if isinstance(word, str) else kind(word)
         known = ", ".join(name for name, role in tags.speakers.items() if role != "tool")

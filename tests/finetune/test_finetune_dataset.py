@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from finetune.dataset import dataset_version, read_pairs, split_pairs, write_pairs
-from finetune.types import Pair, Turn
+from finetune.types import DatasetError, Pair, Turn
 
 Rows = Callable[..., Path]
 EN = {"question": "What is the fee?", "answer": "Four euros."}
@@ -107,6 +109,78 @@ def test_what_is_written_is_read_back(rows: Rows, tmp_path: Path) -> None:
     again = read_pairs(tmp_path / "again.jsonl").pairs
     assert [replace(pair, file="", row=0) for pair in again] == [replace(pair, file="", row=0) for pair in pairs]
     assert dataset_version(again) == dataset_version(pairs)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"meta": {"source": None, "url": ""}},
+        {"meta": {"source": "desk", "url": None, "inner": {"a": None, "b": ["", "c"]}}, "note": ""},
+        {"meta": {"task": "", "lang": "de", "meta": {"x": None}}},
+        {"source": "", "meta": {"source": "desk"}},
+        {"meta": None, "unset": None},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_is_beside_the_fields_is_read_back(tmp_path: Path, more: dict[str, object], suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".jsonl":
+        path.write_text(json.dumps(EN | more), "utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist([EN | more]), path)
+    pairs = read_pairs(path).pairs
+    write_pairs(pairs, tmp_path / "again.jsonl")
+    again = read_pairs(tmp_path / "again.jsonl").pairs
+    assert dict(again[0].meta) == dict(pairs[0].meta)
+    assert dataset_version(again) == dataset_version(pairs)
+
+
+def test_a_map_with_nan_is_read_back(tmp_path: Path) -> None:
+    scores = pa.array([[("a", float("nan")), ("b", 0.5)]], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(pa.table({"question": ["q"], "answer": ["a"], "scores": scores}), tmp_path / "data.parquet")
+    (pair,) = read_pairs(tmp_path / "data.parquet").pairs
+    write_pairs([pair], tmp_path / "again.jsonl")
+    assert read_pairs(tmp_path / "again.jsonl").pairs[0].meta == pair.meta == {"scores": [["a", None], ["b", 0.5]]}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("documents", ["x" * 300], "holds no ids of documents"),
+        ("sources", [{"title": "Fees"}], "holds no ids of documents"),
+        ("language", "python", "holds no language of ours"),
+    ],
+)
+def test_a_column_that_only_shares_a_name_is_not_read(rows: Rows, column: str, value: object, says: str) -> None:
+    read = read_pairs(rows(EN | {column: value}, ZH))
+    assert len(read.notes) == 1 and read.notes[0].startswith(f'column "{column}" {says}')
+    assert (read.unused, dict(read.pairs[0].meta)) == ((column,), {column: value})
+    # Where some rows fit, the others are mistakes.
+    fitting = {"language": "en"}.get(column, ["fees.md"])
+    with pytest.raises(DatasetError, match=f'row 1, field "{column}"'):
+        read_pairs(rows(EN | {column: value}, ZH | {column: fitting}))
+    field = "lang" if column == "language" else "doc_ids"
+    left_out = read_pairs(rows(EN | {column: value}, ZH | {column: fitting}), mapping={field: ""})
+    assert len(left_out.pairs) == 2 and field not in left_out.mapping
+
+
+def test_the_own_name_means_the_field(rows: Rows) -> None:
+    with pytest.raises(DatasetError, match=r'field "doc_ids".*rename the column'):
+        read_pairs(rows(EN | {"doc_ids": ["x" * 300]}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\nquestion;answer\r\nFee?;Four, yearly\r\n",
+        "SEP=|\nquestion|answer\nFee?|Four, yearly\n",
+        'question;answer;"note, date, time"\nFee?;Four, yearly;x\n',
+    ],
+)
+def test_delimiters_of_spreadsheets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    (pair,) = read_pairs(tmp_path / "a.csv").pairs
+    assert (pair.question, pair.answer, pair.row) == ("Fee?", "Four, yearly", 1)
 
 
 def test_the_version_changes_with_the_content_only(rows: Rows) -> None:

@@ -89,6 +89,14 @@ def test_every_answer_of_a_conversation_is_a_pair(rows: Rows) -> None:
     assert read.mapping["messages"] == "messages"
 
 
+def test_an_answer_of_no_weight_is_context_only(rows: Rows) -> None:
+    spoken = [message | ({"weight": 0} if place == 2 else {}) for place, message in enumerate(TALK)]
+    read = read_pairs(rows({"messages": spoken, "id": "c7"}, {"messages": spoken[:3], "id": "c8"}))
+    (pair,) = read.pairs
+    assert (pair.id, pair.answer, pair.history[-1].content) == ("c7#2", "十元。", "二十元。")
+    assert read.notes == ('answers with "weight": 0 are context only, not trained: 2',)
+
+
 def test_a_conversation_beside_question_and_answer_is_not_read(rows: Rows) -> None:
     read = read_pairs(rows(ROWS[0] | {"messages": TALK}))
     assert len(read.pairs) == 1 and read.unused == ("messages",)
