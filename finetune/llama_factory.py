@@ -9,44 +9,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from finetune.dataset import ALIASES, ReadResult, collect, columns_of, guess_columns
-from finetune.fields import TASKS, nearest
-from finetune.formats import SPEAKERS, Layout, Speaker, Tags, guess_tags
+from finetune.fields import nearest
+from finetune.formats import SPEAKERS, Layout, Tags, guess_tags
 from finetune.hub import Unreachable, hub_rows
-from finetune.reading import FORMATS, Row, kind, parse_json, read_rows, read_text
+from finetune.llama_factory_entry import COLUMNS, TAGS, Entry, read_keys
+from finetune.reading import FORMATS, Row, kind, parse_json, read_rows, read_text, torn
 from finetune.types import DatasetError, Task
 
 REGISTRY = "dataset_info.json"
-Formatting = Literal["alpaca", "sharegpt", "openai"]
-_FORMATTINGS: Mapping[str, Formatting] = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "openai"}
-_FORMATTING_ALIASES: Mapping[str, Formatting] = {"prompt_answer": "alpaca", "chat": "sharegpt"}
-_ELSEWHERE = {
-    "ms_hub_url": "is on ModelScope: download it into the folder and name it with file_name",
-    "om_hub_url": "is on Modelers: download it into the folder and name it with file_name",
-    "cloud_file_name": "is in a cloud bucket: download it into the folder and name it with file_name",
-    "script_url": "needs a loading script, and code that comes with data is not run: save the rows as JSON lines",
-}
-_SOURCES = ("file_name", "hf_hub_url", *_ELSEWHERE)
-_KEYS = (*_SOURCES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags", "task", "file_sha1")
-# Column role -> field of the own format; None where it decides something else. The last line is ours: LLaMA-Factory ignores it.
-_COLUMNS: Mapping[str, str | None] = {
-    **{"prompt": "question", "query": None, "response": "answer", "history": "history", "messages": "messages", "system": "system"},
-    **{"chosen": "answer", "rejected": "rejected", "tools": None, "images": None, "videos": None, "audios": None, "kto_tag": None},
-    **{name: name for name in ("id", "doc_ids", "lang", "domain", "split", "answerable", "task")},
-}
-_COLUMN_ALIASES = {"instruction": "prompt", "input": "query", "output": "response", "question": "prompt", "answer": "response"}
-_COLUMN_ALIASES |= {"conversations": "messages"}
 _NOT_TEXT = ("images", "videos", "audios", "tools")
-_TAGS: Mapping[str, Speaker | None] = {
-    **{"role_tag": None, "content_tag": None, "user_tag": "user", "assistant_tag": "assistant"},
-    **{"observation_tag": "tool", "function_tag": "tool", "system_tag": "system"},
-}
-_TAG_ALIASES = {name.removesuffix("_tag"): name for name in _TAGS}
 _DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+_REMEDIES = {"question": '"columns": {"prompt": ...}', "answer": '"columns": {"response": ...}'}
 
 
 class Unusable(DatasetError):
@@ -56,26 +34,6 @@ class Unusable(DatasetError):
     """
 
     no_hub = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of the registry, its keys in LLaMA-Factory's words. `columns` and `tags` are None where the entry has none."""
-
-    name: str
-    file_name: str | None = None
-    hub: str | None = None
-    formatting: Formatting = "alpaca"
-    ranking: bool = False
-    subset: str | None = None
-    split: str = "train"
-    folder: str | None = None
-    num_samples: int | None = None
-    columns: Mapping[str, str] | None = None
-    tags: Mapping[str, str] | None = None
-    task: Task | None = None
-    elsewhere: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 def read_registry(folder: Path) -> dict[str, Any]:
@@ -93,6 +51,11 @@ def read_registry(folder: Path) -> dict[str, Any]:
         raise DatasetError(f'{path}: expected an object {{"name": {{"file_name": "..."}}}}, found {kind(data)}')
     if not data:
         raise DatasetError(f"{path}: names no data set; expected at least one entry")
+    if torn(data):
+        raise DatasetError(f"{path}: contains half of a surrogate pair (\\ud800 to \\udfff); correct it there")
+    if "features" in data and ("citation" in data or (folder / "state.json").is_file()):
+        files = ", ".join(sorted(file.name for file in folder.glob("*.arrow"))) or "its .arrow file"
+        raise DatasetError(f"{folder}: is a data set as Hugging Face saves it, not a LLaMA-Factory folder; add {files} by itself")
     return data
 
 
@@ -103,97 +66,17 @@ def read_entry(folder: Path, name: str, raw: Any, *, skip_bad: bool = False, tas
     Raises Unusable where the entry cannot be used here, else DatasetError naming the key, or file, row and column.
     """
     where = f'{folder / REGISTRY} entry "{name}"'
-    entry = _entry(where, name, raw)
+    entry = read_keys(where, name, raw)
     rows = _rows(where, folder, entry, hub)
     rows = _sampled(where, _sliced(where, rows, entry.split) if entry.file_name else rows, entry)
     if not rows:
         raise DatasetError(f"{where}: no usable row; expected at least one row")
-    layout = replace(_layout(where, entry, rows), task=entry.task or task)
+    # Without any sound row there is nothing to look for columns in, and what is wrong with each is said.
+    layout = _layout(where, entry, rows) if columns_of(rows) else Layout({})
+    layout = replace(layout, task=entry.task or task)
     result = collect(where, rows, layout, skip_bad=skip_bad, notes=entry.notes)
     unread = (f'not in "columns", and so not trained on: {", ".join(result.unused)}',) if result.unused else ()
     return replace(result, notes=(*result.notes, *unread))
-
-
-def _entry(where: str, name: str, raw: Any) -> Entry:
-    if not isinstance(raw, dict):
-        raise DatasetError(f'{where}: expected an object like {{"file_name": "..."}}, found {kind(raw)}')
-    notes: list[str] = []
-    values = _known(where, raw, dict.fromkeys(_KEYS), {}, notes)
-    texts = {key: _text(where, key, values.get(key)) for key in (*_SOURCES, "subset", "folder", "split", "formatting", "task")}
-    if not any(texts[key] for key in _SOURCES):
-        raise DatasetError(f"{where}: says nowhere where the data are; expected file_name or hf_hub_url")
-    if "file_sha1" in values:
-        notes.append("file_sha1 is not compared")
-    columns, tags = values.get("columns"), values.get("tags")
-    ranking, samples = values.get("ranking", False), values.get("num_samples")
-    if not isinstance(ranking, bool):
-        raise DatasetError(f"{where}: ranking: expected true or false, found {kind(ranking)}")
-    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
-        raise DatasetError(f"{where}: num_samples: expected a whole number above 0, found {kind(samples)}")
-    elsewhere = next((reason for key, reason in _ELSEWHERE.items() if texts[key]), "")
-    return Entry(
-        name=name,
-        file_name=texts["file_name"],
-        hub=texts["hf_hub_url"],
-        formatting=_formatting(where, texts["formatting"], notes),
-        ranking=ranking,
-        subset=texts["subset"],
-        split=texts["split"] or "train",
-        folder=texts["folder"],
-        num_samples=samples,
-        columns=None if columns is None else _names(where, "columns", columns, _COLUMNS, _COLUMN_ALIASES, notes),
-        tags=None if tags is None else _names(where, "tags", tags, _TAGS, _TAG_ALIASES, notes),
-        task=_task(where, texts["task"]),
-        elsewhere=elsewhere,
-        notes=notes,
-    )
-
-
-def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any], aliases: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
-    """The keys under their proper names. Raises DatasetError with the nearest name for one nobody knows."""
-    found: dict[str, Any] = {}
-    for key, value in given.items():
-        proper = key if key in known else aliases.get(key)
-        if proper is None:
-            raise DatasetError(f'{where}: unknown key "{key}"{nearest(key, [*known, *aliases])}; known keys are {", ".join(known)}')
-        if proper in found:
-            raise DatasetError(f'{where}: "{key}" says "{proper}" a second time; leave one out')
-        if proper != key:
-            notes.append(f'"{key}" is read as "{proper}"')
-        found[proper] = value
-    return found
-
-
-def _names(where: str, key: str, given: Any, known: Mapping[str, Any], aliases: Mapping[str, str], notes: list[str]) -> dict[str, str]:
-    if not isinstance(given, dict):
-        raise DatasetError(f"{where}: {key}: expected an object, found {kind(given)}")
-    values = _known(f"{where}: {key}", given, known, aliases, notes)
-    texts = {name: _text(f"{where}: {key}", name, value) for name, value in values.items()}
-    return {name: value for name, value in texts.items() if value}
-
-
-def _text(where: str, key: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise DatasetError(f"{where}: {key}: expected text, found {kind(value)}")
-    return value or None
-
-
-def _formatting(where: str, value: str | None, notes: list[str]) -> Formatting:
-    value = value or "alpaca"
-    found = _FORMATTINGS.get(value)
-    if value in _FORMATTING_ALIASES:
-        found = _FORMATTING_ALIASES[value]
-        notes.append(f'formatting "{value}" is read as "{found}"')
-    if found is None:
-        names = [*_FORMATTINGS, *_FORMATTING_ALIASES]
-        raise DatasetError(f'{where}: unknown formatting "{value}"{nearest(value, names)}; expected {", ".join(_FORMATTINGS)}')
-    return found
-
-
-def _task(where: str, value: str | None) -> Task | None:
-    if value is not None and value not in TASKS:
-        raise DatasetError(f'{where}: unknown task "{value}"{nearest(value, TASKS)}; expected {", ".join(TASKS)}')
-    return TASKS[value] if value else None
 
 
 # --- where the rows come from
@@ -216,6 +99,8 @@ def _rows(where: str, folder: Path, entry: Entry, hub: bool) -> list[Row]:
             unusable = Unusable(f"{where}: {entry.hub} cannot be had from its hub ({error}); save it as a file")
             unusable.no_hub = error.silent
             raise unusable from error
+        except DatasetError as error:
+            raise DatasetError(f"{where}: {error}") from error
     if entry.elsewhere:
         raise Unusable(f"{where}: {entry.elsewhere}")
     raise DatasetError(f"{where}: file_name: no file {entry.file_name!r} in {folder}; check the name")
@@ -228,7 +113,11 @@ def _path(where: str, folder: Path, entry: Entry) -> Path | None:
         if "\0" in name:
             raise DatasetError(f"{where}: file_name: contains a NUL character; remove it")
         _inside(where, folder, folder / name, name)
-        if (folder / name).exists():
+        try:
+            there = (folder / name).exists()
+        except OSError as error:
+            raise DatasetError(f"{where}: file_name: {name[:40]!r} cannot be looked for ({error.strerror}); rename the file") from error
+        if there:
             if name != entry.file_name:
                 entry.notes.append(f"read from {name}")
             return folder / name
@@ -249,10 +138,8 @@ def _inside(where: str, folder: Path, path: Path, name: str) -> None:
 
 def _files(where: str, folder: Path, path: Path) -> list[Path]:
     """The file, or every file of the folder in the order of their names: all of one kind, as LLaMA-Factory demands."""
-    if path.suffix.lower() == ".txt" and path.is_file():
-        raise Unusable(f"{where}: {path.name} is plain text without answers; ingest it as a document and train on documents")
     if path.is_file():
-        return [path]
+        return _with_answers(where, path, [path])
     files = sorted(item for item in path.iterdir() if not item.name.startswith("."))
     inner = next((item for item in files if item.is_dir()), None)
     if inner is not None:
@@ -264,6 +151,12 @@ def _files(where: str, folder: Path, path: Path) -> list[Path]:
     suffixes = sorted({".json" if item.suffix.lower() == ".jsonl" else item.suffix.lower() for item in files})
     if len(suffixes) > 1:
         raise DatasetError(f"{where}: file_name: {path.name} holds files of several kinds ({', '.join(suffixes)}); keep one kind in it")
+    return _with_answers(where, path, files)
+
+
+def _with_answers(where: str, path: Path, files: list[Path]) -> list[Path]:
+    if files[0].suffix.lower() == ".txt":
+        raise Unusable(f"{where}: {path.name} is plain text without answers; ingest it as a document and train on documents")
     return files
 
 
@@ -317,15 +210,15 @@ def _layout(where: str, entry: Entry, rows: Sequence[Row]) -> Layout:
         if used:
             raise Unusable(f"{where}: {used} of {len(rows)} rows have {name} (column {column!r}), and only text is trained here")
     for name, column in chosen.items():
-        if columns and column not in columns:
+        if column not in columns:
             raise DatasetError(
                 f'{where}: columns: {name}: no column "{column}"{nearest(column, columns)}; the rows have {", ".join(columns)}'
             )
     if entry.formatting == "alpaca":
         return _alpaca(where, entry, chosen, columns)
     chosen = _conversations(where, entry, chosen, columns)
-    mapping = {own: chosen[name] for name, own in _COLUMNS.items() if own and name in chosen and (entry.ranking or own != "answer")}
-    return Layout(mapping, _tags(entry, guess_tags(rows, mapping["messages"])))
+    mapping = {own: chosen[name] for name, own in COLUMNS.items() if own and name in chosen and (entry.ranking or own != "answer")}
+    return Layout(mapping, _tags(entry, guess_tags(rows, mapping["messages"])), message_first=True)
 
 
 def _alpaca(where: str, entry: Entry, chosen: dict[str, str], columns: list[str]) -> Layout:
@@ -338,7 +231,7 @@ def _alpaca(where: str, entry: Entry, chosen: dict[str, str], columns: list[str]
                 else 'set "formatting": "sharegpt"'
             )
             raise DatasetError(f"{where}: no column for the prompt; the rows have {', '.join(columns)}; {remedy}")
-        asked = {field: column for field, column in guess_columns(where, columns, {}).items() if field in ("question", "answer")}
+        asked = {field: column for field, column in guess_columns(where, columns, {}, _REMEDIES).items() if field in ("question", "answer")}
         entry.notes.append("no columns named: " + ", ".join(f"{ALIASES[own][0]}={column}" for own, column in asked.items()))
         return Layout(asked)
     answer = "chosen" if entry.ranking else "response"
@@ -350,7 +243,7 @@ def _alpaca(where: str, entry: Entry, chosen: dict[str, str], columns: list[str]
         )
     question = "+".join(chosen[name] for name in ("prompt", "query") if name in chosen)
     skipped = ("query", "messages", "response" if entry.ranking else "chosen")
-    mapping = {own: chosen[name] for name, own in _COLUMNS.items() if own and name in chosen and name not in skipped}
+    mapping = {own: chosen[name] for name, own in COLUMNS.items() if own and name in chosen and name not in skipped}
     return Layout({**mapping, "question": question}, all_answers=True)
 
 
@@ -384,12 +277,12 @@ def _tags(entry: Entry, guessed: Tags) -> Tags:
     for name, value, usual in (("role_tag", role, "from"), ("content_tag", content, "value")):
         if name not in said and (value != usual or entry.tags is not None):
             entry.notes.append(f'{name} is not said: read as "{value}"')
-    declared = {speaker for name, speaker in _TAGS.items() if name in said}
+    declared = {speaker for name, speaker in TAGS.items() if name in said}
     speakers = {word: speaker for word, speaker in SPEAKERS.items() if speaker not in declared}
     if entry.tags is not None:
         for speaker in ("user", "assistant"):
             if speaker not in declared:
                 words = " or ".join(word for word, who in speakers.items() if who == speaker)
                 entry.notes.append(f"{speaker}_tag is not said: read as {words}")
-    speakers |= {said[name]: speaker for name, speaker in _TAGS.items() if speaker and name in said}
+    speakers |= {said[name]: speaker for name, speaker in TAGS.items() if speaker and name in said}
     return Tags(role, content, speakers)

@@ -134,6 +134,35 @@ def test_what_is_found_in_the_wild_is_accepted_and_said(entry: Entry, rows: obje
         assert any(note in said for said in read.notes), read.notes
 
 
+def test_a_system_message_comes_before_a_system_column(entry: Entry) -> None:
+    spoken = [{"from": "system", "value": "message"}, *SHAREGPT[0]["conversations"]]
+    rows = [{"conversations": spoken, "system": "column"}, *[{**row, "system": "column"} for row in SHAREGPT]]
+    read = entry(rows, formatting="sharegpt", columns={"messages": "conversations", "system": "system"})
+    assert [pair.system for pair in read.pairs] == ["message", "column"]
+    assert 'a system message of the conversation counts, not the column "system", in rows: 1' in read.notes
+
+
+def test_the_instruction_may_be_null_where_there_is_an_input(entry: Entry) -> None:
+    assert entry([{"instruction": None, "input": "问", "output": "答"}]).pairs[0].question == "问"
+    with pytest.raises(DatasetError, match=r'row 1, field "instruction": expected text, found null'):
+        entry([{"instruction": None, "input": None, "output": "答"}])
+
+
+def test_where_no_row_is_sound_each_is_named(entry: Entry) -> None:
+    for skip in ({}, {"columns": {"prompt": "q", "response": "a"}}):
+        with pytest.raises(DatasetError) as caught:
+            entry("{cut\n7\n", "rows.jsonl", **skip)
+        assert "rows.jsonl row 1: not valid JSON" in str(caught.value) and "rows.jsonl row 2: expected an object" in str(caught.value)
+    with pytest.raises(DatasetError, match=r'it has foo; .* or name it with "columns": \{"prompt": \.\.\.\}'):
+        entry([{"foo": "x"}])
+
+
+def test_a_folder_that_hugging_face_saved_is_said_to_be_one(tmp_path: Path) -> None:
+    Dataset.from_list(ALPACA).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DatasetError, match=r"as Hugging Face saves it.*add data-00000-of-00001\.arrow"):
+        read_registry(tmp_path / "saved")
+
+
 def test_a_part_of_a_split_and_a_sample_of_it(entry: Entry) -> None:
     rows = [{"instruction": f"Question {number}?", "output": "Yes."} for number in range(20)]
     assert [pair.row for pair in entry(rows, split="train[:10%]+train[18:]").pairs] == [1, 2, 19, 20]
@@ -214,6 +243,7 @@ REGISTRIES: list[tuple[str, bytes | None, tuple[str, ...]]] = [
     ("twice", b'{"a": {"file_name": "x.json"}, "a": {"file_name": "y.json"}}', ('the key "a" appears twice',)),
     ("deep", b'{"a": ' + b"[" * 200_000, ("not valid JSON",)),
     ("nul", b'{"a": \0}', ("contains NUL bytes (first at byte 6)",)),
+    ("surrogate", b'{"\\ud83d": {"file_name": "x.json"}}', ("half of a surrogate pair",)),
     ("latin", '{"données": {"file_name": "x.json"}}'.encode("latin-1"), ("not UTF-8 at byte",)),
 ]
 
@@ -252,6 +282,7 @@ ENTRIES: list[tuple[str, object, tuple[str, ...]]] = [
     ("split-form", {"split": "train[:x]"}, ("split: ", "train[:x]")),
     ("split-nothing", {"split": "train[5:]"}, ("no usable row",)),
     ("file", {"file_name": "row.json"}, ("no file 'row.json'",)),
+    ("file-long", {"file_name": "长" * 100}, ('entry "e"', "file_name: ", "rename the file")),
     ("up", {"file_name": "../secret.json"}, ("'../secret.json' leads out of",)),
     ("up-inside", {"file_name": "desk/../../secret.json"}, ("leads out of",)),
     ("absolute", {"file_name": "/etc/passwd"}, ("'/etc/passwd' is an absolute path", "dataset add FILE")),
@@ -282,12 +313,14 @@ ENTRIES: list[tuple[str, object, tuple[str, ...]]] = [
         {"file_name": "talk.json", "formatting": "sharegpt", "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "user"}},
         ("message 1: unknown 'human'",),
     ),
-    ("hub-name", {"file_name": None, "hf_hub_url": "../../etc"}, ("is no data set's name on the hub",)),
+    ("hub-name", {"file_name": None, "hf_hub_url": "../../etc"}, ('entry "e"', "is no data set's name on the hub")),
+    ("hub-here", {"file_name": None, "hf_hub_url": "data/desk"}, ('entry "e"', "'data/desk' is also /", "start from another folder")),
 ]
 
 
 @pytest.mark.parametrize(("raw", "says"), [case[1:] for case in ENTRIES], ids=[case[0] for case in ENTRIES])
-def test_a_malformed_entry_says_what_is_wrong(tmp_path: Path, raw: Any, says: tuple[str, ...]) -> None:
+def test_a_malformed_entry_says_what_is_wrong(tmp_path: Path, raw: Any, says: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data"
     for name in ("desk", "nothing", "mixed", "cycle", "links"):
         (folder / name).mkdir(parents=True)
@@ -317,9 +350,12 @@ def test_a_malformed_entry_says_what_is_wrong(tmp_path: Path, raw: Any, says: tu
         ({"file_name": "k.json", "columns": {"prompt": "p", "response": "r", "kto_tag": "label"}}, "is for KTO"),
         ({"file_name": "k.json", "columns": {"prompt": "p", "response": "r", "tools": "label"}}, "1 of 1 rows have tools"),
         ({"file_name": "k.json", "columns": {"prompt": "p"}}, "is text without answers"),
+        ({"file_name": "texts"}, "texts is plain text without answers"),
     ],
 )
 def test_what_is_right_but_not_for_us(tmp_path: Path, raw: dict[str, Any], says: str) -> None:
     (tmp_path / "k.json").write_text('[{"p": "q", "r": "a", "label": true}]', "utf-8")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some text.", "utf-8")
     with pytest.raises(Unusable, match=says):
         read_entry(tmp_path, "e", raw)
