@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.answers import Contradiction, Note, by_question, contradictions, poor_answers, short
 from finetune.dataset import asked, counts, split_pairs
-from finetune.near import near_duplicates, overlaps
+from finetune.near import MAX_LISTED, near_duplicates, overlaps
 from finetune.privacy import Kind, personal
 from finetune.types import Pair
 
@@ -183,7 +183,8 @@ def check(
     `known_documents` are the ids that `doc_ids` may name (None: not checked). `others` are the sets to look for the same questions in,
     by name; of those named in `measured` every pair counts as measured on, whatever its split. `seed` is that of the planned split.
     """
-    twins = _twins(pairs)
+    twins, crowded = _twins(pairs)
+    many = f"{crowded} questions have {MAX_LISTED} near duplicates or more"
     unknown = (
         {} if known_documents is None else {pair.id: tuple(name for name in pair.doc_ids if name not in known_documents) for pair in pairs}
     )
@@ -206,6 +207,7 @@ def check(
         personal=_personal(pairs),
         without_documents=sum(not pair.doc_ids for pair in pairs),
         unknown_documents={name: missing for name, missing in unknown.items() if missing},
+        notes=(f"{many}: of each the first {MAX_LISTED} are listed, and there may be more in other splits",) if crowded else (),
     )
 
 
@@ -261,8 +263,11 @@ def _split(pair: Pair) -> str:
     return pair.split or UNDECLARED
 
 
-def _twins(pairs: Sequence[Pair]) -> tuple[Twins, ...]:
-    """Pairs of pairs that ask the same or nearly. Many equal questions are chained to the first of each split, not listed squared."""
+def _twins(pairs: Sequence[Pair]) -> tuple[tuple[Twins, ...], int]:
+    """Pairs of pairs that ask the same or nearly, and how many questions have too many near duplicates for all to be listed.
+
+    Many equal questions are chained to the first of each split, not listed squared.
+    """
     same = list(by_question(pairs).values())
     first = [{_split(pair): pair for pair in reversed(members)} for members in same]
     found: list[Twins] = []
@@ -272,7 +277,8 @@ def _twins(pairs: Sequence[Pair]) -> tuple[Twins, ...]:
                 # Within a split each later one points at the first; across splits each pair points at the other's first.
                 if pair is not head and (split == _split(pair) or pair is heads[_split(pair)]):
                     found.append(_twin(head, pair, 1.0, True))
-    for left, right, similarity in near_duplicates([asked(members[0]) for members in same]):
+    near = near_duplicates([asked(members[0]) for members in same])
+    for left, right, similarity in near:
         found.extend(
             _twin(a, b, similarity, False)
             for a in first[left].values()
@@ -282,7 +288,8 @@ def _twins(pairs: Sequence[Pair]) -> tuple[Twins, ...]:
         )
     # Across splits both directions of an exact pair were found.
     unique = {frozenset((twin.a, twin.b)): twin for twin in found}
-    return tuple(sorted(unique.values(), key=lambda twin: (-twin.similarity, twin.a, twin.b)))
+    crowded = sum(times >= MAX_LISTED for times in Counter(right for _, right, _ in near).values())
+    return tuple(sorted(unique.values(), key=lambda twin: (-twin.similarity, twin.a, twin.b))), crowded
 
 
 def _twin(a: Pair, b: Pair, similarity: float, exact: bool) -> Twins:

@@ -86,7 +86,7 @@ def examine(
         report,
         excluded=info.counts["excluded"],
         coverage=coverage,
-        notes=tuple(notes),
+        notes=(*notes, *report.notes),
         compared=tuple(name for name in beside if beside[name]),
     )
 

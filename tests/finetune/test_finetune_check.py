@@ -254,6 +254,17 @@ def test_thousands_of_equal_questions_are_listed_once_each() -> None:
     assert len(report.leakage) == 1
 
 
+def test_near_duplicates_that_are_not_listed_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = " ".join(f"form{number}" for number in range(120))
+    pairs = [Pair(f"p{number}", f"{form} item{number}", "Yes.", "en") for number in range(30)]
+    assert check(pairs).notes == ()
+    for place in ("near", "check"):
+        monkeypatch.setattr(f"finetune.{place}.MAX_LISTED", 20)
+    assert check(pairs).notes == (
+        "10 questions have 20 near duplicates or more: of each the first 20 are listed, and there may be more in other splits",
+    )
+
+
 def test_unknown_documents_and_json() -> None:
     report = check([_pair("a", "One?", doc_ids=("x.md", "y.md")), _pair("b", "二？", doc_ids=("x.md",))], known_documents={"x.md"})
     assert report.unknown_documents == {"a": ("y.md",)}

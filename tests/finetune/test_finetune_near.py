@@ -5,7 +5,10 @@ import random
 from collections import Counter
 from itertools import combinations
 
-from finetune.near import STOP_WEIGHT, Overlap, group, near_duplicates, overlaps
+import numpy as np
+import pytest
+
+from finetune.near import STOP_WEIGHT, THRESHOLD, Overlap, group, near_duplicates, overlaps
 from retrieval.text import content_words, normalise_question, words
 
 
@@ -30,6 +33,36 @@ def test_prefix_filtering_finds_what_comparing_all_finds() -> None:
         expected = _exact(texts, threshold)
         assert expected
         assert {(i, j) for i, j, _ in near_duplicates(texts, threshold)} == expected
+
+
+def test_thousands_of_texts_of_the_same_few_words_hide_no_near_ones() -> None:
+    """Each has more than a thousand candidates."""
+    dice = random.Random(0)
+    names = [f"word{number:02}" for number in range(24)]
+    sets = list({tuple(sorted(dice.sample(names, 9))) for _ in range(2500)})
+    texts = [" ".join(dice.sample(found, 9)) for found in sets]
+    has = np.array([[name in found for name in names] for found in sets], float)
+    common = (has * np.log(1 + len(texts) / has.sum(0))) @ has.T
+    own = np.diag(common)
+    near = np.triu(common / (own[:, None] + own - common) >= THRESHOLD, 1)
+    expected = set(zip(*(places.tolist() for places in near.nonzero()), strict=True))
+    assert len(expected) > 100
+    assert {(i, j) for i, j, _ in near_duplicates(texts)} == expected
+    home = {number: place for place, members in enumerate(group(texts)) for number in members}
+    assert all(home[i] == home[j] for i, j in expected)
+    # Of the first half, those that the second half asks too.
+    half = len(texts) // 2
+    assert {item.left for item in overlaps(texts[:half], texts[half:])} == {i for i, j in expected if i < half <= j}
+
+
+def test_of_the_many_copies_of_a_form_some_are_listed_and_all_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.near.MAX_LISTED", 20)
+    form = " ".join(f"form{number}" for number in range(120))
+    texts = [f"{form} item{number}" for number in range(60)]
+    times = Counter(right for _, right, _ in near_duplicates(texts))
+    assert max(times.values()) == 20 and set(times) == set(range(1, 60))
+    assert group(texts) == [list(range(60))]
+    assert len(overlaps(texts[1::2], texts[::2])) == 30
 
 
 def test_small_edits_are_near_and_other_subjects_are_not() -> None:
