@@ -47,14 +47,15 @@ demo: setup
 test: setup programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# Real models and processes at smoke sizes, then everything at full size.
+# Real models and processes at smoke sizes: two at a time, those of one xdist_group in one process.
 test-slow: setup programs
-	$(BIN)/python -m pytest -m "slow and not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not full" -n auto --maxprocesses 2 --dist loadgroup --durations=25
 
 # What only NVIDIA GPUs can show; skipped without one (not run: no GPU was at hand).
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs
 
+# Everything at full size.
 test-all: setup programs
 	$(BIN)/python -m pytest -m "slow or full or not slow"
 

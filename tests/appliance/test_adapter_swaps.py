@@ -149,6 +149,7 @@ def in_one_domain(vllm_bench: VllmBench) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("models")
 @pytest.mark.parametrize("swaps", [6, pytest.param(SWAPS, marks=pytest.mark.full)])
 def test_swaps_on_real_vllm(
     in_one_domain: dict[str, str],

@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent / "gateway"))
 from gateway_real import APPROVED
 from lying_engine import LyingEngine, lying
 
+pytestmark = pytest.mark.xdist_group("soak")
 Start = Callable[..., "subprocess.Popen[str]"]
 
 ASKED = [

@@ -17,7 +17,11 @@ from finetune.train import train
 from finetune.version import finish_version, lint_adapter, list_versions
 
 BASE = smollm2()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BASE is None, reason="the embedded model is not on this machine")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("models"),
+    pytest.mark.skipif(BASE is None, reason="the embedded model is not on this machine"),
+]
 
 
 def test_smollm2_learns_in_two_steps(tmp_path: Path) -> None:
