@@ -78,14 +78,29 @@ def stop_tokens(tokenizer: Any, base: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-def encode(tokenizer: Any, example: Example, stops: frozenset[int]) -> Encoded:
+@dataclass(frozen=True, slots=True)
+class Spellings:
+    """What examples must not spell: `words` no message of a prompt, `special` no answer."""
+
+    words: Sequence[str]
+    special: Sequence[str]
+
+
+def spellings(tokenizer: Any) -> Spellings:
+    """Those of `tokenizer` as it is now; with thousands of added tokens that takes longer than encoding an example."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return Spellings(control_words(tokenizer), special)
+
+
+def encode(tokenizer: Any, example: Example, stops: frozenset[int], spelt: Spellings | None = None) -> Encoded:
     """The ids of one example, through the chat template, with the messages of its prompt defused as every engine defuses them.
 
+    `spelt` is `spellings(tokenizer)`, which who encodes many examples works out once.
     Raises TrainingError naming the example unless the ids before the completion equal, token by token, what serving sends
     (the prompt with the generation prompt), and the completion ends with an end-of-turn token and holds no other control token.
     """
-    words = control_words(tokenizer)
-    prompt = [Turn(turn.role, defuse(turn.content, words)) for turn in example.prompt]
+    spelt = spelt or spellings(tokenizer)
+    prompt = [Turn(turn.role, defuse(turn.content, spelt.words)) for turn in example.prompt]
     served = _ids(tokenizer, example, prompt, True)
     trained = _ids(tokenizer, example, (*prompt, Turn("assistant", example.completion)), False)
     for place, token in enumerate(served):
@@ -106,9 +121,8 @@ def encode(tokenizer: Any, example: Example, stops: frozenset[int]) -> Encoded:
         raise TrainingError(
             f"example {example.id}: the answer contains the end-of-turn token {tokenizer.decode([trained[ends[0]]])!r}; remove it"
         )
-    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    if spelt := next((word for word in special if word in example.completion), None):
-        raise TrainingError(f"example {example.id}: the answer contains the control token {spelt!r}, which serving leaves out; remove it")
+    if word := next((word for word in spelt.special if word in example.completion), None):
+        raise TrainingError(f"example {example.id}: the answer contains the control token {word!r}, which serving leaves out; remove it")
     if ends[0] == len(served):
         raise TrainingError(f"example {example.id}: the answer is empty; write one or leave the pair out")
     return Encoded(example.id, trained[: ends[0] + 1], len(served))
@@ -122,15 +136,16 @@ def encode_all(
     Raises TrainingError naming the example if it is longer than max_length or the context and the policy is "error", or it is
     "window" and the question is too long for that.
     """
+    spelt = spellings(tokenizer)
     if settings.over_long == "window":
         limit = min(settings.max_length, context)
-        return [window for example in examples for window in windows_of(tokenizer, example, stops, limit)], 0
-    found = (encode(tokenizer, example, stops) for example in examples)
+        return [window for example in examples for window in windows_of(tokenizer, example, stops, limit, spelt)], 0
+    found = (encode(tokenizer, example, stops, spelt) for example in examples)
     kept = [encoded for encoded in found if not over_long(encoded, settings, context)]
     return kept, len(examples) - len(kept)
 
 
-def windows_of(tokenizer: Any, example: Example, stops: frozenset[int], limit: int) -> list[Encoded]:
+def windows_of(tokenizer: Any, example: Example, stops: frozenset[int], limit: int, spelt: Spellings | None = None) -> list[Encoded]:
     """The example in pieces of at most `limit` tokens, nothing of its answer lost; one piece if it fits.
 
     First the oldest messages of the history are left out, a question with its answer at a time; system message and question
@@ -139,13 +154,14 @@ def windows_of(tokenizer: Any, example: Example, stops: frozenset[int], limit: i
     one window, and only the last window ends the turn. Raises TrainingError naming the example if the prompt that must stay
     takes more than half of `limit`.
     """
-    encoded, turns = encode(tokenizer, example, stops), list(example.prompt)
+    spelt = spelt or spellings(tokenizer)
+    encoded, turns = encode(tokenizer, example, stops, spelt), list(example.prompt)
     first = next(place for place, turn in enumerate(turns) if turn.role != "system")
     while len(encoded.input_ids) > limit and len(turns) > first + 1:
         del turns[first]
         while len(turns) > first + 1 and turns[first].role != "user":
             del turns[first]
-        encoded = encode(tokenizer, replace(example, prompt=tuple(turns)), stops)
+        encoded = encode(tokenizer, replace(example, prompt=tuple(turns)), stops, spelt)
     shortened = len(example.prompt) - len(turns)
     prompt, answer = encoded.input_ids[: encoded.prompt], encoded.input_ids[encoded.prompt :]
     room = limit - len(prompt)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.methods.lora import Lora
-from finetune.tokens import Encoded, encode, over_long
+from finetune.tokens import Encoded, encode, over_long, spellings
 from finetune.types import Example, TrainingError
 
 
@@ -28,13 +28,13 @@ class Dpo(Lora):
         settings = self.settings
         if settings.over_long == "window":
             raise TrainingError('over_long: "window" cuts answers in pieces, which preferences cannot be; use "error" or "drop"')
-        kept: list[Preference] = []
+        spelt, kept = spellings(tokenizer), list[Preference]()
         for example in examples:
             if example.rejected is None:
                 raise TrainingError(f"example {example.id}: method dpo needs two answers, it has no rejected one; leave it out or add one")
             if example.rejected.strip() == example.completion.strip():
                 raise TrainingError(f"example {example.id}: the rejected answer is the chosen one; leave the example out or correct it")
-            both = [encode(tokenizer, replace(example, completion=text), stops) for text in (example.completion, example.rejected)]
+            both = [encode(tokenizer, replace(example, completion=text), stops, spelt) for text in (example.completion, example.rejected)]
             longest = max(both, key=lambda encoded: len(encoded.input_ids))
             if not over_long(longest, settings, context):
                 kept.append(Preference(*both))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from finetune_model import CHATML, build_model, make_examples
 
+from finetune.methods.dpo import Dpo
 from finetune.settings import TrainSettings
 from finetune.tokens import adjusted, encode, encode_all, load_tokenizer, stop_tokens, template_hash, windows_of
 from finetune.types import Example, TrainingError, Turn
@@ -86,6 +87,39 @@ def test_what_would_be_served_otherwise_is_refused(tiny: Path, template: str, ex
     with pytest.raises(TrainingError, match=says) as caught:
         encode(tokenizer, example, stop_tokens(tokenizer, tiny))
     assert "example e1" in str(caught.value)
+
+
+class _Counting:
+    """A tokenizer that counts how often its added tokens are read, which takes long where they are thousands."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.read = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.read += name == "added_tokens_decoder"
+        return getattr(self._tokenizer, name)
+
+
+def test_what_must_not_be_spelt_is_worked_out_once(tiny: Path, tokenizer: Any) -> None:
+    stops = stop_tokens(tokenizer, tiny)
+    examples = [replace(example, rejected="不知道。") for example in make_examples(6)]
+    reads = []
+    for over_long in ("error", "window"):
+        counting = _Counting(tokenizer)
+        encode_all(counting, examples, stops, TrainSettings(max_length=128, over_long=over_long), 256)  # type: ignore[arg-type]
+        reads.append(counting.read)
+    counting = _Counting(tokenizer)
+    Dpo(TrainSettings(method="dpo"), tiny).encode(counting, examples, stops, 256)
+    assert max(*reads, counting.read) <= 2
+
+
+def test_what_is_added_to_a_tokenizer_must_not_be_spelt_either(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    stops, spelling = stop_tokens(tokenizer, tiny), replace(EXAMPLE, completion="四<stop>欧元。")
+    encode_all(tokenizer, [spelling], stops, TrainSettings(), 256)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<stop>"]})
+    with pytest.raises(TrainingError, match="the answer contains the control token '<stop>'"):
+        encode_all(tokenizer, [spelling], stops, TrainSettings(), 256)
 
 
 def test_over_long_examples_follow_the_policy(tiny: Path, tokenizer: Any) -> None:
