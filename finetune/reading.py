@@ -24,6 +24,7 @@ MAX_TABLE_BYTES = 2**30
 # In GB18030, real Chinese data sets consist of the 3,755 common characters of GB 2312 and its punctuation to 0.95 and more; UTF-8, Big5 and
 # Western text read as GB18030 to 0.13 at most.
 _CHINESE_SHARE = 0.8
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SEP = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*"')
 # Where the end of a CSV file's header is looked for.
@@ -133,12 +134,12 @@ def _lines_or_list(path: Path, encoding: str, notes: tuple[str, ...]) -> FileRow
         opens = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if opens == b"[" and path.stat().st_size <= MAX_FILE_BYTES:
         try:
-            data = parse_json(_whole(path, encoding))
+            text = _whole(path, encoding)
+            data = parse_json(text)
         except (ValueError, RecursionError, DatasetError):
             data = None
         if isinstance(data, list) and all(isinstance(item, dict) for item in data):
-            rows = [Row(path.name, number, _object(path, number, item)) for number, item in enumerate(data, 1)]
-            return FileRows(rows, (*notes, f"{path.name}: read as one JSON list"))
+            return FileRows(_listed(path, text, data), (*notes, f"{path.name}: read as one JSON list"))
     lines = _json_lines(path) if encoding == "utf-8" else _text_lines(path, _whole(path, encoding))
     return FileRows(list(lines), notes)
 
@@ -153,7 +154,13 @@ def _list_or_lines(path: Path, text: str, notes: tuple[str, ...]) -> FileRows:
         raise DatasetError(f"{path}: not valid JSON ({error}); the file may be cut off: export it again") from error
     if not isinstance(data, list):
         raise DatasetError(f"{path}: expected a list of rows, found {kind(data)}; write [{{...}}, {{...}}]")
-    return FileRows([Row(path.name, number, _object(path, number, item)) for number, item in enumerate(data, 1)], notes)
+    return FileRows(_listed(path, text, data), notes)
+
+
+def _listed(path: Path, text: str, data: list[Any]) -> list[Row]:
+    """The rows of a list that was written as `text`."""
+    spelt = _SURROGATE.search(text) is not None
+    return [Row(path.name, number, _object(path, number, item, spelt)) for number, item in enumerate(data, 1)]
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -187,7 +194,7 @@ def _text_lines(path: Path, text: str) -> Iterator[Row]:
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any] | Excluded:
     try:
-        return _object(path, number, parse_json(text))
+        return _object(path, number, parse_json(text), _SURROGATE.search(text) is not None)
     except (ValueError, RecursionError) as error:
         return Excluded(path.name, number, "", f"not valid JSON ({error}); expected one object a line, complete it or remove the line")
 
@@ -360,12 +367,13 @@ def _number(text: str) -> float:
     return number
 
 
-def _object(path: Path, number: int, item: Any) -> dict[str, Any] | Excluded:
+def _object(path: Path, number: int, item: Any, spelt: bool) -> dict[str, Any] | Excluded:
+    """The row `item`, or why it is none; `spelt` says whether its text spells a surrogate, without which it holds none."""
     if not isinstance(item, dict) or not item:
         found = kind(item) if item != {} else "an empty one"
         return Excluded(path.name, number, "", f'expected an object like {{"question": ..., "answer": ...}}, found {found}')
     try:
-        if not torn(item):
+        if not spelt or not torn(item):
             return item
     except RecursionError:
         return Excluded(path.name, number, "", "is nested too deeply; flatten it or remove the row")
