@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.llama_factory_config import Translation, is_llama_factory, translate
+from finetune.llama_factory_config import Translation, in_their_words, is_llama_factory, translate
 from finetune.settings import TrainSettings, settings_from
 from finetune.stages import Plan, plan_from
 from finetune.types import TrainingError
@@ -23,7 +23,10 @@ def load_plan(path: Path, ignore_unsupported: bool = False) -> Plan:
         return plan_from(values, where=str(path))
     translation = translate(values, str(path), ignore_unsupported)
     named = {"dataset": translation.dataset, "base": translation.base}
-    plan = plan_from(translation.values | {key: value for key, value in named.items() if value is not None}, where=str(path))
+    try:
+        plan = plan_from(translation.values | {key: value for key, value in named.items() if value is not None}, where=str(path))
+    except TrainingError as error:
+        raise TrainingError(in_their_words(str(error), str(path))) from error
     return replace(plan, notes=_notes(translation))
 
 
@@ -38,14 +41,20 @@ def read_values(path: Path) -> dict[str, Any]:
 
     import yaml
 
+    from finetune.yaml_loader import Loader
+
     if path.suffix.lower() not in (".toml", ".yaml", ".yml"):
         raise TrainingError(f"{path}: expected a file ending in .toml, .yaml or .yml")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
+        if "\0" in text:
+            raise TrainingError(f"{path}: not text in UTF-8; save the file as UTF-8")
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.load(text, Loader)
     except OSError as error:
         raise TrainingError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path}: not text in UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise TrainingError(f"{path}: cannot be parsed ({' '.join(str(error).split())}); correct it there") from error
     if values is None:
         values = {}
@@ -59,5 +68,6 @@ def _notes(translation: Translation) -> tuple[str, ...]:
     without = ", ".join(f"{key} ({why})" if why else key for key, why in translation.no_meaning.items())
     different = (f"different here: {key}: {why}" for key, why in translation.different.items())
     ignored = (f"IGNORED, would change the result: {key}: {reason}" for key, reason in translation.unsupported.items())
-    lines = (f"taken from the LLaMA-Factory file: {taken}", f"no meaning here: {without}" if without else "", *different, *ignored)
-    return tuple(line for line in lines if line)
+    ours = f"settings of ours in it: {', '.join(translation.ours)}" if translation.ours else ""
+    lines = (f"taken from the LLaMA-Factory file: {taken}", ours, f"no meaning here: {without}" if without else "")
+    return tuple(line for line in (*lines, *different, *ignored) if line)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from finetune.llama_factory_keys import NO_MEANING, UNSUPPORTED
-from finetune.settings import SCHEDULERS, nearest
+from finetune.settings import METHODS, SCHEDULERS, TrainSettings, learns_from, nearest
 from finetune.types import TrainingError
 
 # A file with one of these is LLaMA-Factory's.
@@ -72,12 +73,23 @@ _TRANSLATED = frozenset(
     | _RENAMED.keys()
     | _VARIANTS.keys()
 )
+# Ours -> theirs, where the names differ.
+_THEIRS = {ours: theirs for theirs, ours in _RENAMED.items() if ours != theirs} | {
+    "batch_size": "per_device_train_batch_size and gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "lora_plus_ratio": "loraplus_lr_ratio",
+    "scheduler": "lr_scheduler_type",
+    "target": "lora_target",
+}
+_THEIR_KEYS = _TRANSLATED | NO_MEANING | UNSUPPORTED.keys()
+# Settings of ours that no key of theirs stands for: messages name them as remedies, so such a file may have them too.
+_OURS = frozenset(item.name for item in fields(TrainSettings)) - _THEIRS.keys() - _THEIR_KEYS
 
 
 @dataclass(slots=True)
 class Translation:
     """`values` are settings of ours, `dataset` and `base` what the file names; `taken`, `no_meaning` and `unsupported` explain its keys,
-    `different` what is done otherwise here than the file says or leaves unsaid."""
+    `ours` are those that are settings of ours, `different` tells what is done otherwise here than the file says or leaves unsaid."""
 
     values: dict[str, Any] = field(default_factory=dict)
     dataset: str | None = None
@@ -86,11 +98,18 @@ class Translation:
     no_meaning: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
     different: dict[str, str] = field(default_factory=dict)
+    ours: list[str] = field(default_factory=list)
 
 
 def is_llama_factory(values: Mapping[str, Any]) -> bool:
-    """Whether the keys of a file are LLaMA-Factory's."""
-    return not _MARKS.isdisjoint(values)
+    """Whether the keys of a file are LLaMA-Factory's. None of theirs stands before tables, so that `[[stage]]` is `[[stages]]` misspelt."""
+    return any(key in _MARKS and not isinstance(value, list) for key, value in values.items())
+
+
+def in_their_words(message: str, where: str) -> str:
+    """A message about a setting, "WHERE: KEY: …", with the key that stands in the file."""
+    key, colon, rest = message.removeprefix(f"{where}: ").partition(":")
+    return f"{where}: {_THEIRS.get(key, key)}{colon}{rest}"
 
 
 def translate(given: Mapping[str, Any], where: str, ignore_unsupported: bool = False) -> Translation:
@@ -123,12 +142,14 @@ class _Reading:
 
     def method(self) -> None:
         given, result = self.given, self.result
-        stage, kind = given.get("stage", "sft"), given.get("finetuning_type", "lora")
+        stage, kind = str(given.get("stage", "sft")), str(given.get("finetuning_type", "lora"))
+        galore = self._flag("use_galore")
+        for key in ("use_dora", "use_rslora", "pissa_init"):
+            self._flag(key)
         variants = {key: name for key, name in _VARIANTS.items() if given.get(key) not in (None, False)}
-        if given.get("quantization_bit") not in (None, 4):
-            result.unsupported["quantization_bit"] = f"{given['quantization_bit']} bits; only 4 (method qlora)"
+        if "quantization_bit" in variants and (bits := self._number("quantization_bit", 4)) != 4:
+            result.unsupported["quantization_bit"] = f"{bits:g} bits; only 4 (method qlora)"
             del variants["quantization_bit"]
-        galore = bool(given.get("use_galore"))
         method = {
             ("sft", "lora"): next(iter(variants.values()), "lora"),
             ("sft", "freeze"): "freeze",
@@ -148,9 +169,19 @@ class _Reading:
             result.taken["use_galore"] = "method"
         keys = [key for key in ("stage", "finetuning_type", used) if key is not None and key in given]
         result.taken.update({key: "method" for key in keys if key not in result.unsupported})
-        result.values["method"] = method
-        if method == "lora+":
+        result.values["method"] = self._own_method(method)
+        if "loraplus_lr_ratio" in variants:
             result.values["lora_plus_ratio"] = given["loraplus_lr_ratio"]
+
+    def _own_method(self, theirs: str) -> Any:
+        """The setting `method` of ours if the file has it, else that of its other keys."""
+        own = self.given.get("method", theirs)
+        if own in METHODS and learns_from(own) != learns_from(theirs):
+            self.result.unsupported["method"] = f"{own} learns from {learns_from(own)}, the file's stage from {learns_from(theirs)}"
+            return theirs
+        if own != theirs:
+            self.result.different["method"] = f"{own}, as `method` says, instead of {theirs}"
+        return own
 
     def renamed(self) -> None:
         result = self.result
@@ -160,18 +191,18 @@ class _Reading:
                 result.taken[theirs] = ours
         # Their alpha is twice the rank unless it is given.
         result.values.setdefault("alpha", 2 * self._whole("lora_rank", 8))
-        target = self.given.get("lora_target", "all")
-        names = [str(name).strip() for name in (target if isinstance(target, list) else str(target).split(","))]
-        result.values["target"] = "all-linear" if names == ["all"] else names
+        target = self._names("lora_target", "names of modules") if "lora_target" in self.given else "all"
+        result.values["target"] = "all-linear" if target == "all" else [name for name in target.split(",") if name]
         if "lora_target" in self.given:
             result.taken["lora_target"] = "target"
         if "disable_gradient_checkpointing" in self.given:
-            result.values["gradient_checkpointing"] = not self.given["disable_gradient_checkpointing"]
+            result.values["gradient_checkpointing"] = not self._flag("disable_gradient_checkpointing")
             result.taken["disable_gradient_checkpointing"] = "gradient_checkpointing"
 
     def batches(self) -> None:
         micro, times = self._whole("per_device_train_batch_size", 8), self._whole("gradient_accumulation_steps", 1)
-        self.result.values.update(micro_batch=micro, batch_size=micro * times)
+        # How many are computed at once changes memory and speed alone: a `micro_batch` of ours leaves the batch what it is.
+        self.result.values.update(micro_batch=self.given.get("micro_batch", micro), batch_size=micro * times)
         for key, ours in (("per_device_train_batch_size", "micro_batch"), ("gradient_accumulation_steps", "batch_size")):
             if key in self.given:
                 self.result.taken[key] = ours
@@ -235,6 +266,12 @@ class _Reading:
             result.taken["val_size"] = "val_size"
         elif not measured:
             result.different["val_size"] = "nothing is held out there, a tenth here: it picks the epoch, and the gate asks its questions"
+        if self.given.get("load_best_model_at_end") is not True:
+            result.different["num_train_epochs"] = "the epoch with the lowest loss on what is held out is kept, there the last one"
+        if result.values["method"] != "pretrain" and "over_long" not in given:
+            result.different["cutoff_len"] = (
+                "a longer example is an error, there it is cut; over_long: drop or over_long: window in this file chooses otherwise"
+            )
         notes = {
             "trust_remote_code": "always off: no code of a model is run",
             "template": "the tokenizer's own chat template, or the engine's chat_template, is used in training and serving alike",
@@ -248,32 +285,44 @@ class _Reading:
         for key, value in self.given.items():
             if key in _TRANSLATED:
                 continue
-            if key in NO_MEANING:
+            if key in _OURS:
+                self.result.ours.append(key)
+                self.result.values.setdefault(key, value)
+            elif key in NO_MEANING:
                 self.result.no_meaning[key] = ""
+            elif key in _THEIRS:
+                self.result.unsupported[key] = f"called {_THEIRS[key]} in a LLaMA-Factory file"
             elif key not in UNSUPPORTED:
-                known = sorted(_TRANSLATED | NO_MEANING | UNSUPPORTED.keys())
-                hint = nearest(str(key), known)
+                hint = nearest(str(key), sorted(_THEIR_KEYS | _OURS))
                 self.result.unsupported[key] = hint if hint.startswith("did") else "no key of LLaMA-Factory"
-            elif value == UNSUPPORTED[key]:
+            elif value == UNSUPPORTED[key] or (key, value) == ("quantization_method", "bitsandbytes"):
+                # Before 0.9 "bnb" was spelt out.
                 self.result.no_meaning[key] = "the default"
             else:
                 self.result.unsupported[key] = f"{value!r}; only {UNSUPPORTED[key]!r}" if UNSUPPORTED[key] is not None else "leave it out"
 
-    def _names(self, key: str) -> str:
-        """The data sets under `key`, as "a,b"."""
+    def _names(self, key: str, what: str = "names of data sets") -> str:
+        """The names under `key`, as "a,b"."""
         value = self.given.get(key, [])
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TrainingError(f"{self.where}: {key}: expected names of data sets, found {value!r}")
+            raise TrainingError(f"{self.where}: {key}: expected {what}, found {value!r}")
         return ",".join(name.strip() for name in names if name.strip())
+
+    def _flag(self, key: str) -> bool:
+        value = self.given.get(key, False)
+        if not isinstance(value, bool):
+            raise TrainingError(f"{self.where}: {key}: expected true or false, without quotes, found {value!r}")
+        return value
 
     def _number(self, key: str, default: float) -> float:
         value = self.given.get(key, default)
         try:
-            if isinstance(value, bool):
+            number = float(value)
+            if isinstance(value, bool) or not math.isfinite(number):
                 raise ValueError
-            return float(value)
-        except (TypeError, ValueError) as error:
+            return number
+        except (TypeError, ValueError, OverflowError) as error:
             raise TrainingError(f"{self.where}: {key}: expected a number, found {value!r}") from error
 
     def _whole(self, key: str, default: int) -> int:

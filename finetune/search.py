@@ -82,30 +82,31 @@ def space_from(values: Mapping[str, Any], settings: TrainSettings, where: str = 
         if yields(settings.method) == "adapter" and settings.method != "prefix":
             space |= {"rank": Choice(values=(8, 16, 32, 64)), "dropout": Choice(values=(0.0, 0.05, 0.1))}
         return space
-    return {key: _choice(key, value, settings, f"{where}: {key}") for key, value in values.items()}
+    return {key: _choice(key, value, settings, where) for key, value in values.items()}
 
 
 def _choice(key: str, value: Any, settings: TrainSettings, where: str) -> Choice:
+    here = f"{where}: {key}"
     if key not in SEARCHABLE:
-        raise TrainingError(f"{where}: cannot be searched; {nearest(key, SEARCHABLE)}")
+        raise TrainingError(f"{here}: cannot be searched; {nearest(key, SEARCHABLE)}")
     if key == "method" and isinstance(value, list):
         kind = learns_from(settings.method), yields(settings.method)
         other = [one for one in value if one in METHODS and (learns_from(one), yields(one)) != kind]
         if other:
-            raise TrainingError(f"{where}: {other[0]} learns from other data, or makes another kind of result, than {settings.method}")
+            raise TrainingError(f"{here}: {other[0]} learns from other data, or makes another kind of result, than {settings.method}")
     if isinstance(value, list) and value:
         # Each must be a value that the setting can have.
         return Choice(values=tuple(getattr(settings_from({key: one}, settings, where), key) for one in value))
     if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
-        raise TrainingError(f"{where}: expected a list of values or {{ low = …, high = …, log = true }}, found {value!r}")
+        raise TrainingError(f"{here}: expected a list of values or {{ low = …, high = …, log = true }}, found {value!r}")
     type_name = next(str(item.type) for item in fields(TrainSettings) if item.name == key)
     low, high = (getattr(settings_from({key: value[end]}, settings, where), key) for end in ("low", "high"))
     log = value.get("log", False)
     if not type_name.startswith(("int", "float")) or not isinstance(log, bool):
-        raise TrainingError(f"{where}: a range needs a key with numbers, and log is true or false; give a list of values")
+        raise TrainingError(f"{here}: a range needs a key with numbers, and log is true or false; give a list of values")
     if not low < high or (log and low <= 0):
         raise TrainingError(
-            f"{where}: expected low below high{', and above 0 on a logarithmic scale' if log else ''}, found {low} and {high}"
+            f"{here}: expected low below high{', and above 0 on a logarithmic scale' if log else ''}, found {low} and {high}"
         )
     return Choice(low=low, high=high, log=log, whole=type_name.startswith("int"))
 

@@ -134,12 +134,17 @@ def held_out(val_size: float, count: int) -> int:
     return max(1, min(round(val_size if val_size >= 1 else val_size * count), count - 1))
 
 
-def settings_from(values: Mapping[str, Any], base: TrainSettings | None = None, where: str = "settings") -> TrainSettings:
-    """`base` (the defaults if None) with `values` in place. Raises TrainingError naming `where` and the key."""
+def settings_from(
+    values: Mapping[str, Any], base: TrainSettings | None = None, where: str = "settings", beside: Iterable[str] = ()
+) -> TrainSettings:
+    """`base` (the defaults if None) with `values` in place. Raises TrainingError naming `where` and the key.
+
+    `beside` are the keys that may stand there besides: what is misspelt may be one of them.
+    """
     types = {item.name: str(item.type) for item in fields(TrainSettings)}
     for key in values:
         if key not in types:
-            raise TrainingError(f'{where}: unknown key "{key}"; {nearest(str(key), types)}')
+            raise TrainingError(f'{where}: unknown key "{key}"; {nearest(str(key), [*types, *beside])}')
     changes = {key: _typed(where, key, types[key], value) for key, value in values.items()}
     try:
         return replace(base or TrainSettings(), **changes)

@@ -10,7 +10,9 @@ from typing import Any
 from finetune.settings import MODEL_METHODS, TrainSettings, learns_from, settings_from
 from finetune.types import TrainingError
 
+# What stands beside the settings, in a stage and at the top of a file.
 _KEYS = ("name", "dataset")
+_TOP = ("dataset", "base", "search", "stages")
 _PLAIN = frozenset({"lora", "qlora", "lora+", "dpo"})
 # Method -> those that can train its adapter further: the adapter's kind stays what it is.
 _FOLLOWED_BY = {
@@ -36,12 +38,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a file asks for: the stages, the base it was written for (None: any), the table [search], and remarks for the user."""
+    """What a file asks for: the stages, the base it was written for (None: any), the table [search], remarks for the user.
+
+    `where` is the file's name for messages.
+    """
 
     stages: tuple[Stage, ...]
     base: str | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    where: str = "settings"
 
     def overridden(self, dataset: str | None, method: str | None) -> Plan:
         """The plan with what the command line says in place. Raises TrainingError if there are several stages to choose from."""
@@ -64,9 +70,9 @@ def plan_from(values: Mapping[str, Any], base: TrainSettings | None = None, wher
     dataset = _text(where, "dataset", rest.pop("dataset", None))
     if not isinstance(search, dict):
         raise TrainingError(f"{where}: search: expected a table [search], found {search!r}")
-    common = settings_from(rest, base, where)
+    common = settings_from(rest, base, where, _TOP)
     if stages is None:
-        return Plan((Stage("", dataset, common),), _text(where, "base", wanted), search)
+        return Plan((Stage("", dataset, common),), _text(where, "base", wanted), search, where=where)
     if search:
         raise TrainingError(f"{where}: [search] and [[stages]] do not go together; search each stage in a file of its own")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -76,7 +82,7 @@ def plan_from(values: Mapping[str, Any], base: TrainSettings | None = None, wher
     if len(set(names)) < len(names):
         raise TrainingError(f"{where}: stages: two have the same name ({', '.join(names)}); name each differently")
     _check_order(made, where)
-    return Plan(made, _text(where, "base", wanted))
+    return Plan(made, _text(where, "base", wanted), where=where)
 
 
 def _stage(values: Mapping[str, Any], number: int, dataset: str | None, common: TrainSettings, where: str) -> Stage:
@@ -84,7 +90,7 @@ def _stage(values: Mapping[str, Any], number: int, dataset: str | None, common: 
     for key in values:
         if key in ("stages", "search", "base"):
             raise TrainingError(f"{here}: {key} stands at the top of the file, not in a stage")
-    settings = settings_from({key: value for key, value in values.items() if key not in _KEYS}, common, here)
+    settings = settings_from({key: value for key, value in values.items() if key not in _KEYS}, common, here, _KEYS)
     name = _text(here, "name", values.get("name")) or f"stage{number}"
     # What stands above the stages is for those that learn from a data set.
     common_set = None if learns_from(settings.method) == "texts" else dataset

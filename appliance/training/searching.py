@@ -28,18 +28,19 @@ def tune_search(
     trials: int,
     progress: Callable[[dict[str, Any]], None],
     fresh: bool = False,
+    where: str = "search",
 ) -> tuple[AdapterVersion, dict[str, Any]]:
     """Search `space` (the table [search] of the file, or {} for the default) with `trials` runs and register the best, once.
 
     The study is kept in ``runs/search-<domain>-<hash of data, settings, base and space>``: the same call goes on from there (with
     a larger `trials` it adds runs), unless `fresh`. `settings` are those that are not searched. Returns the version and the JSON
-    of `tune --json` with the runs in "search". Raises UsageError and ApplianceError.
+    of `tune --json` with the runs in "search". Raises UsageError, naming `where` and the key of a wrong `space`, and ApplianceError.
     """
     from finetune.search import search, space_from
     from retrieval.threads import together
 
     try:
-        checked = space_from(space, settings)
+        checked = space_from(space, settings, where)
     except TrainingError as error:
         raise UsageError(str(error)) from error
     job = replace(prepare(service, domain, dataset, settings).job, fresh=fresh)

@@ -26,8 +26,8 @@ def tune_plan(
 ) -> list[tuple[AdapterVersion, dict[str, Any]]]:
     """Train the stages in order; every one is registered, the last is the one to promote. `progress` gets the stage's name and its events.
 
-    A stage that is registered already (same settings, data and start) is not trained again: an interrupted plan goes on with the
-    stage that is missing, unless `fresh`. With `trials` the table [search] of the plan is searched first, see
+    A stage that is registered already (same settings, data and start, in whatever plan) is not trained again: an interrupted plan goes
+    on with the stage that is missing, unless `fresh`. With `trials` the table [search] of the plan is searched first, see
     `appliance.training.searching`. Returns each version with the JSON of `tune --json`. Raises UsageError and ApplianceError.
 
     Of several processes that train together the first one registers a stage, and the others go on from what it registered; they end with
@@ -42,8 +42,8 @@ def tune_plan(
     if trials is not None:
         if len(plan.stages) > 1:
             raise UsageError("--search tries settings of one training, the file has several [[stages]]; search each in a file of its own")
-        only, report = plan.stages[0], partial(progress, "")
-        return [tune_search(service, domain, only.dataset, only.settings, plan.search, trials, report, fresh)]
+        only, report, where = plan.stages[0], partial(progress, ""), f"{plan.where}: [search]"
+        return [tune_search(service, domain, only.dataset, only.settings, plan.search, trials, report, fresh, where)]
     if plan.search:
         raise UsageError("the file has a table [search]: say with --search how many runs to try, or leave the table out")
     done: list[tuple[AdapterVersion, dict[str, Any]]] = []
@@ -82,19 +82,27 @@ def _check_base(service: Service, domain: str, plan: Plan) -> None:
 
 
 def _registered(service: Service, domain: str, stage: Stage, start: AdapterVersion | None, mark: str | None) -> AdapterVersion | None:
-    """The newest version that this stage has made before, if any. A plan of one stage always trains."""
+    """The newest version that is what this stage makes, by whatever plan it was trained. A plan of one stage always trains."""
     if mark is None:
         return None
-    wanted = {**stage.settings.to_json(), "stage": mark}
+    wanted = {key: _plain(value) for key, value in stage.settings.to_json().items()}
     data = _data_version(service, domain, stage)
     workspace = service.workspace
     base_hash = service.models.model_hash(workspace.model(workspace.config.engine_of(domain)[1].base))
     for version in reversed(service.registry.versions(domain)):
-        same = {key: _plain(value) for key, value in wanted.items()} == {key: _plain(version.config.get(key)) for key in wanted}
-        follows = version.base_hash == base_hash if start is None else version.parent == start.name
-        if same and follows and version.dataset_version == data and version.path.is_dir():
+        same = wanted == {key: _plain(version.config.get(key)) for key in wanted}
+        if same and _follows(version, start, base_hash) and version.dataset_version == data and version.path.is_dir():
             return version
     return None
+
+
+def _follows(version: AdapterVersion, start: AdapterVersion | None, base_hash: str) -> bool:
+    """Whether `version` was trained from `start`, or, if that is None, from the base itself."""
+    place = version.config.get("stage")
+    if place is not None and not place.startswith("1/"):
+        return start is not None and version.parent == start.name
+    # The parent of any other is what was live when it was trained, and does not tell what it was trained from.
+    return version.base_hash == base_hash if start is None else version.base == start.reference
 
 
 def _data_version(service: Service, domain: str, stage: Stage) -> str | None:

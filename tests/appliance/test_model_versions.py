@@ -26,11 +26,15 @@ from appliance.models.store import ModelStore
 from appliance.routing.costs import CostBook
 from appliance.service import Service, open_service
 from appliance.store import locks, schema
+from appliance.store.database import utcnow
 from appliance.store.locks import Locked
+from appliance.training import stages
+from appliance.training.stages import tune_plan
 from appliance.training.tuning import tune
 from appliance.types import Answer, Caller, Request
 from appliance.workspace import Workspace
 from finetune.settings import TrainSettings
+from finetune.stages import Plan, Stage
 from finetune.train import TrainJob
 from retrieval.types import DocumentKey, Scope
 
@@ -163,6 +167,61 @@ def test_training_ends_when_its_lock_is_lost_and_the_next_clears_what_kills_left
         _tune(service, "lora", "pairs")
     assert not [folder for folder in left if folder.exists()] and others.exists()
     assert service.registry.versions("medical") == []
+
+
+def test_a_stage_is_known_by_what_it_was_trained_on_and_from(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, settings = service.workspace, replace(QUICK, method="lora")
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in PAIRS), "utf-8")
+    info = Datasets(workspace).add(file, domain="medical").info
+    base_ref = workspace.config.engine_of("medical")[1].base
+    base_hash = service.models.model_hash(workspace.model(base_ref))
+    trained: list[str | None] = []
+
+    def made(
+        service: Service,
+        domain: str,
+        dataset: str | None,
+        settings: TrainSettings,
+        progress: object,
+        *,
+        start: AdapterVersion | None = None,
+        stage: str | None = None,
+        fresh: bool = False,
+    ) -> tuple[AdapterVersion, dict[str, Any]]:
+        trained.append(stage)
+        folder = workspace.folder("adapters") / f"medical@{len(trained):08d}"
+        folder.mkdir()
+        version = AdapterVersion(
+            name=folder.name,
+            domain=domain,
+            base=base_ref,
+            base_hash=base_hash,
+            method="lora",
+            path=folder,
+            sha256="",
+            dataset=info.name,
+            dataset_version=info.version,
+            # One of a first or only stage has what was live as its parent.
+            parent=start.name if start else "medical@00000001" if trained[1:] else None,
+            labels=frozenset(),
+            config={**settings.to_json(), "stage": stage},
+            metrics={},
+            created_at=utcnow(),
+        )
+        service.registry.register(version, [])
+        return version, {}
+
+    monkeypatch.setattr(stages, "tune", made)
+    # Trained alone, twice: the first stage of the plan is there, the second is neither of them.
+    made(service, "medical", "pairs", settings, None)
+    made(service, "medical", "pairs", settings, None)
+    plan = Plan((Stage("a", "pairs", settings), Stage("b", "pairs", settings)))
+    (first, _), (second, _) = tune_plan(service, "medical", plan, lambda stage, event: None)
+    assert (first.name, second.name) == ("medical@00000002", "medical@00000003")
+    assert trained == [None, None, "2/2 b"]
+    assert [version for version, _ in tune_plan(service, "medical", plan, lambda stage, event: None)] == [first, second]
+    assert len(trained) == 3
 
 
 @pytest.mark.slow

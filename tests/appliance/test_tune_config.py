@@ -66,6 +66,11 @@ def test_a_search_is_for_one_process(root: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("text", "words", "says"),
     [
+        (
+            "[search]\nrank = [8, 0]\n",
+            ("--search", "2"),
+            "plan.toml: [search]: rank: expected a value from 1 to 1024, found 0",
+        ),
         ("rank = 8\n", (), "method lora needs a data set: name one with --dataset or dataset = in the file"),
         ("[[stages]]\n[[stages]]\n", ("--dataset", "a"), "--dataset and --method name one stage's"),
         ('[[stages]]\ndataset = "a"\n', (), "'a'"),

@@ -72,7 +72,8 @@ def test_a_usual_file_is_translated(tmp_path: Path) -> None:
         max_length=1024,
         patience=0,
     )
-    taken, without = plan.notes
+    taken, without, *different = plan.notes
+    assert [note.split(":")[1].strip() for note in different] == ["num_train_epochs", "cutoff_len"]
     assert "lora_rank → rank" in taken
     assert "per_device_train_batch_size → micro_batch" in taken
     assert "output_dir" in without
@@ -127,7 +128,23 @@ def test_their_own_example_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text(measured, "utf-8")
     plan = load_plan(tmp_path / "sft.yaml")
     assert plan.stages[0].settings.eval_dataset == "alpaca_zh_demo"
-    assert not [note for note in plan.notes if note.startswith("different")]
+    assert not [note for note in plan.notes if note.startswith("different here: val_size")]
+    (tmp_path / "sft.yaml").write_text(measured + "load_best_model_at_end: true\nover_long: window\n", "utf-8")
+    assert not [note for note in load_plan(tmp_path / "sft.yaml").notes if note.startswith("different")]
+
+
+def test_the_remedies_that_messages_name_can_be_followed(tmp_path: Path) -> None:
+    more = "over_long: drop\nmicro_batch: 1\ngradient_checkpointing: true\nmethod: qlora\n"
+    (tmp_path / "sft.yaml").write_text(SFT + more, "utf-8")
+    plan = load_plan(tmp_path / "sft.yaml")
+    settings = plan.stages[0].settings
+    assert (settings.over_long, settings.micro_batch, settings.batch_size) == ("drop", 1, 16)
+    assert (settings.method, settings.gradient_checkpointing) == ("qlora", True)
+    assert "settings of ours in it: over_long, micro_batch, method" in plan.notes
+    assert "different here: method: qlora, as `method` says, instead of lora" in plan.notes
+    # Pre-training cuts nothing off here either.
+    (tmp_path / "sft.yaml").write_text("model_name_or_path: a/b\nstage: pt\nfinetuning_type: full\n", "utf-8")
+    assert not [note for note in load_plan(tmp_path / "sft.yaml").notes if "cutoff_len" in note]
 
 
 def test_what_is_left_out_takes_their_default(tmp_path: Path) -> None:
@@ -141,6 +158,8 @@ def test_what_is_left_out_takes_their_default(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("quantization_bit: 4\n", {"method": "qlora"}),
+        ("quantization_bit: '4'\nquantization_method: bitsandbytes\n", {"method": "qlora"}),
+        ("use_dora: true\nmethod: lora+\n", {"method": "lora+", "lora_plus_ratio": 16.0}),
         ("use_dora: true\n", {"method": "dora"}),
         ("use_rslora: true\nlora_alpha: 64\n", {"method": "rslora", "alpha": 64}),
         ("pissa_init: true\npissa_iter: 16\npissa_convert: true\n", {"method": "pissa"}),
@@ -176,10 +195,15 @@ def test_each_method_and_key(tmp_path: Path, text: str, expected: dict[str, obje
         ("lora_rnak: 8", 'lora_rnak: did you mean "lora_rank"?'),
         ("warmup_step: 8", 'warmup_step: did you mean "warmup_steps"?'),
         ("学习率: 8", "学习率: no key of LLaMA-Factory"),
+        ("rank: 8", "rank: called lora_rank in a LLaMA-Factory file"),
+        ("over_lnog: drop", 'over_lnog: did you mean "over_long"?'),
+        ("stage: dpo\nmethod: qlora", "method: qlora learns from pairs, the file's stage from preferences"),
+        ("quantization_bit: 4\nquantization_method: hqq", "quantization_method: 'hqq'; only 'bnb'"),
         ("neftune_noise_alpha: 5", "neftune_noise_alpha: leave it out"),
         ("quantization_bit: 8", "quantization_bit: 8 bits; only 4"),
         ("use_dora: true\nquantization_bit: 4", "use_dora: not together with method qlora"),
         ("stage: kto", "stage: kto with finetuning_type lora; stage sft with lora"),
+        ("stage: [sft]", "stage: ['sft'] with finetuning_type lora; stage sft with lora"),
         ("stage: dpo\nfinetuning_type: full", "stage: dpo with finetuning_type full"),
         ("stage: dpo\npref_loss: ipo", "pref_loss: 'ipo'; only 'sigmoid'"),
         ("use_galore: true", "use_galore: not together with method lora"),
@@ -213,14 +237,31 @@ def test_what_would_change_the_result_is_an_error_unless_ignored(tmp_path: Path,
         ("per_device_train_batch_size: two", "per_device_train_batch_size: expected a number, found 'two'"),
         ("gradient_accumulation_steps: 0", "gradient_accumulation_steps: expected a whole number above 0"),
         ("lora_rank: 8.5", "lora_rank: expected a whole number above 0, found 8.5"),
-        ("freeze_trainable_layers: -2", "freeze_layers: expected a value from 1"),
+        ("freeze_trainable_layers: -2", "sft.yaml: freeze_trainable_layers: expected a value from 1"),
+        ("cutoff_len: 4", "sft.yaml: cutoff_len: expected a value from 8"),
+        ("lora_alpha: 16.0", "sft.yaml: lora_alpha: expected a whole number, found 16.0"),
+        ("loraplus_lr_ratio: abc", "sft.yaml: loraplus_lr_ratio: expected a number, found 'abc'"),
+        ("over_long: cut", "sft.yaml: over_long: there is no 'cut'; expected error, drop, window"),
+        ("method: qlorra", "sft.yaml: method: there is no 'qlorra'"),
+        ("micro_batch: 3", "sft.yaml: micro_batch: expected a divisor of batch_size (8), found 3"),
+        ("use_dora: 'false'", "use_dora: expected true or false, without quotes, found 'false'"),
+        ("use_galore: 'no'", "use_galore: expected true or false"),
+        ("disable_gradient_checkpointing: 'no'", "disable_gradient_checkpointing: expected true or false"),
+        ("lora_target: [1, 2]", "lora_target: expected names of modules, found [1, 2]"),
+        ("num_train_epochs: .inf", "num_train_epochs: expected a number, found inf"),
+        ("num_train_epochs: .nan", "num_train_epochs: expected a number, found nan"),
+        ("per_device_train_batch_size: .inf", "per_device_train_batch_size: expected a number, found inf"),
+        ("warmup_steps: .inf", "warmup_steps: expected a number, found inf"),
+        (f"lora_rank: 1{'0' * 400}", "lora_rank: expected a number, found 1000"),
+        ("run_name: 2024-02-30", "'2024-02-30' is no value (day is out of range for month)"),
+        ("lora_rank: 8\nlora_rank: 16", "the key 'lora_rank' stands there twice"),
         ("max_samples: 0", "max_samples: expected a value from 1"),
         ("max_samples: all", "max_samples: expected a whole number, found 'all'"),
         ("val_size: -1", "val_size: expected a share below 1 or a number of rows, found -1"),
         ("dataset: 5", "dataset: expected names of data sets, found 5"),
         ("eval_dataset: [1]", "eval_dataset: expected names of data sets, found [1]"),
         ("learning_rate: fast", "learning_rate: expected a number, found 'fast'"),
-        ("lora_target: lm_head", "target: expected"),
+        ("lora_target: lm_head", "sft.yaml: lora_target: expected"),
     ],
 )
 def test_impossible_values_are_errors(tmp_path: Path, text: str, says: str) -> None:

@@ -101,8 +101,8 @@ def test_the_space_is_read_and_checked() -> None:
         ({"rank": {"low": 8, "high": 4}}, "expected low below high, found 8 and 4"),
         ({"rank": {"low": 8, "high": 2**20}}, "rank: expected a value from 1 to 1024"),
         ({"dropout": {"low": 0.0, "high": 0.1, "log": True}}, "low below high, and above 0 on a logarithmic scale"),
-        ({"rank": [8, "sixteen"]}, "rank: expected a whole number, found 'sixteen'"),
-        ({"scheduler": {"low": 1, "high": 2}}, "scheduler: expected text"),
+        ({"rank": [8, "sixteen"]}, "^a.toml: rank: expected a whole number, found 'sixteen'"),
+        ({"scheduler": {"low": 1, "high": 2}}, "^a.toml: scheduler: expected text"),
         ({"method": ["lora", "full"]}, "full learns from other data, or makes another kind of result, than lora"),
     ],
 )

@@ -62,6 +62,12 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("a.toml", "rank = ", "cannot be parsed"),
         ("a.yaml", "rank: [", "cannot be parsed"),
         ("a.yaml", "- rank", "expected keys with values"),
+        (
+            "a.yaml",
+            "rank: 8\nepochs: 2\nrank: 16",
+            "the key 'rank' stands there twice; keep one of the two in \"<unicode string>\", line 3",
+        ),
+        ("a.yaml", "eval_dataset: 2024-02-30", "'2024-02-30' is no value (day is out of range for month); put a text in quotes"),
         ("a.json", "{}", "expected a file ending in .toml, .yaml or .yml"),
         ("missing.toml", None, "cannot be read"),
     ],
@@ -73,3 +79,16 @@ def test_mistakes_are_named(tmp_path: Path, name: str, text: str | None, says: s
         load_settings(tmp_path / name)
     assert says in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.yaml"])
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16", "utf-16-le"])
+def test_another_encoding_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_text("# 训练\n", encoding)
+    with pytest.raises(TrainingError, match=rf"{name}: not text in UTF-8.*; save the file as UTF-8"):
+        load_settings(tmp_path / name)
+
+
+def test_what_a_merge_brings_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("<<: &common {rank: 8, epochs: 2}\nrank: 4\n", "utf-8")
+    assert load_settings(tmp_path / "a.yaml") == TrainSettings(rank=4, epochs=2)

@@ -61,6 +61,10 @@ def test_one_stage_takes_what_the_command_says(tmp_path: Path) -> None:
     [
         ("stages = 3", "stages: expected tables like [[stages]]"),
         ("[[stages]]\nmehtod = 'lora'", 'stage 1: unknown key "mehtod"; did you mean "method"?'),
+        ("[[stages]]\ndatset = 'a'", 'stage 1: unknown key "datset"; did you mean "dataset"?'),
+        ("[[stages]]\nnmae = 'a'", 'did you mean "name"?'),
+        ("datset = 'a'", 'unknown key "datset"; did you mean "dataset"?'),
+        ("[[stage]]", 'unknown key "stage"; did you mean "stages"?'),
         ("[[stages]]\nrank = 0", "stage 1: rank: expected a value from 1"),
         ("[[stages]]\nname = 'a'\n[[stages]]\nname = 'a'", "two have the same name"),
         ("[[stages]]\nbase = 'hub:a/b'", "stage 1: base stands at the top"),
