@@ -15,6 +15,8 @@ MAX_RANK = 64
 _PREFIX = "base_model.model."
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _UNCONVERTED = ("pissa", "olora", "loftq", "corda")
+# What peft can and vLLM refuses (`vllm.lora.peft_helper`); DoRA has a line of its own.
+_NOT_IN_VLLM = ("alora_invocation_tokens", "layer_replication", "lora_bias", "use_bdlora", "use_qalora")
 
 
 def lint_files(path: Path, base: Path, engine: EngineKind = "local", max_rank: int = MAX_RANK) -> list[str]:
@@ -52,18 +54,22 @@ def _lora(config: dict[str, Any], engine: EngineKind, max_rank: int) -> list[str
     problems: list[str] = []
     if config.get("use_dora") and engine == "vllm":
         problems.append("DoRA adapters are not served by vllm; use an engine of kind local, or train with method lora")
+    if engine == "vllm":
+        problems += [f"{key} is set, which vllm does not serve; train without it" for key in _NOT_IN_VLLM if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"bias is {config['bias']!r}; it must be none")
-    if config.get("modules_to_save"):
-        problems.append(
-            f"modules_to_save ({', '.join(config['modules_to_save'])}) replaces whole modules, which cannot be served per request"
-        )
+    if saved := config.get("modules_to_save"):
+        names = ", ".join(map(str, saved)) if isinstance(saved, list) else saved
+        problems.append(f"modules_to_save ({names}) replaces whole modules, which cannot be served per request")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_UNCONVERTED):
         problems.append(f"init_lora_weights is {start!r}: convert the adapter to plain LoRA when saving it")
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    pattern = config.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        return [*problems, f"rank_pattern is {pattern!r}; expected ranks by the names of modules"]
+    ranks = [config.get("r"), *pattern.values()]
     if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        problems.append(f"the rank is {config.get('r')!r}; expected a whole number above 0")
+        problems.append(f"the rank is {', '.join(map(repr, ranks))}; expected a whole number above 0")
     elif max(ranks) > max_rank and engine == "vllm":
         problems.append(f"rank {max(ranks)} is above the limit of {max_rank}; train with a lower rank or raise the server's limit")
     return problems
@@ -115,7 +121,7 @@ def _tensors(tensors: dict[str, tuple[int, ...]], linears: dict[str, tuple[int, 
         else:
             seen.setdefault(module, set()).add(part)
             inputs, outputs = linears[module]
-            rank = config.get("r") if not config.get("rank_pattern") else shape[0 if part == "lora_A" else -1]
+            rank = config.get("r") if not (config.get("rank_pattern") and shape) else shape[0 if part == "lora_A" else -1]
             expected = {"lora_A": (rank, inputs), "lora_B": (outputs, rank)}.get(part, (outputs,))
             if shape != expected:
                 problems.append(f"{name}: has shape {shape}, the base needs {expected}")

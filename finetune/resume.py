@@ -195,10 +195,12 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _seal(target: Path) -> None:
-    (target / _SEAL).touch()
     # The seal is no earlier on the disk than what it vouches for.
-    for file in sorted(target.iterdir(), key=lambda file: file.name == _SEAL):
+    for file in target.iterdir():
         sync(file)
+    sync(target)
+    (target / _SEAL).touch()
+    sync(target / _SEAL)
     sync(target)
 
 

@@ -19,7 +19,7 @@ from finetune.methods import method_of
 from finetune.near import group
 from finetune.proposals import expect
 from finetune.runs import ADAPTER, CHECKPOINTS, open_run, run_key
-from finetune.settings import TrainSettings, held_out
+from finetune.settings import TrainSettings, held_out, learns_from
 from finetune.tokens import ENCODING, adjusted, load_tokenizer, stop_tokens, template_hash
 from finetune.types import Example, TrainingError
 
@@ -204,7 +204,9 @@ def _parts(job: TrainJob) -> tuple[Sequence[Example], Sequence[Example]]:
     asked = ["\n".join(turn.content for turn in example.prompt if turn.role == "user") or example.completion for example in job.train]
     groups = group(asked)
     if len(groups) < 2:
-        raise TrainingError("there is no dev example, and the train examples are too alike to hold one out; add pairs with the split dev")
+        what, more = ("document", "ingest another one") if learns_from(job.settings.method) == "texts" else ("pair", "add other ones")
+        why = f"there is only one {what}" if len(job.train) == 1 else f"the {what}s are near duplicates of each other"
+        raise TrainingError(f"nothing can be held out to measure the training on: {why}; {more}")
     wanted, held = held_out(job.settings.val_size, len(job.train)), set[int]()
     # The smallest groups first: no dice, so the same examples are held out every time.
     for members in sorted(groups, key=len):

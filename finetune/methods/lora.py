@@ -20,7 +20,11 @@ class Lora(Method):
 
     def prepare(self, model: Any, start: Path | None, sample: list[int]) -> Any:
         from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+        from transformers.pytorch_utils import Conv1D
 
+        # peft could train them, but vLLM serves no adapter on such a model, and the local engine not the model itself.
+        if any(isinstance(module, Conv1D) for module in model.modules()):
+            raise ValueError("its layers are of GPT-2's kind (Conv1D), and no engine serves adapters on them; take another base")
         settings = self.settings
         if start is not None:
             known = PeftConfig.from_pretrained(str(start))

@@ -233,6 +233,15 @@ def test_what_does_not_go_together_is_said(tiny: Path, tmp_path: Path, method: s
         run(job_for(method, tiny, tmp_path, **changes))
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "dpo"])
+def test_a_base_whose_adapters_nobody_serves_is_refused(tmp_path: Path, method: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=8))
+    with pytest.raises(ValueError, match="of GPT-2's kind"):
+        method_of(TrainSettings(method=method), tmp_path).prepare(model, None, [1, 2])
+
+
 @pytest.mark.parametrize(
     ("first", "then", "says"),
     [

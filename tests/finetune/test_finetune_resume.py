@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from finetune.runs import clear
 from finetune.train import TrainJob, TrainResult, key_of, train
 from finetune.trainer import AdapterTrainer
 from finetune.types import TrainingError
-from finetune.version import list_versions, version_hash
+from finetune.version import finish_version, list_versions, version_hash
 
 Event = dict[str, Any]
 # Dropout draws from the random state in every step; accumulation leaves an incomplete update at the end of an epoch.
@@ -130,6 +132,17 @@ def test_fresh_starts_over(tiny: Path, tmp_path: Path) -> None:
         assert seen == expected
 
 
+def test_the_seal_comes_after_all_else_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(resume, "sync", lambda path: synced.append((path.name, (tmp_path / "complete").exists())))
+    for name in ("trainable.safetensors", "optimizer.pt"):
+        (tmp_path / name).touch()
+    resume._seal(tmp_path)
+    before, after = ([name for name, sealed in synced if sealed is there] for there in (False, True))
+    assert set(before) == {"trainable.safetensors", "optimizer.pt", tmp_path.name}
+    assert after == ["complete", tmp_path.name]
+
+
 def test_a_half_written_checkpoint_is_passed_over(tiny: Path, tmp_path: Path, whole: TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:
     sealed, calls = resume._seal, [0]
 
@@ -223,18 +236,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert _same(train(_job(tiny, tmp_path), _silent), whole)
 
 
-_CHILD = """
-import json, sys
-from pathlib import Path
-from test_finetune_resume import killed_job
-from finetune.train import train
-from finetune.version import version_hash, finish_version
-
-root = Path(sys.argv[2])
-result = train(killed_job(Path(sys.argv[1]), root / "run"), lambda event: print(event["step"], flush=True))
-version = finish_version(result, root / "adapters", "bank", dataset="d", dataset_version="1")
-print(json.dumps([version.name, result.train_loss, result.eval_loss, result.steps]), flush=True)
-"""
+# What training imports as it goes.
+_AHEAD = ["datasets", "finetune.trainer", "finetune.version", "finetune.watch", "matplotlib.figure"]
 
 
 def killed_job(base: Path, work: Path) -> TrainJob:
@@ -242,36 +245,48 @@ def killed_job(base: Path, work: Path) -> TrainJob:
     return make_job(base, work, train=make_examples(24), settings=replace(SETTINGS, epochs=3, patience=0), checkpoint_seconds=0.0)
 
 
-def _child(base: Path, root: Path) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    env = os.environ | {"PYTHONPATH": paths}
-    return subprocess.Popen([sys.executable, "-c", _CHILD, base, root], env=env, stdout=subprocess.PIPE, text=True)
+def _work(base: Path, root: Path, tell: Connection) -> None:
+    """Train and make a version; tell every step, and at last what came out."""
+    result = train(killed_job(base, root / "run"), lambda event: tell.send(event["step"]))
+    version = finish_version(result, root / "adapters", "bank", dataset="d", dataset_version="1")
+    tell.send([version.name, result.train_loss, result.eval_loss, result.steps])
+
+
+def _begun(base: Path, root: Path, way: str = "forkserver") -> tuple[BaseProcess, Iterator[Any]]:
+    """A process that is at `_work`, and what it tells. The libraries are imported once, in the process it is forked from."""
+    context: Any = multiprocessing.get_context(way)
+    context.set_forkserver_preload(_AHEAD)
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(base, root, there))
+    child.start()
+    there.close()
+
+    def told() -> Iterator[Any]:
+        with here, suppress(EOFError):
+            while True:
+                yield here.recv()
+
+    return child, told()
 
 
 def _kill_and_finish(root: Path, kills: int) -> None:
     """Kill at random moments, also while a checkpoint or the version is written; the end is that of a run left alone."""
     base, dice = build_model(root / "base", hidden=64), random.Random(kills)
-    alone = _child(base, root / "alone")
-    expected = alone.communicate()[0].splitlines()[-1]
+    # Begun from nothing, so that the order of its sets is another one.
+    *_, expected = _begun(base, root / "alone", "spawn")[1]
     for _kill in range(kills):
-        child = _child(base, root / "killed")
-        assert child.stdout is not None
-        begun = child.stdout.readline()
-        if begun.startswith("["):
+        child, told = _begun(base, root / "killed")
+        if isinstance(next(told), list):
             break
-        for _ in zip(range(dice.randint(0, 5)), child.stdout, strict=False):
-            pass
-        try:
-            child.wait(dice.random() * 0.1)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-        child.stdout.close()
+        list(islice(told, dice.randint(0, 5)))
+        child.join(dice.random() * 0.1)
+        child.kill()
+        child.join()
         assert list_versions(root / "killed" / "adapters") in ([], list_versions(root / "alone" / "adapters"))
-    ended = _child(base, root / "killed").communicate()[0].splitlines()[-1]
+    *_, ended = _begun(base, root / "killed")[1]
     assert ended == expected
     names = [[version.name for version in list_versions(root / name / "adapters")] for name in ("alone", "killed")]
-    assert names[0] == names[1] == [json.loads(expected)[0]]
+    assert names[0] == names[1] == [expected[0]]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_model import CHATML, QUICK, build_model, make_examples, make_job
+from finetune_model import CHATML, QUICK, SMALL, TEXTS, build_model, make_examples, make_job
 
 from finetune.batches import ByLength
 from finetune.train import TrainResult, train
@@ -117,8 +117,12 @@ def test_a_template_of_ones_own_is_trained_with(tmp_path: Path, trained: TrainRe
     ("changes", "says"),
     [
         ({"train": []}, "there is no example to train on"),
-        ({"train": make_examples(1), "dev": []}, "no dev example"),
-        ({"train": [make_examples(1)[0]] * 5, "dev": []}, "too alike"),
+        ({"train": make_examples(1), "dev": []}, "nothing can be held out .*there is only one pair; add other ones"),
+        ({"train": [make_examples(1)[0]] * 5, "dev": []}, "the pairs are near duplicates of each other; add other ones"),
+        (
+            {"train": TEXTS[:1], "dev": [], "settings": replace(SMALL, method="pretrain")},
+            "there is only one document; ingest another one",
+        ),
         ({"settings": replace(QUICK, max_length=8, over_long="drop")}, "every train example is longer than max_length"),
         ({"settings": replace(QUICK, max_length=8)}, "example e0: .* at most 8 fit"),
         ({"settings": replace(QUICK, target=("no_such_proj",))}, "method lora does not fit this model: .*no_such_proj"),
