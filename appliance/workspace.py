@@ -17,7 +17,9 @@ from appliance.files import write_whole
 from appliance.models.refs import ModelRef
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
+from appliance.store.lookup import Lookup
 
+_DOMAINS = Lookup(sa.select(schema.domain.c.name).order_by(schema.domain.c.name))
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 FOLDERS = ("index", "adapters", "datasets", "models", "runs")
 
@@ -87,8 +89,7 @@ class Workspace:
     # --- domains
 
     def domains(self) -> list[str]:
-        with self.db.read() as connection:
-            return list(connection.execute(sa.select(schema.domain.c.name).order_by(schema.domain.c.name)).scalars())
+        return [row.name for row in self.db.rows(_DOMAINS)]
 
     def check_domain(self, name: str) -> str:
         """`name` if it is known; else UsageError listing those that are."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from appliance.errors import UsageError
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
+from appliance.store.lookup import Lookup
 from retrieval.types import Scope
 
 PREFIX = "apl_"
@@ -49,6 +50,9 @@ class Key:
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= utcnow() else "active"
+
+
+_BY_DIGEST = Lookup(sa.select(schema.api_key).where(schema.api_key.c.sha256 == sa.bindparam("digest")))
 
 
 class Keys:
@@ -144,9 +148,7 @@ class Keys:
         """The active key with this secret, else None. Looked up by hash, so timing tells nothing about stored secrets."""
         if not token.startswith(PREFIX):
             return None
-        with self._database.read() as connection:
-            row = connection.execute(sa.select(schema.api_key).where(schema.api_key.c.sha256 == _digest(token))).one_or_none()
-        key = None if row is None else _key(row)
+        key = next((_key(row) for row in self._database.rows(_BY_DIGEST, digest=_digest(token))), None)
         return key if key is not None and key.state == "active" else None
 
 

@@ -16,6 +16,7 @@ from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.store import schema
 from appliance.store.database import utcnow
+from appliance.store.lookup import Lookup
 from appliance.types import Citation
 from retrieval.text import detect_lang, normalise_question
 from retrieval.types import DocumentKey, Scope
@@ -25,6 +26,7 @@ from retrieval.types import DocumentKey, Scope
 SIMILAR = 0.9
 # Approved questions whose meaning is remembered.
 _MEANINGS = 20_000
+_APPROVED = Lookup(sa.select(schema.verified.c.id).where(schema.verified.c.normalised == sa.bindparam("normalised")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,11 @@ class VerifiedAnswers:
 
     def match(self, question: str, scope: Scope) -> Verified | None:
         """The newest servable approved answer to the same question (after normalising) that the caller may see."""
-        return self._servable(schema.verified.c.normalised == normalise_question(question), scope)
+        normalised = normalise_question(question)
+        # Nearly every question has none.
+        if not self.db.rows(_APPROVED, normalised=normalised):
+            return None
+        return self._servable(schema.verified.c.normalised == normalised, scope)
 
     def similar(self, question: str, scope: Scope) -> tuple[Verified, float] | None:
         """The newest servable approved answer to a question that asks for the same in other words, and how near the two questions are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +16,12 @@ from sqlalchemy.engine import Connection, Engine
 from appliance.errors import ApplianceError, UsageError
 from appliance.store import audit_log, postgres, schema
 from appliance.store.locks import SessionLock, WriterLock
+from appliance.store.lookup import Lookup
 from appliance.store.trouble import explained
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_MS = 30_000
-# Asked several times for each question: making a statement takes longer than running it.
-_POINTER = sa.select(schema.pointer.c.value).where(schema.pointer.c.name == sa.bindparam("name"))
+_POINTER = Lookup(sa.select(schema.pointer.c.value).where(schema.pointer.c.name == sa.bindparam("name")))
 
 T = TypeVar("T")
 
@@ -102,6 +102,11 @@ class Database:
         with explained(self.name), self.engine.connect() as connection:
             yield connection
 
+    def rows(self, lookup: Lookup, **parameters: str) -> Sequence[Any]:
+        """All rows of a small read, their columns as attributes. Raises DatabaseFailed."""
+        with explained(self.name):
+            return lookup.rows(self.engine, parameters)
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A write transaction: commits at the end, rolls back on any exception. Keep it short: there is one writer.
@@ -167,9 +172,8 @@ class Database:
     def pointer(self, name: str, connection: Connection | None = None) -> str | None:
         """What `name` points at now, or None."""
         if connection is not None:
-            return connection.execute(_POINTER, {"name": name}).scalar_one_or_none()
-        with self.read() as fresh:
-            return fresh.execute(_POINTER, {"name": name}).scalar_one_or_none()
+            return connection.execute(_POINTER.statement, {"name": name}).scalar_one_or_none()
+        return next((row.value for row in self.rows(_POINTER, name=name)), None)
 
     def move_pointer(
         self, connection: Connection, name: str, value: str | None, why: str, details: Mapping[str, Any] | None = None
