@@ -32,7 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, Claim, at_most, finish, options, print_table
+from harness import ROOT, Claim, at_most, finish, machine, options, print_table
 
 from appliance.cli.session import Progress
 from appliance.models.store import ModelStore
@@ -123,16 +123,27 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
+def kept_rows(file: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `file`, which must be of the same settings and sources."""
+    kept = json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}
+    if kept.get("settings") != json.loads(json.dumps(settings)) or kept["machine"]["sources"] != machine()["sources"]:
+        raise SystemExit("--again needs a --json file of the same settings and sources; run all methods")
+    return list(kept["rows"])
+
+
 def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--train", type=int, help="pairs to train on (default: 96, quick: 16)")
     parser.add_argument("--held", type=int, help="pairs held out for the loss, and as many for the answers (default: 16, quick: 4)")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas between them")
+    parser.add_argument("--again", action="store_true", help="measure these anew, and keep the other rows that --json holds")
     given = parser.parse_args()
     if given.data is None or not (Path(given.data) / SET / "qa.jsonl").is_file():
         raise SystemExit(f"needs the data sets {SET} and {GENERAL}: name their folder with --data or $APPLIANCE_DATA")
     train, held = given.train or (16 if given.quick else 96), given.held or (4 if given.quick else 16)
+    settings = SETTINGS | {"quick": given.quick, "train": train, "held": held, "epochs": given.epochs, "model": DEFAULT_CHAT}
+    kept = kept_rows(given.json, settings) if given.again else []
     with Progress() as progress:
         base = ModelStore.default().pull(DEFAULT_CHAT, progress)
     parameters = shape_of(base).parameters
@@ -145,6 +156,9 @@ def main() -> None:
             progress("methods", number, len(wanted), method=method)
             measured.append(run(folder, base, method, given.epochs, 48))
     rows = [shown(found, measured[0], parameters) for found in measured]
+    if kept:
+        anew = {row["method"]: row for row in rows}
+        rows = [anew.get(row["method"], row) for row in kept]
     print_table(f"{SET}: {train} pairs, {given.epochs} epochs", rows)
     by_method = {row["method"]: row for row in rows}
     claims: list[Claim] = []
@@ -152,7 +166,6 @@ def main() -> None:
         claims.append(at_most(f"loss_ratio.{row['method']}", row["loss"] / row["loss_before"], 1.0, "ratio"))
     if {"lora", "full"} <= by_method.keys():
         claims.append(at_most("lora_peak_over_full", by_method["lora"]["peak_mib"] / by_method["full"]["peak_mib"], 1.0, "ratio"))
-    settings = SETTINGS | {"quick": given.quick, "train": train, "held": held, "epochs": given.epochs, "model": DEFAULT_CHAT}
     finish(given.json, settings, rows, claims)
 
 
