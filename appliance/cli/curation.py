@@ -162,14 +162,16 @@ def review(session: Session, file: Path, accept: tuple[str, ...], reject: tuple[
     def human() -> None:
         for row in pending[:_SHOWN]:
             click.echo(f"{row['id']}  ({row.get('method', '?')})\n  {row.get('question')}\n  → {row.get('answer')}")
-            for quote in row.get("quotes", []):
+            for quote in row.get("quotes") or []:
                 click.echo(f"  “{quote['text']}” {quote['doc_id']} {quote['start']}–{quote['end']}")
         if len(pending) > _SHOWN:
             click.echo(f"... and {len(pending) - _SHOWN} more are pending")
         table(("review", "pairs"), sorted(counts.items()))
 
     emit({"file": str(file), "counts": dict(counts), "pending": pending}, as_json, human)
-    if not pending:
+    if not rows:
+        say(f"there is nothing in {file} to review")
+    elif not pending:
         say(f"all are reviewed; register the accepted ones: appliance dataset add {file}")
 
 

@@ -13,7 +13,7 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.files import write_whole
 from finetune.dataset import REVIEWS
 from finetune.fields import nearest
-from finetune.reading import parse_json, read_text
+from finetune.reading import Excluded, kind, parse_json, read_text
 from finetune.types import DatasetError
 
 ALL = "all"
@@ -118,13 +118,28 @@ def read_draft(file: Path) -> list[dict[str, Any]]:
             row = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise ApplianceError(f"{file} row {number}: not valid JSON ({error}); correct the line") from error
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row.get("review") not in REVIEWS:
-            raise ApplianceError(
-                f'{file} row {number}: expected an object with "id" and "review" ({", ".join(REVIEWS)}), '
-                f"found {row.get('review') if isinstance(row, dict) else type(row).__name__!r}; correct the line"
-            )
+        fault = _fault(row)
+        if fault is not None:
+            raise ApplianceError(f"{Excluded(str(file), number, *fault)}; correct the line")
         rows.append(row)
     return rows
+
+
+def _fault(row: Any) -> tuple[str, str] | None:
+    """The field of a draft's row that cannot be looked at, and why; None if all is well."""
+    if not isinstance(row, dict):
+        return "", f'expected an object with "id" and "review", found {kind(row)}'
+    id, verdict, quotes = row.get("id"), row.get("review"), row.get("quotes")
+    if not isinstance(id, str):
+        return "id", f"expected a text, found {kind(id)}"
+    if not isinstance(verdict, str) or verdict not in REVIEWS:
+        return "review", f"expected {', '.join(REVIEWS)}, found {kind(verdict)}"
+    if quotes is None:
+        return None
+    if not isinstance(quotes, list):
+        return "quotes", f"expected a list, found {kind(quotes)}"
+    places = (quote for quote in quotes if not isinstance(quote, dict) or not {"text", "doc_id", "start", "end"} <= quote.keys())
+    return next((("quotes", f'expected objects with "text", "doc_id", "start" and "end", found {kind(one)}') for one in places), None)
 
 
 def review(file: Path, accept: Sequence[str], reject: Sequence[str]) -> list[dict[str, Any]]:
