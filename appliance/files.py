@@ -18,7 +18,8 @@ def beside(path: Path) -> Iterator[Path]:
     Raises OSError if the folder cannot be written.
     """
     # A name of its own, because two processes may write the same file at once: the last one stays.
-    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # It ends as the file does, by which it may be read back before it takes its place.
+    place = path.with_name(f".tmp.{secrets.token_hex(4)}.{path.name}")
     try:
         yield place
         sync(place)

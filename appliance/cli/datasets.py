@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -120,6 +121,10 @@ def _mapping(text: str | None) -> dict[str, str] | None:
     parts = [part.partition("=") for part in text.split(",")]
     if any(not sign or not ours.strip() or not theirs.strip() for ours, sign, theirs in parts):
         raise UsageError(f"--map {text!r}: expected ours=theirs pairs, for example question=instruction,answer=output")
+    named = Counter(ours.strip() for ours, _, _ in parts)
+    twice = next((ours for ours, times in named.items() if times > 1), None)
+    if twice is not None:
+        raise UsageError(f"--map {text!r}: names {twice} twice; to join columns write {twice}=a+b")
     return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
 
 
@@ -136,6 +141,27 @@ def list_datasets(session: Session, as_json: bool) -> None:
     ]
     columns = ("name", "version", "domain", "task", "pairs", "splits", "languages", "unanswerable")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
+
+
+@dataset.command()
+@click.argument("name")
+@json_option
+@pass_session
+def remove(session: Session, name: str, as_json: bool) -> None:
+    """Remove a data set with its files. States that an adapter was trained on or a run was asked stay, under no name, as long as those do.
+
+    The same command then deletes them. The file that it was added from is not touched.
+    """
+    from appliance.datasets.removal import remove as removed
+
+    done = removed(session.workspace, name)
+
+    def human() -> None:
+        click.echo(f"{name} is removed: {len(done.removed)} states deleted")
+        for version, users in done.kept.items():
+            click.echo(f"{name}@{version} stays for {', '.join(users)}")
+
+    emit({"name": name, "removed": done.removed, "kept": done.kept}, as_json, human)
 
 
 for curating in (check, from_documents, from_feedback, from_expert, review):

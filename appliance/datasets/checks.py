@@ -40,6 +40,7 @@ def examine(
     domain or of none), the approved answers, and the sets in `against`, of which every pair counts as measured on; so it does of the sets
     that the domain's gate asks, unless they have a train split. `searched` of the pairs that name no documents are searched for in the
     knowledge base (drawn by `seed`, which the planned split depends on too).
+    Another set that cannot be read is noted, one in `against` is an error.
     Raises UsageError for an unknown domain or name in `against`, and if no pair is of the domain.
     """
     datasets = Datasets(service.workspace)
@@ -54,11 +55,15 @@ def examine(
     own = {info.name, *(part.name for part in info.parts)}
     others = {other.name: other for other in (*datasets.all(), *named) if other.name not in own}
     # What is of no domain yet may be trained on, or asked, in any.
-    beside = {
-        name: datasets.pairs(other)
-        for name, other in others.items()
-        if name in against or domain is None or other.domain is None or other.domain == domain
-    }
+    beside: dict[str, Sequence[Pair]] = {}
+    for name, other in others.items():
+        if name in against or domain is None or other.domain is None or other.domain == domain:
+            try:
+                beside[name] = datasets.pairs(other)
+            except ApplianceError as error:
+                if name in against:
+                    raise
+                notes.append(f"not compared with {name}: {error}")
     beside[VERIFIED] = [Pair(one.id, one.question, one.answer, one.lang, one.domain) for one in service.verified.all(domain)]
     measured = {VERIFIED, *against, *_asked_by_the_gate(service, domain, beside)}
     sizes = known = None

@@ -13,13 +13,15 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from appliance.datasets.adding import differences, domain_of, read_back, version_of
 from appliance.datasets.deleted import deleted_texts, rests_on, without_quotations
 from appliance.errors import ApplianceError, UsageError
 from appliance.files import beside
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
 from appliance.workspace import Workspace
-from finetune.dataset import ReadResult, bad_rows, dataset_version, read_pairs, write_pairs
+from finetune.dataset import ReadResult, bad_rows, read_pairs, write_pairs
+from finetune.formats import META
 from finetune.llama_factory import REGISTRY, Unusable, read_entry, read_registry
 from finetune.reading import FORMATS, Excluded
 from finetune.types import DatasetError, Pair, Task
@@ -27,9 +29,9 @@ from finetune.types import DatasetError, Pair, Task
 # Letters of any script; the length leaves room for the version in a file name of 255 bytes.
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _NAME_BYTES = 200
-_VERSION_CHARS = 16
 # Of each version where several data sets are taken together, and how long their names and versions may be then.
 _SHORT_CHARS, _NAMES_CHARS, _VERSIONS_CHARS = 8, 100, 64
+_AGAIN = "register it again with `appliance dataset add`, or remove it with `appliance dataset remove"
 # Among the counts: the version that what a deletion left would have.
 _LEFT = "version_after_deletions"
 
@@ -90,22 +92,26 @@ class Datasets:
         skip_bad: bool = False,
         task: Task | None = None,
     ) -> Added:
-        """Validate and register `file`; `task` None is the one its rows name, else "qa".
+        """Validate and register `file`; `domain` None is the one it was registered for before, else the only one its rows name.
 
+        `task` None is the one its rows name, else that of before, else "qa". The domain is created once the rows are found good.
         A drafted pair whose document was deleted since is a bad row. Raises UsageError (name, missing file) and ApplianceError listing
-        every bad row.
+        every bad row; nothing is registered then.
         """
         name = name or file.stem
         _check_name(name)
         if not file.is_file():
             raise UsageError(f"{file} is not a file; give one of question/answer rows ({', '.join(FORMATS)})")
         if domain is not None:
-            self.workspace.create_domain(domain)
+            self.workspace.check_name(domain)
         try:
             read = read_pairs(file, mapping=mapping, skip_bad=skip_bad, task=task)
+            unused = ", ".join(column for column in read.unused if column != META)
+            notes = (*read.notes, *([f"not read, kept beside the pair: {unused}"] if unused else []))
+            read = self._without_deleted(file, replace(read, notes=notes), domain, skip_bad)
+            return self._register(name, domain, task, read, str(file.resolve()))
         except DatasetError as error:
             raise ApplianceError(str(error)) from error
-        return self._register(name, domain, self._without_deleted(file, read, domain, skip_bad), str(file.resolve()))
 
     def add_folder(
         self, folder: Path, *, domain: str | None = None, only: Collection[str] = (), skip_bad: bool = False, task: Task | None = None
@@ -122,7 +128,7 @@ class Datasets:
         if unknown:
             raise UsageError(f"{folder / REGISTRY} has no entry {unknown[0]!r}; it has {', '.join(registry)}")
         if domain is not None:
-            self.workspace.create_domain(domain)
+            self.workspace.check_name(domain)
         found: list[FolderEntry] = []
         hub = True
         for name, raw in registry.items():
@@ -141,8 +147,17 @@ class Datasets:
             except (DatasetError, UsageError) as error:
                 found.append(FolderEntry(name, "failed", reason=str(error)))
                 continue
+            except OSError as error:
+                file = Path(error.filename).name if isinstance(error.filename, str | Path) else "its file"
+                reason = f'entry "{name}": file_name: {file}: {error.strerror}; make it readable'
+                found.append(FolderEntry(name, "failed", reason=reason))
+                continue
             notes = (*read.notes, *([f'"{name}" is registered as {ours}'] if ours != name else []))
-            added = self._register(ours, domain, replace(read, notes=notes), f"{(folder / REGISTRY).resolve()}#{name}")
+            try:
+                added = self._register(ours, domain, task, replace(read, notes=notes), f"{(folder / REGISTRY).resolve()}#{name}")
+            except DatasetError as error:
+                found.append(FolderEntry(name, "failed", reason=f'entry "{name}": {error}'))
+                continue
             found.append(FolderEntry(name, "registered" if added.changed else "unchanged", added))
         return found
 
@@ -159,29 +174,34 @@ class Datasets:
         kept = [without_quotations(pair) for pair in read.pairs if pair.id not in gone]
         return replace(read, pairs=kept, excluded=[*read.excluded, *bad])
 
-    def _register(self, name: str, domain: str | None, read: ReadResult, source: str) -> Added:
-        version = _version(read.pairs)
-        known = self._row(name, version)
+    def _register(self, name: str, domain: str | None, task: Task | None, read: ReadResult, source: str) -> Added:
+        """Raises DatasetError, and registers nothing, where the file that was written is not read back as it was."""
         live = self.workspace.db.pointer(f"dataset:{name}")
         before = self._row(name, live) if live else None
-        moved = (f"{name} was registered from {before.source} before",) if before is not None and before.source != source else ()
-        excluded, preview, notes = tuple(read.excluded), tuple(read.pairs[:3]), (*read.notes, *moved)
-        if known is not None and live == version and (domain is None or known.domain == domain) and self._is_whole(known):
-            return Added(known, False, excluded, preview, notes)
-        path = self.workspace.folder("datasets") / f"{name}@{version}.jsonl"
-        _write(path, read.pairs)
-        domains = {pair.domain for pair in read.pairs if pair.domain}
+        pairs = read.pairs
+        if before is not None and task is None and "task" not in read.mapping:
+            # What neither the caller nor the rows say stays as it was.
+            pairs = [replace(pair, task=before.task) for pair in pairs]
+        version = version_of(pairs)
         info = DatasetInfo(
             name=name,
             version=version,
-            domain=domain or (next(iter(domains)) if len(domains) == 1 else None),
-            path=path,
+            domain=domain or domain_of(pairs, before),
+            path=self.workspace.folder("datasets") / f"{name}@{version}.jsonl",
             source=source,
             mapping=dict(read.mapping),
-            counts=_counts(read.pairs, len(read.excluded)),
+            counts=_counts(pairs, len(read.excluded)),
             created_at=utcnow(),
-            task=read.pairs[0].task,
+            task=pairs[0].task,
         )
+        excluded, preview, notes = tuple(read.excluded), tuple(pairs[:3]), (*read.notes, *differences(info, pairs, before))
+        if before is not None and (before.version, before.domain) == (info.version, info.domain) and self._is_whole(before):
+            return Added(before, False, excluded, preview, notes)
+        with beside(info.path) as place:
+            write_pairs(pairs, place)
+            read_back(place, pairs)
+        if domain is not None:
+            self.workspace.create_domain(domain)
         self._save(info)
         return Added(info, True, excluded, preview, notes)
 
@@ -232,11 +252,9 @@ class Datasets:
         try:
             read = read_pairs(info.path, mapping=None, skip_bad=False)
         except (DatasetError, OSError) as error:
-            raise ApplianceError(f"data set {info.name}: {error}; register it again with `appliance dataset add`") from error
-        if _version(read.pairs) != info.counts.get(_LEFT, info.version):
-            raise ApplianceError(
-                f"data set {info.name}: {info.path} was altered after it was registered; register it again with `appliance dataset add`"
-            )
+            raise ApplianceError(f"data set {info.name}: {error}; {_AGAIN} {info.name}`") from error
+        if version_of(read.pairs) != info.counts.get(_LEFT, info.version):
+            raise ApplianceError(f"data set {info.name}: {info.path} was altered after it was registered; {_AGAIN} {info.name}`")
         # The domain a data set was registered for is the domain of its rows, whatever they call themselves.
         return [replace(pair, domain=info.domain) for pair in read.pairs] if info.domain else read.pairs
 
@@ -350,18 +368,9 @@ def forget(database: Database, root: Path) -> None:
         kept = [pair for pair in pairs if rests_on(pair, row.domain, deleted) is None]
         if len(kept) == len(pairs):
             continue
-        counts = _counts(kept, row.counts["excluded"]) | {_LEFT: _version(kept)}
+        counts = _counts(kept, row.counts["excluded"]) | {_LEFT: version_of(kept)}
         with database.write() as connection:
             same = sa.and_(table.c.name == row.name, table.c.version == row.version)
             connection.execute(table.update().where(same).values(counts=counts))
-        _write(path, kept)
-
-
-def _version(pairs: list[Pair]) -> str:
-    return dataset_version(pairs)[:_VERSION_CHARS]
-
-
-def _write(path: Path, pairs: list[Pair]) -> None:
-    """Write the pairs beside the final name, then move them there: a killed run leaves no half file under it."""
-    with beside(path) as place:
-        write_pairs(pairs, place)
+        with beside(path) as place:
+            write_pairs(kept, place)

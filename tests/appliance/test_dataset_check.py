@@ -14,7 +14,7 @@ import pytest
 from appliance.cli.main import run
 from appliance.datasets.checks import examine
 from appliance.datasets.registry import DatasetInfo, Datasets
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.service import Service, open_service
 from finetune.check import CheckReport
@@ -97,6 +97,18 @@ def test_several_sets_checked_together_are_not_compared_with_themselves(service:
     report = examine(service, Datasets(service.workspace).get("some, rest"), searched=0)
     assert report.compared == ("exam",) and _leaks(report) == {("some/t1", "exam")}
     assert {(twin.a, twin.b) for twin in report.duplicates} == {("some/t2", "rest/t2")}
+
+
+def test_another_set_that_cannot_be_read_is_noted_and_stops_no_check(service: Service) -> None:
+    info = _add(service, "pairs", PAIRS, domain="medical")
+    _add(service, "exam", [{**row, "split": "test"} for row in PAIRS[:2]])
+    _add(service, "broken", PAIRS[2:]).path.write_text("{", "utf-8")
+    report = examine(service, info, searched=0)
+    assert report.compared == ("exam",) and _leaks(report) == {("t1", "exam"), ("t2", "exam")}
+    assert len(report.notes) == 1 and report.notes[0].startswith("not compared with broken: ")
+    assert "or remove it with `appliance dataset remove broken`" in report.notes[0]
+    with pytest.raises(ApplianceError, match="data set broken"):
+        examine(service, info, against=["broken"], searched=0)
 
 
 def test_what_the_gate_asks_is_measured_on_without_being_declared_so(service: Service) -> None:

@@ -14,6 +14,7 @@ from appliance.cli.main import run
 from appliance.datasets.registry import Datasets
 from appliance.errors import ApplianceError, UsageError
 from appliance.workspace import Workspace
+from finetune.llama_factory import read_entry
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,28 @@ def test_a_bad_entry_stops_no_other_one(workspace: Workspace, tmp_path: Path, ca
     assert (code, data["registered"]) == (1, 0)
 
 
+def test_a_file_that_cannot_be_opened_stops_no_other_entry(workspace: Workspace, team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(folder: Path, name: str, *more: Any, **options: Any) -> Any:
+        if name == "identity":
+            raise PermissionError(13, "Permission denied", str(folder / "identity.json"))
+        return read_entry(folder, name, *more, **options)
+
+    monkeypatch.setattr("appliance.datasets.registry.read_entry", refusing)
+    found = {entry.name: entry for entry in Datasets(workspace).add_folder(team)}
+    assert found["identity"].status == "failed"
+    assert found["identity"].reason == 'entry "identity": file_name: identity.json: Permission denied; make it readable'
+    assert found["fees_zh"].status == "registered"
+
+
+def test_a_folder_added_again_keeps_domain_and_task(workspace: Workspace, team: Path) -> None:
+    datasets = Datasets(workspace)
+    datasets.add_folder(team, only=["identity"], domain="finance", task="extract")
+    (team / "identity.json").write_text('[{"instruction": "你是谁？", "output": "理赔助手。"}]', "utf-8")
+    (entry,) = datasets.add_folder(team, only=["identity"])
+    assert entry.added is not None and entry.added.changed
+    assert (entry.added.info.domain, entry.added.info.task) == ("finance", "extract")
+
+
 def test_names_that_cannot_be_ours_are_changed_and_said(workspace: Workspace, tmp_path: Path) -> None:
     registry = {"手续费 2026": {"file_name": "identity.json"}, "手续费/2026": {"file_name": "identity.json"}, "//": {}}
     team = llama_factory_folder.build(tmp_path / "data", registry)
@@ -119,8 +142,11 @@ def test_a_file_with_a_task_and_its_preview(workspace: Workspace, tmp_path: Path
     assert data["notes"] == ["分类.csv: read as GB18030"]
     datasets = Datasets(workspace)
     assert datasets.get("分类").task == "classify" and {pair.task for pair in datasets.pairs(datasets.get("分类"))} == {"classify"}
-    _, other = _add(workspace, capsys, file)
+    _, again = _add(workspace, capsys, file)
+    assert again["task"] == "classify" and not again["changed"]
+    _, other = _add(workspace, capsys, file, "--task", "qa")
     assert other["task"] == "qa" and other["changed"] and other["version"] != data["version"]
+    assert other["notes"][-1] == "its task is qa now and was classify before; --task names it"
 
 
 def test_a_damaged_copy_is_written_again(workspace: Workspace, tmp_path: Path) -> None:
