@@ -7,37 +7,30 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from finetune_model import QUICK
+from finetune_model import QUICK, SMALL, TEXTS, make_examples, make_job, preferences
 from safetensors.torch import load_file
 
 from finetune.building import micro_batch
 from finetune.distributed import filled, fillers, sharded, sharded_here, wait
-from finetune.settings import METHODS, yields
+from finetune.settings import METHODS, learns_from, yields
+from finetune.train import TrainJob, TrainResult, train
 from finetune.types import TrainingError
 
 _PROGRAM = """
 import json, sys
-from dataclasses import replace
 from pathlib import Path
-from finetune_model import SMALL, TEXTS, make_examples, make_job, preferences
+from test_finetune_distributed import job_of, told
 from finetune.distributed import Helped
-from finetune.settings import learns_from
 from finetune.train import train
 from finetune.version import version_hash
 
-# Thirteen examples and five for dev: neither can be shared out evenly.
-settings = replace(SMALL, micro_batch=2, epochs=3, **json.loads(sys.argv[4]))
-kind = learns_from(settings.method)
-make = preferences if kind == "preferences" else make_examples
-data = {"train": make(13), "dev": make(5, start=40)}
-if kind == "texts":
-    data = {"train": TEXTS[:5], "dev": TEXTS[5:7]}
-job = make_job(Path(sys.argv[1]), Path(sys.argv[2]), settings=settings, **data)
-job = replace(job, checkpoint_seconds=0.0)
+job = job_of(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[4]))
 stop = int(sys.argv[3])
 
 def report(event):
@@ -48,11 +41,26 @@ try:
     result = train(job, report)
 except Helped:
     sys.exit(0)
-told = [[event.get("loss", 0), event.get("eval_loss", 0), event["step"]] for event in result.log]
-print(json.dumps([*told, sorted(set(result.shortcuts.values())), version_hash(result.adapter)]))
+print(json.dumps([*told(result), sorted(set(result.shortcuts.values())), version_hash(result.adapter)]))
 """
 _DDP = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 _FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2", "--main_process_port=0")
+
+
+def job_of(base: Path, work: Path, settings: Mapping[str, object]) -> TrainJob:
+    """Thirteen examples and five for dev: neither can be shared out evenly."""
+    changed = replace(SMALL, micro_batch=2, epochs=3, **settings)  # type: ignore[arg-type]
+    kind = learns_from(changed.method)
+    make = preferences if kind == "preferences" else make_examples
+    data = {"train": make(13), "dev": make(5, start=40)}
+    if kind == "texts":
+        data = {"train": TEXTS[:5], "dev": TEXTS[5:7]}
+    return make_job(base, work, settings=changed, checkpoint_seconds=0.0, **data)
+
+
+def told(result: TrainResult) -> list[list[float]]:
+    """What was told of each step: its loss, or that on dev."""
+    return [[event.get("loss", 0), event.get("eval_loss", 0), event["step"]] for event in result.log]
 
 
 def _run(
@@ -85,10 +93,10 @@ _CUTTABLE = [method for method in METHODS if method not in ("qlora", "galore")]
 
 
 def _compared(launcher: tuple[str, ...], settings: dict[str, object], tiny: Path, tmp_path: Path) -> str:
-    """Train alone and together; the name of what came out together."""
-    one, two = _run(tiny, tmp_path / "1", (), settings), _run(tiny, tmp_path / "2", launcher, settings)
-    assert one.returncode == 0 and two.returncode == 0, one.stderr[-3000:] + two.stderr[-3000:]
-    *alone, _, _ = json.loads(one.stdout.splitlines()[-1])
+    """Train alone, in this process, and together; the name of what came out together."""
+    alone = told(train(job_of(tiny, tmp_path / "1", settings), lambda event: None))
+    two = _run(tiny, tmp_path / "2", launcher, settings)
+    assert two.returncode == 0, two.stderr[-3000:]
     *together, shortcuts, name = json.loads(two.stdout.splitlines()[-1])
     assert len(alone) == len(together) > 3 * 3
     for expected, found in zip(alone, together, strict=True):
@@ -106,8 +114,15 @@ def _compared(launcher: tuple[str, ...], settings: dict[str, object], tiny: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "method"), [(_DDP, "lora"), (_FSDP, "full"), (_DDP, "dpo")], ids=["ddp-lora", "fsdp-full", "ddp-dpo"])
-def test_two_processes_end_with_the_losses_of_one(launcher: tuple[str, ...], method: str, tiny: Path, tmp_path: Path) -> None:
+def test_dpo_in_two_processes_ends_with_the_losses_of_one(tiny: Path, tmp_path: Path) -> None:
+    _compared(_DDP, {"method": "dpo"}, tiny, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "method"), [(_DDP, "lora"), (_FSDP, "full")], ids=["ddp-lora", "fsdp-full"])
+def test_two_processes_end_with_the_losses_of_one_also_if_they_were_stopped(
+    launcher: tuple[str, ...], method: str, tiny: Path, tmp_path: Path
+) -> None:
     settings = {"method": method, **_MORE.get(method, {})}
     name = _compared(launcher, settings, tiny, tmp_path)
     stopped = _run(tiny, tmp_path / "3", launcher, settings, stop=6)
