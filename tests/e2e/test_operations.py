@@ -25,6 +25,7 @@ def test_audit_backup_and_restore_of_a_running_gateway(  # type: ignore[no-untyp
     address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
     question = {"question": "探视时间是几点到几点？", "domain": "medical", "arm": "quote"}
     try:
+        assert httpx.post(f"{address}/v1/answer", json=question, timeout=300).status_code == 401
         with httpx.Client(base_url=address, timeout=300, headers={"Authorization": f"Bearer {key['key']}"}) as http:
             assert "15:00至19:00" in http.post("/v1/answer", json=question).json()["answer"]
             made = appliance("backup", tmp_path / "夜间.zip", "--json")

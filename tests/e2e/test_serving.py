@@ -77,20 +77,3 @@ def test_the_official_client_and_the_page(appliance, server: tuple[str, subproce
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-
-
-@pytest.mark.slow
-def test_keys_are_required_off_loopback(appliance, handbook: Path, start: Start) -> None:  # type: ignore[no-untyped-def]
-    assert appliance("ingest", handbook, "--domain", "medical").code == 0
-    token = appliance("key", "create", "desk", "--json").json["key"]
-    process = start("--set", "server.require_keys=true", "serve", "--port", 0)
-    assert process.stderr is not None
-    address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
-    try:
-        with httpx.Client(base_url=address, timeout=300) as http:
-            body = {"question": "When may visitors come?", "domain": "medical", "arm": "quote"}
-            assert http.post("/v1/answer", json=body).status_code == 401
-            assert http.post("/v1/answer", json=body, headers={"Authorization": f"Bearer {token}"}).status_code == 200
-    finally:
-        process.kill()
-        process.communicate()
