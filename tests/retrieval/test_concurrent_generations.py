@@ -43,7 +43,7 @@ def _remove(knowledge: Knowledge, *ids: str) -> None:
         remove([DocumentKey("medical", id) for id in ids], store=knowledge.store, vectors=knowledge.vectors, lock=lock)
 
 
-@pytest.mark.parametrize(("readers", "commits"), [(4, 4), pytest.param(16, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("readers", "commits"), [(4, 4), pytest.param(16, 7, marks=pytest.mark.slow)])
 def test_readers_and_commits(knowledge: Knowledge, tmp_path: Path, readers: int, commits: int) -> None:
     folder = tmp_path / "rules"
     _write(folder, 1)
