@@ -52,7 +52,7 @@ def _killed(process: subprocess.Popen[str], what: str, after: int) -> None:
 
 
 def test_killed_it_goes_on(bank: Any, start: Start, tmp_path: Path) -> None:
-    config = _config(tmp_path / "a.toml", "epochs = 30\npatience = 0\nbatch_size = 4\nrank = 4\n")
+    config = _config(tmp_path / "a.toml", "epochs = 15\npatience = 0\nbatch_size = 4\nrank = 4\n")
     arguments = ("tune", "--domain", "bank", "--dataset", "fees", "--config", config)
     _killed(start(*arguments), "training bank", 8)
     assert bank("adapter", "list", "--json").json == []
