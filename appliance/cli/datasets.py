@@ -28,7 +28,7 @@ def dataset() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", help="The data set's name (default: the file's).")
 @domain_option
-@click.option("--map", "mapping", help="Columns, e.g. question=instruction,answer=output (default: guessed and shown).")
+@click.option("--map", "mapping", help="Columns, e.g. question=instruction,answer=output (default: guessed and shown); lang= reads none.")
 @click.option(
     "--task", type=click.Choice(get_args(Task)), help="What the data teach; it picks the instruction and the measures (default: qa)."
 )
@@ -119,7 +119,7 @@ def _mapping(text: str | None) -> dict[str, str] | None:
     if text is None:
         return None
     parts = [part.partition("=") for part in text.split(",")]
-    if any(not sign or not ours.strip() or not theirs.strip() for ours, sign, theirs in parts):
+    if any(not sign or not ours.strip() for ours, sign, _ in parts):
         raise UsageError(f"--map {text!r}: expected ours=theirs pairs, for example question=instruction,answer=output")
     named = Counter(ours.strip() for ours, _, _ in parts)
     twice = next((ours for ours, times in named.items() if times > 1), None)

@@ -158,6 +158,15 @@ def test_a_field_is_mapped_once(workspace: Workspace, tmp_path: Path, capsys: py
     assert "names question twice; to join columns write question=a+b" in capsys.readouterr().err
 
 
+def test_a_field_mapped_to_nothing_is_read_from_no_column(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": "什么是变量？", "answer": "变量是一个名字。", "language": word} for word in ("python", "en")]
+    command = ["--workspace", str(workspace.root), "dataset", "add", str(_file(tmp_path / "code.jsonl", *rows))]
+    assert run(command) == 1
+    assert 'field "language": expected en or zh' in capsys.readouterr().err
+    assert run([*command, "--map", "lang="]) == 0
+    assert "not read, kept beside the pair: language" in capsys.readouterr().err
+
+
 def _remove(workspace: Workspace, capsys: pytest.CaptureFixture[str], name: str = "pairs") -> dict[str, Any]:
     assert run(["--workspace", str(workspace.root), "dataset", "remove", name, "--json"]) == 0
     data: dict[str, Any] = json.loads(capsys.readouterr().out)
