@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from appliance.adapters.evidence import FORMER
 from appliance.adapters.gate_checks import gates_of
 from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.datasets.registry import Datasets
@@ -25,7 +26,7 @@ def facts(registry: Registry, version: AdapterVersion) -> dict[str, Any]:
     filed = _filed(version)
     documents: dict[tuple[str, str, str], set[str]] = {}
     for link in links:
-        if link.doc_id is not None:
+        if link.doc_id is not None and link.kind != FORMER:
             documents.setdefault((link.domain or "", link.doc_id, link.sha256 or ""), set()).add(link.pair_id)
     return {
         "version": version.name,
@@ -103,7 +104,7 @@ def _documents(registry: Registry, version: AdapterVersion) -> dict[str, str]:
     """`document DOMAIN/ID` -> the first 12 of the hashes it was trained on."""
     found: dict[str, set[str]] = {}
     for link in registry.links(version.name):
-        if link.doc_id is not None:
+        if link.doc_id is not None and link.kind != FORMER:
             found.setdefault(f"document {link.domain}/{link.doc_id}", set()).add((link.sha256 or "")[:12])
     return {name: ", ".join(sorted(hashes)) for name, hashes in sorted(found.items())}
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.adapters.evidence import FORMER
 from appliance.store import schema
 from appliance.store.database import Database
 from retrieval.types import DocumentKey
@@ -101,20 +102,25 @@ class Freshness:
 
 
 def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
+    found = rows.all()
+    # A pair that was trained once more, from the version that it goes on from, may rest on a document's former and its present text.
+    current = {(row.pair_id, row.doc_domain, row.doc_id) for row in found if row.sha256 == row.now and row.kind not in ("unlinked", FORMER)}
     linked: set[str] = set()
     unlinked: set[str] = set()
     stale: defaultdict[str, dict[DocumentKey, None]] = defaultdict(dict)
     pairs: defaultdict[DocumentKey, set[str]] = defaultdict(set)
     removed: set[DocumentKey] = set()
     labels: set[str] = set()
-    for row in rows:
+    for row in found:
         if row.labels is not None:
             labels.add(row.labels)
+        if row.kind == FORMER:
+            continue
         if row.kind == "unlinked":
             unlinked.add(row.pair_id)
             continue
         linked.add(row.pair_id)
-        if row.sha256 != row.now:
+        if (row.pair_id, row.doc_domain, row.doc_id) not in current:
             key = DocumentKey(row.doc_domain, row.doc_id)
             stale[row.pair_id][key] = None
             pairs[key].add(row.pair_id)
@@ -123,5 +129,5 @@ def _sorted_out(version: str, rows: sa.CursorResult[Any]) -> Staleness:
     documents = [StaleDocument(key, "removed" if key in removed else "changed", len(ids)) for key, ids in pairs.items()]
     documents.sort(key=lambda document: (-document.pairs, document.key.domain, document.key.id))
     counts = Counts(len(linked), len(stale), len(unlinked))
-    current = frozenset(label for text in labels for label in json.loads(text))
-    return Staleness(version, counts, tuple(documents), {pair: tuple(keys) for pair, keys in stale.items()}, current)
+    labelled = frozenset(label for text in labels for label in json.loads(text))
+    return Staleness(version, counts, tuple(documents), {pair: tuple(keys) for pair, keys in stale.items()}, labelled)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 
 from appliance.adapters.card import write_card
 from appliance.adapters.gate_checks import Check, GateResult, compare, last_gate, ratio, skipped
 from appliance.adapters.gate_questions import Questions, Trained, questions_of, trained_on
 from appliance.adapters.life import rehearse
-from appliance.adapters.registry import AdapterVersion
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Sampling
 from appliance.engines.build import lint as lint_for
@@ -151,6 +152,14 @@ def check_fit(workspace: Workspace, models: ModelStore, version: AdapterVersion)
     problems = lint(workspace, models, version)
     if problems:
         raise GateMissed(f"{version.name} cannot go live: " + "; ".join(problems))
+
+
+def rollback(registry: Registry, models: ModelStore, domain: str) -> AdapterVersion | None:
+    """`Registry.rollback` to a version that the domain's engine can serve as it is configured now. Raises GateMissed besides."""
+    version = registry.rollback(domain, partial(check_fit, registry.workspace, models))
+    if version is not None:
+        write_card(registry, version)
+    return version
 
 
 class _Gate:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from appliance.adapters.evidence import record
 from appliance.adapters.freshness import Freshness
 from appliance.adapters.tuned_questions import Near
 from appliance.engines.base import AdapterRef
 from appliance.errors import ApplianceError, UsageError
 from appliance.store import schema, tables_admin
+from appliance.store.database import utcnow
 from appliance.store.locks import WriterLock
 from appliance.workspace import Workspace
 from finetune.settings import yields
@@ -28,6 +31,8 @@ from router.types import AdapterFacts
 
 # Where model versions are, below the workspace.
 MODELS = "models"
+# Why an alias moved, where what it was before is live again.
+ROLLBACK = "rollback"
 # What a version is called: domain and content hash.
 VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*@[0-9a-f]{8}")
 
@@ -39,7 +44,7 @@ def _doomed(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What one trained pair rests on. `kind` is declared, inferred (with its retrieval score) or unlinked."""
+    """What one trained pair rests on. `kind` is declared, inferred (with its retrieval score), unlinked, or former (see `evidence`)."""
 
     pair_id: str
     kind: str
@@ -97,7 +102,8 @@ class Registry:
         self.freshness = Freshness(workspace.db)
 
     def register(self, version: AdapterVersion, links: Sequence[Link], lock: WriterLock | None = None) -> None:
-        """Record a finished version with its evidence, in one transaction. The same content again can only add labels.
+        """Record a finished version with its evidence, in one transaction. The same content again adds labels, and its evidence is
+        what `links` say now (see `appliance.adapters.evidence`).
 
         Raises Locked, and records nothing, if `lock` is no longer ours.
         """
@@ -105,11 +111,15 @@ class Registry:
             if lock is not None:
                 lock.check(connection)
             same = schema.adapter.c.name == version.name
+            facts = {"name": version.name, "domain": version.domain, "method": version.method, "dataset": version.dataset}
             known = connection.execute(sa.select(schema.adapter.c.labels).where(same)).scalar_one_or_none()
             if known is not None:
                 connection.execute(schema.adapter.update().where(same).values(labels=sorted(version.labels.union(known))))
+                if record(connection, version.name, links):
+                    # Every process then looks anew at what is stale.
+                    connection.execute(schema.adapter.update().where(same).values(created_at=utcnow()))
+                    self.workspace.db.audit(connection, "adapter.train", {**facts, "again": True})
                 return
-            facts = {"name": version.name, "domain": version.domain, "method": version.method, "dataset": version.dataset}
             self.workspace.db.audit(connection, "adapter.train", facts)
             connection.execute(
                 schema.adapter.insert().values(
@@ -129,22 +139,7 @@ class Registry:
                     created_at=version.created_at,
                 )
             )
-            if links:
-                connection.execute(
-                    schema.adapter_evidence.insert(),
-                    [
-                        {
-                            "adapter": version.name,
-                            "pair_id": link.pair_id,
-                            "kind": link.kind,
-                            "doc_domain": link.domain,
-                            "doc_id": link.doc_id,
-                            "sha256": link.sha256,
-                            "score": link.score,
-                        }
-                        for link in links
-                    ],
-                )
+            record(connection, version.name, links)
 
     def versions(self, domain: str | None = None) -> list[AdapterVersion]:
         """Every version, oldest first."""
@@ -230,21 +225,44 @@ class Registry:
             self.workspace.db.move_pointer(connection, alias, name, why)
         return version
 
-    def rollback(self, domain: str) -> AdapterVersion | None:
-        """Point the alias back at what it was before the last move; None if that was no adapter. Raises UsageError if it never moved."""
-        table = schema.pointer_move
+    def rollback(self, domain: str, fits: Callable[[AdapterVersion], None] | None = None) -> AdapterVersion | None:
+        """Point the alias back at what was live before the live version was promoted; None if that was no adapter.
+
+        A rollback is no promotion: the next one goes further back. The files are checked, and `fits` may raise what else is against the
+        version; the alias moves only then. Raises UsageError (no promotion is left to take back, the version was removed), ApplianceError.
+        """
+        with self.workspace.db.read() as connection:
+            stack = self._promoted(connection, domain)
+        if len(stack) == 1:
+            raise UsageError(f"{domain} has no promoted adapter to roll back; see `appliance adapter list`")
+        before = stack[-2]
+        if (version := self.find(before) if before else None) is None and before:
+            raise UsageError(
+                f"{before}, which was live before, was removed; promote another version (see `appliance adapter list`), "
+                "or remove the live one with --force to go on without an adapter"
+            )
+        if version is not None:
+            self.check_adapter(version)
+            if fits is not None:
+                fits(version)
         with self.workspace.db.write() as connection:
-            query = sa.select(table.c.old).where(table.c.name == f"adapter:{domain}").order_by(table.c.id.desc()).limit(1)
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                raise UsageError(f"{domain} has no promoted adapter to roll back")
-            if row.old is not None and connection.execute(self._named(row.old)).one_or_none() is None:
-                raise UsageError(
-                    f"{row.old}, which was live before, was removed; promote another version (see `appliance adapter list`), "
-                    "or remove the live one with --force to go on without an adapter"
-                )
-            self.workspace.db.move_pointer(connection, f"adapter:{domain}", row.old, "rollback")
-        return self.get(row.old) if row.old else None
+            if self._promoted(connection, domain) != stack:
+                raise ApplianceError(f"{stack[-1] or 'no adapter'} is no longer live in {domain}; look at what is, and roll back again")
+            self.workspace.db.move_pointer(connection, f"adapter:{domain}", before, ROLLBACK)
+        return version
+
+    @staticmethod
+    def _promoted(connection: sa.Connection, domain: str) -> list[str | None]:
+        """What was live one after the other, up to now, without what was taken back; None stands for no adapter."""
+        table, stack = schema.pointer_move, list[str | None]([None])
+        query = sa.select(table.c.new, table.c.why).where(table.c.name == f"adapter:{domain}").order_by(table.c.id)
+        for new, why in connection.execute(query):
+            if why == ROLLBACK and new in stack:
+                while stack[-1] != new:
+                    stack.pop()
+            elif stack[-1] != new:
+                stack.append(new)
+        return stack
 
     def remove(self, name: str, *, force: bool = False) -> AdapterVersion:
         """Forget a version and delete its files; with `force` also one that is live (its domain is left without) or that others rest on.
@@ -309,8 +327,11 @@ class Registry:
 
         if not version.path.is_dir():
             raise ApplianceError(f"the files of {version.name} are missing ({version.path}); restore them or train again")
-        if version_hash(version.path) != version.sha256:
-            raise ApplianceError(f"the files of {version.name} were altered after training ({version.path}); restore them or train again")
+        # What is incomplete, or no JSON any more, was altered too.
+        with suppress(OSError, ValueError):
+            if version_hash(version.path) == version.sha256:
+                return
+        raise ApplianceError(f"the files of {version.name} were altered after training ({version.path}); restore them or train again")
 
     def links(self, name: str) -> list[Link]:
         """The evidence of every pair the version was trained on."""

@@ -6,6 +6,7 @@ once; what trains, parses, measures or writes the index becomes a job (see `appl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from appliance.adapters import canary as canaries
 from appliance.adapters.card import facts, moves
 from appliance.adapters.gate_checks import gates_of, last_gate
+from appliance.adapters.gates import rollback
 from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.admin.rights import Forbidden, Missing, Rights, existing, within
 from appliance.admin.uploads import Uploads
 from appliance.datasets.registry import Datasets, several
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, DatabaseFailed, GateMissed, UsageError
 from appliance.evaluation.runs import parse_arms
 from appliance.jobs.jobs import STATES, Job, Jobs
 from appliance.jobs.schedule import Schedule
@@ -27,6 +29,8 @@ from appliance.types import Caller
 from finetune.settings import settings_from, yields
 from finetune.types import Task, TrainingError
 from retrieval.types import DocumentKey
+
+logger = logging.getLogger("appliance.admin")
 
 
 class Administration(Rights):
@@ -218,12 +222,20 @@ class Administration(Rights):
         return self.queue(caller, "adapter-promote", {"version": name, "why": why}, version.domain, version.labels)
 
     def rollback(self, caller: Caller, domain: str) -> dict[str, Any]:
-        """Go back to the version that was live before."""
+        """Go back to the version that was live before the live one was promoted; see `appliance.adapters.gates.rollback`."""
         self.check(caller, domain)
         live = self.service.registry.live(domain)
         if live is not None and not self.visible(caller, live):
             raise Missing(f"no version of {domain!r} that this key may know of is live")
-        version = Registry(self.acting(caller)).rollback(domain)
+        try:
+            version = rollback(Registry(self.acting(caller)), self.service.models, domain)
+        except (UsageError, DatabaseFailed):
+            raise
+        except ApplianceError as error:
+            # In full it may name paths and versions that this key may not know of.
+            logger.error("rollback of %s: %s", domain, error)
+            why = "the version that was live before cannot be served; the operator's log says why; promote another one"
+            raise GateMissed(f"nothing was rolled back in {domain}: {why}") from error
         shown = version is not None and self.visible(caller, version)
         return {"domain": domain, "live": version.name if version is not None and shown else None}
 

@@ -243,9 +243,15 @@ def show_gate(gate: GateResult) -> None:
 @json_option
 @pass_session
 def rollback(session: Session, domain: str | None, as_json: bool) -> None:
-    """Go back to the adapter that was live before."""
+    """Go back to the adapter that was live before the live one was promoted; once more goes further back.
+
+    The alias stays where it is if the files of that version are missing or altered, or do not fit the domain's engine (then exits 4).
+    """
+    from appliance.adapters.gates import rollback as rolled_back
+    from appliance.models.store import ModelStore
+
     name = session.workspace.only_domain(domain)
-    version = _registry(session).rollback(name)
+    version = rolled_back(_registry(session), ModelStore.default(), name)
     live = version.name if version else None
     emit({"domain": name, "live": live}, as_json, lambda: click.echo(f"{name} → {live or 'no adapter'}"))
 

@@ -282,7 +282,7 @@ adapter = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# What each trained pair rests on. kind is `declared`, `inferred` or `unlinked`; unlinked rows have no document.
+# What each trained pair rests on. kind is `declared`, `inferred`, `unlinked` (these have no document), or `former`: of an earlier training.
 adapter_evidence = Table(
     "adapter_evidence",
     metadata,

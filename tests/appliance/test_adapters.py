@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
@@ -19,6 +21,7 @@ from appliance.knowledge.knowledge import Knowledge
 from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.store.locks import Locked
+from appliance.store.tables_admin import audit
 from appliance.types import Answer, Caller, Request
 from finetune.version import version_hash
 from retrieval.types import DocumentKey, Evidence, Scope
@@ -96,6 +99,47 @@ def test_what_was_trained_on_goes_stale_with_its_document(knowledge: Knowledge) 
     assert registry.facts(version, nothing, None).stale_share == 1.0
 
 
+def test_training_again_frees_what_was_stale(knowledge: Knowledge) -> None:
+    """The same weights again rest on the documents of now; their former texts are still in them, and a pair without any stays stale."""
+    registry, documents = Registry(knowledge.workspace), knowledge.workspace.root.parent / "documents"
+    version = make(knowledge)
+    links = registry.links(version.name)
+    for name in ("visiting.md", "parking.md"):
+        (documents / name).write_text((documents / name).read_text("utf-8") + "\n\nUntil next year.\n", "utf-8")
+    knowledge.ingest([documents], domain="medical")
+    # Another process has looked at it before.
+    elsewhere = Registry(knowledge.workspace)
+    assert elsewhere.freshness.of(version.name).counts == (2, 2, 1)
+    visiting = knowledge.documents.current(DocumentKey("medical", "visiting.md"))
+    assert visiting is not None
+    again = [Link("q1", "declared", "medical", "visiting.md", visiting.sha256), Link("q2", "unlinked"), Link("q3", "unlinked")]
+    for _ in range(2):
+        registry.register(version, again)
+        for looking in (registry, elsewhere):
+            assert looking.freshness.of(version.name).counts == (2, 1, 1)
+            assert [one.key.id for one in looking.freshness.of(version.name).documents] == ["parking.md"]
+    with knowledge.workspace.db.read() as connection:
+        logged = [json.loads(entry) for entry in connection.execute(sa.select(audit.c.entry).order_by(audit.c.seq)).scalars()]
+    assert [entry["details"].get("again") for entry in logged if entry["action"] == "adapter.train"] == [None, True]
+    # The document is put back to the text that was learnt first.
+    registry.register(version, links)
+    assert registry.freshness.of(version.name).counts == (2, 2, 1)
+    registry.register(version, again)
+    knowledge.remove([DocumentKey("medical", "visiting.md")])
+    knowledge.remove([DocumentKey("medical", "parking.md")])
+    assert registry.freshness.of(version.name).counts == (2, 2, 1)
+    assert {key.id for key in registry.deleted()[version.name]} == {"visiting.md", "parking.md"}
+
+
+def test_a_pair_trained_once_more_rests_on_what_it_was_trained_on_last(knowledge: Knowledge) -> None:
+    """A version that goes on from another has the links of both."""
+    registry = Registry(knowledge.workspace)
+    version = make(knowledge)
+    [first, *others] = registry.links(version.name)
+    registry.register(replace(version, name="medical@00000002"), [first, *others, replace(first, sha256="0" * 64)])
+    assert registry.freshness.of("medical@00000002").counts == (2, 0, 1)
+
+
 def test_only_what_it_learnt_from_makes_it_stale(knowledge: Knowledge) -> None:
     """Not a document that came later, nor an old text that nobody changed; a text that was put back to an older one does."""
     registry, folder = Registry(knowledge.workspace), knowledge.workspace.root.parent / "documents"
@@ -153,6 +197,42 @@ def test_the_alias_moves_and_comes_back(knowledge: Knowledge) -> None:
     assert registry.rollback("medical") == registry.get(one.name)
     with pytest.raises(UsageError, match="legal has no promoted adapter"):
         registry.rollback("legal")
+
+
+def test_each_rollback_goes_further_back(knowledge: Knowledge) -> None:
+    registry = Registry(knowledge.workspace)
+    one, two, three = (make(knowledge, number).name for number in (1, 2, 3))
+    for name in (one, two, three):
+        registry.promote(name)
+
+    def back() -> str | None:
+        version = registry.rollback("medical")
+        return None if version is None else version.name
+
+    assert (back(), back()) == (two, one)
+    # What is promoted after a rollback follows what was live then.
+    registry.promote(three)
+    assert (back(), back()) == (one, None)
+    assert registry.live("medical") is None
+    with pytest.raises(UsageError, match="medical has no promoted adapter to roll back"):
+        registry.rollback("medical")
+
+
+@pytest.mark.parametrize("harm", ["altered", "incomplete", "missing"])
+def test_nothing_is_rolled_back_to_files_that_are_not_what_was_registered(knowledge: Knowledge, harm: str) -> None:
+    registry = Registry(knowledge.workspace)
+    one, two = make(knowledge, 1), make(knowledge, 2)
+    for name in (one.name, two.name):
+        registry.promote(name)
+    if harm == "altered":
+        (one.path / "adapter_model.safetensors").write_bytes(b"altered")
+    elif harm == "incomplete":
+        (one.path / "adapter_config.json").unlink()
+    else:
+        one.path.rename(one.path.with_name("elsewhere"))
+    with pytest.raises(ApplianceError, match=f"the files of {one.name} .*; restore them or train again"):
+        registry.rollback("medical")
+    assert registry.live("medical") == registry.get(two.name)
 
 
 def test_altered_or_missing_files_are_not_promoted(knowledge: Knowledge) -> None:

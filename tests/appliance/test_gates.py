@@ -244,6 +244,24 @@ def test_files_that_cannot_be_served_never_go_live(bench: Bench) -> None:
     assert bench.registry.live("medical") is None
 
 
+def test_nothing_is_rolled_back_to_what_the_engine_cannot_serve(bench: Bench) -> None:
+    info = bench.dataset("pairs", SET)
+    one, two, three = bench.adapter(info, right, 1), bench.adapter(info, right, 2, base_hash="another"), bench.adapter(info, right, 3)
+    for version in (one, two, three):
+        bench.registry.promote(version.name)
+    with pytest.raises(ApplianceError, match=f"{two.name} was trained for another base"):
+        gates.rollback(bench.registry, bench.models, "medical")
+    bench.registry.promote(one.name)
+    bench.registry.promote(three.name)
+    (one.path / "more.bin").write_bytes(b"pickle")
+    with pytest.raises(GateMissed, match=f"{one.name} cannot go live: .*only safetensors"):
+        gates.rollback(bench.registry, bench.models, "medical")
+    assert bench.workspace.db.pointer("adapter:medical") == three.name
+    (one.path / "more.bin").unlink()
+    assert gates.rollback(bench.registry, bench.models, "medical") == bench.registry.get(one.name)
+    assert "rollback" in (one.path / "README.md").read_text("utf-8")
+
+
 def test_the_alias_must_be_where_it_was_when_the_gate_began(bench: Bench) -> None:
     info = bench.dataset("pairs", SET)
     one, two = bench.adapter(info, right, 1), bench.adapter(info, right, 2)

@@ -27,6 +27,7 @@ from appliance.service import Service
 from appliance.store import schema, tables_admin
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
+from finetune.version import version_hash
 
 TEXT = "# 探视规定\n\n探视时间为每日15:00至19:00。\n".encode()
 
@@ -85,10 +86,13 @@ def upload(http: httpx.Client, name: str, content: bytes = TEXT, purpose: str = 
 
 
 def adapter(site: Administered, domain: str, number: int, labels: frozenset[str] = frozenset()) -> str:
-    """A registered version; nothing reads its files."""
+    """A registered version; its files only need to hash."""
     folder = site.workspace.folder("adapters") / f"{domain}@{number:08d}"
     folder.mkdir()
-    facts = ("path:base", "base", "lora", folder, "0" * 64, "pairs", "1", None, labels, {"rank": 4}, {"eval_loss": 1.0}, utcnow())
+    (folder / "adapter_config.json").write_text('{"r": 4, "peft_type": "LORA"}', "utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(bytes([number]) * 64)
+    data = ("pairs", "1", None, labels, {"rank": 4}, {"eval_loss": 1.0}, utcnow())
+    facts = ("path:base", "base", "lora", folder, version_hash(folder), *data)
     site.service.registry.register(AdapterVersion(folder.name, domain, *facts), [])
     return folder.name
 
@@ -223,8 +227,11 @@ def test_domains_and_labels_limit_administrators(site: Administered) -> None:
         assert all_of_it.post("/v1/admin/datasets/合同/check").status_code == 202
 
 
-def test_a_live_version_of_other_labels_is_not_there_to_be_rolled_back_or_stopped(site: Administered) -> None:
+def test_a_live_version_of_other_labels_is_not_there_to_be_rolled_back_or_stopped(
+    site: Administered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither its name nor its figures are told, also where it is only what a candidate is compared with."""
+    monkeypatch.setattr("appliance.adapters.gates.check_fit", lambda *_: None)
     first, hidden, seen = adapter(site, "legal", 11), adapter(site, "legal", 12, frozenset({"management"})), adapter(site, "legal", 13)
     database, registry = site.workspace.db, site.service.registry
     for name in (first, hidden):
@@ -241,6 +248,12 @@ def test_a_live_version_of_other_labels_is_not_there_to_be_rolled_back_or_stoppe
         assert code(http.post("/v1/admin/canaries/stop", json={"domain": "legal"})) == (404, "not_found")
         for _ in range(2):
             assert boss.post("/v1/admin/canaries/stop", json={"domain": "legal"}).json()["state"] == "stopped"
+        folder = registry.get(first).path
+        away = folder.rename(folder.with_name("away"))
+        refused = boss.post("/v1/admin/adapters/rollback", json={"domain": "legal"})
+        assert code(refused) == (409, "conflict") and "nothing was rolled back" in refused.text and str(folder) not in refused.text
+        assert database.pointer("adapter:legal") == hidden
+        away.rename(folder)
         assert boss.post("/v1/admin/adapters/rollback", json={"domain": "legal"}).json()["live"] == first
         # Back to what this key may not know of.
         assert http.post("/v1/admin/adapters/rollback", json={"domain": "legal"}).json()["live"] is None
