@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -84,27 +85,16 @@ def test_tune_promote_evaluate_ask(appliance, handbook: Path, tmp_path: Path) ->
     changed = appliance("ask", "When may visitors come?", "--json").json
     assert changed["arm"] != "finetuned" and "09:00 to 11:00" in changed["answer"]
 
+    with sqlite3.connect(tmp_path / "workspace" / "appliance.db") as connection:
+        connection.execute("UPDATE adapter SET base_hash = 'another'")
+    refused = appliance("adapter", "promote", version)
+    assert refused.code == 1 and "was trained for another base" in refused.err
+    asked = appliance("ask", "What does parking cost an hour?", "--arm", "finetuned")
+    assert asked.code == 2 and "was trained for another base" in asked.err
+
     assert appliance("adapter", "rollback", "--domain", "medical", "--json").json == {"domain": "medical", "live": None}
     assert appliance("adapter", "remove", version, "--json").json == {"removed": version, "domain": "medical"}
     assert appliance("adapter", "list", "--json").json == [] and not Path(done.json["path"]).exists()
-
-
-@pytest.mark.slow
-def test_an_adapter_of_another_base_is_refused(appliance, handbook: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    import sqlite3
-
-    appliance("ingest", handbook, "--domain", "medical")
-    appliance("dataset", "add", _pairs(tmp_path / "pairs.jsonl"), "--domain", "medical")
-    settings = tmp_path / "tune.toml"
-    settings.write_text("epochs = 1\nrank = 4\n", "utf-8")
-    version = appliance("tune", "--domain", "medical", "--dataset", "pairs", "--config", settings, "--json").json["version"]
-    assert appliance("adapter", "promote", version, "--force", "--why", "one epoch").code == 0
-    with sqlite3.connect(tmp_path / "workspace" / "appliance.db") as connection:
-        connection.execute("UPDATE adapter SET base_hash = 'another'")
-    done = appliance("adapter", "promote", version)
-    assert done.code == 1 and "was trained for another base" in done.err
-    asked = appliance("ask", "When may visitors come?", "--arm", "finetuned")
-    assert asked.code == 2 and "was trained for another base" in asked.err
 
 
 @pytest.mark.slow
