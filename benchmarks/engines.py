@@ -196,8 +196,8 @@ def main() -> None:
     parser = harness.options(__doc__ or "")
     parser.add_argument("--no-vllm", action="store_true", help="ours alone, without claims")
     options = parser.parse_args()
-    rounds, tokens = (1, 16) if options.quick else (3, 32)
-    loads = [Load(1, 2), Load(8, 8)] if options.quick else [Load(1, 4), Load(8, 16), Load(MOST, MOST)]
+    rounds, tokens = (1, 8) if options.quick else (3, 32)
+    loads = [Load(1, 1), Load(8, 8)] if options.quick else [Load(1, 4), Load(8, 16), Load(MOST, MOST)]
     models = ModelStore.default()
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         found = asyncio.run(compare(models, Path(folder), loads, rounds, tokens, not options.no_vllm))

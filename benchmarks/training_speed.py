@@ -200,7 +200,8 @@ def main() -> None:
         with Progress() as progress:
             service.models.pull(reference, progress)
         base = service.models.path(reference)
-        sets = write_sets(folder, pairs_of(given.data), base, wanted, max(BATCH, wanted // 4))
+        held = 2 if given.quick else max(BATCH, wanted // 4)
+        sets = write_sets(folder, pairs_of(given.data), base, wanted, held)
         turns: list[tuple[dict[str, Any], dict[str, Any]]] = []
         rows: list[dict[str, Any]] = []
         losses: dict[str, float] = {}

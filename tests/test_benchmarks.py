@@ -139,7 +139,7 @@ def test_adapter_quality(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_speed(tmp_path: Path) -> None:
-    found = _run("training_speed", tmp_path / "speed.json", "--pairs", 8, "--no-peer")
+    found = _run("training_speed", tmp_path / "speed.json", "--pairs", 4, "--no-peer")
     _check_form(found)
     assert set(found["settings"]["shortcuts"].values()) == {"taken"}
     ours, *profile = found["rows"]
