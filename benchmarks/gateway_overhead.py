@@ -5,8 +5,9 @@
 The engine is a stand-in that sends its tokens at fixed times (first token after 50 ms, then one each 20 ms), so that every millisecond
 beyond them was added on the way. Both ways are measured in turns, in one run, with the same client. A token's lag is its arrival after
 the time it was due; what the gateway added is the difference of the two ways' percentiles. The gateway is `appliance serve` in its own
-process, with keys, metrics, audit log and feedback as they come. At the end the engine sends as fast as it can: that throughput is
-reported, and no goal.
+process, with keys, metrics, audit log and feedback as they come. Then the engine sends as fast as it can: that throughput is reported,
+and no goal. At the end both ways lead to vLLM itself with the small model, 8 answers at once (`--no-vllm` leaves it out): reported, and no
+goal either, since that server's own times vary by more than the gateway adds.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gateway_vllm
 import harness
 import numpy as np
 import psutil
@@ -100,35 +102,64 @@ def engine(first: float, between: float) -> Iterator[str]:
         yield process.stdout.readline().strip()
 
 
+def flags_for(url: str, streams: int) -> dict[str, str]:
+    """Settings of a gateway whose only engine is the stand-in at `url`."""
+    return {
+        "engines.default.kind": "openai",
+        "engines.default.url": f"{url}/v1",
+        "engines.default.model": "paced",
+        "gateway.max_running": str(streams),
+    }
+
+
 @contextmanager
-def gateway(url: str, streams: int) -> Iterator[tuple[str, str]]:
-    """Address of a gateway whose only engine is at `url`, and a key for it."""
-    with tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder:
-        root = Path(folder) / "workspace"
-        with Workspace.create(root) as workspace:
-            workspace.create_domain(DOMAIN)
-            _, key = Keys(workspace.db).create("benchmark")
-        flags = {
-            "engines.default.kind": "openai",
-            "engines.default.url": f"{url}/v1",
-            "engines.default.model": "paced",
-            "gateway.max_running": str(streams),
-            "server.require_keys": "true",
-            # Every answer is to come from the engine.
-            "answering.cache_mb": "0",
-        }
-        settings = [part for name, value in flags.items() for part in ("--set", f"{name}={value}")]
-        program = [sys.executable, "-c", "from appliance.cli.main import main; main()", *settings, "--workspace", str(root), "serve"]
-        log = Path(folder) / "log"
-        with log.open("wb") as errors, _process([*program, "--port", "0"], None, errors) as process:
-            address = None
-            while address is None:
-                if process.poll() is not None:
-                    raise RuntimeError(log.read_text("utf-8"))
-                address = re.search(r"http://127\.0\.0\.1:\d+", log.read_text("utf-8"))
-                time.sleep(0.2)
-            _settled(process)
-            yield address[0], key
+def workspace_for(folder: Path, flags: Mapping[str, str]) -> Iterator[tuple[Workspace, str]]:
+    """A workspace with one domain, and a key for it."""
+    Workspace.create(folder / "workspace").close()
+    with Workspace(folder / "workspace", flags) as workspace:
+        workspace.create_domain(DOMAIN)
+        yield workspace, Keys(workspace.db).create("benchmark")[1]
+
+
+@contextmanager
+def gateway(workspace: Workspace, flags: Mapping[str, str]) -> Iterator[str]:
+    """Address of a gateway, once it has loaded its models and rests."""
+    # Every answer is to come from the engine.
+    flags = {"server.require_keys": "true", "answering.cache_mb": "0", **flags}
+    settings = [part for name, value in flags.items() for part in ("--set", f"{name}={value}")]
+    program = [sys.executable, "-c", "from appliance.cli.main import main; main()", *settings, "--workspace", str(workspace.root), "serve"]
+    log = workspace.root.parent / "log"
+    with log.open("wb") as errors, _process([*program, "--port", "0"], None, errors) as process:
+        address = None
+        while address is None:
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text("utf-8"))
+            address = re.search(r"http://127\.0\.0\.1:\d+", log.read_text("utf-8"))
+            time.sleep(0.2)
+        _settled(process)
+        yield address[0]
+
+
+def on_stand_in(
+    first: float, between: float, streams: int, turns: int, answers: int, spread: float
+) -> dict[str, tuple[list[list[float]], float]]:
+    """Both ways to an engine that sends at fixed times."""
+    with tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder, engine(first, between) as url:
+        flags = flags_for(url, streams)
+        with workspace_for(Path(folder), flags) as (workspace, key), gateway(workspace, flags) as address:
+            ways = [Way("engine", url, "paced"), Way("gateway", address, f"{DOMAIN}/base", f"Authorization: Bearer {key}\r\n")]
+            return asyncio.run(compare(ways, streams, turns, answers, spread))
+
+
+def on_vllm(turns: int) -> list[dict[str, Any]]:
+    """Both ways to vLLM."""
+    with (
+        tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder,
+        workspace_for(Path(folder), gateway_vllm.FLAGS) as (workspace, key),
+        gateway_vllm.server(workspace) as direct,
+        gateway(workspace, gateway_vllm.FLAGS) as address,
+    ):
+        return asyncio.run(gateway_vllm.compare(direct, (f"{address}/v1", key), DOMAIN, QUESTIONS, turns))
 
 
 def _settled(process: subprocess.Popen[str]) -> None:
@@ -178,20 +209,17 @@ async def compare(ways: Sequence[Way], streams: int, turns: int, answers: int, s
 def main() -> None:
     parser = harness.options(__doc__ or "")
     parser.add_argument("--streams", type=int, default=50)
+    parser.add_argument("--no-vllm", action="store_true", help="the stand-in alone")
     options = parser.parse_args()
     turns, answers = (2, 2) if options.quick else (6, 5)
     period = (FIRST_MS + TOKEN_MS * (TOKENS - 1)) / 1000
-    rows = []
-    with engine(FIRST_MS, TOKEN_MS) as url, gateway(url, options.streams) as (address, key):
-        ways = [Way("engine", url, "paced"), Way("gateway", address, f"{DOMAIN}/base", f"Authorization: Bearer {key}\r\n")]
-        paced = asyncio.run(compare(ways, options.streams, turns, answers, period))
-        rows += [row(name, *found) for name, found in paced.items()]
-    with engine(0, 0) as url, gateway(url, options.streams) as (address, key):
-        ways = [Way("engine", url, "paced"), Way("gateway", address, f"{DOMAIN}/base", f"Authorization: Bearer {key}\r\n")]
-        unpaced = asyncio.run(compare(ways, options.streams, 1, answers, 0))
+    rows = [row(name, *found) for name, found in on_stand_in(FIRST_MS, TOKEN_MS, options.streams, turns, answers, period).items()]
+    unpaced = on_stand_in(0, 0, options.streams, 1, answers, 0)
     harness.print_table("paced: lag in ms behind the engine's schedule", rows)
     fast = [{"way": f"{name}, unpaced", "answers": len(f), "tokens_a_s": round(len(f) * TOKENS / s, 1)} for name, (f, s) in unpaced.items()]
     harness.print_table("unpaced", fast)
+    behind = [] if options.no_vllm else on_vllm(2 if options.quick else 6)
+    harness.print_table("vLLM itself", behind)
     direct, through = rows
     added = {p: max(through[f"{what}_{p}_ms"] - direct[f"{what}_{p}_ms"] for what in ("first", "token", "last")) for p in ("p50", "p99")}
     claims = [
@@ -208,7 +236,7 @@ def main() -> None:
         "tokens": TOKENS,
         "added": "the largest of first token, each token and last token",
     }
-    harness.finish(options.json, settings, [*rows, *fast], claims)
+    harness.finish(options.json, settings, [*rows, *fast, *behind], claims)
 
 
 if __name__ == "__main__":

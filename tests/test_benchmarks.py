@@ -160,7 +160,7 @@ def test_methods(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gateway_overhead(tmp_path: Path) -> None:
-    found = _run("gateway_overhead", tmp_path / "overhead.json", "--streams", 4)
+    found = _run("gateway_overhead", tmp_path / "overhead.json", "--streams", 4, "--no-vllm")
     _check_form(found)
     direct, through, *unpaced = found["rows"]
     assert (direct["way"], through["way"]) == ("engine", "gateway") and direct["answers"] == through["answers"] == 4 * 2 * 2
