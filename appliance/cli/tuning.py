@@ -91,7 +91,10 @@ def tune(
             engine_name, engine = service.workspace.config.engine_of(name)
             if version.base != engine.base:
                 say(f'it belongs to the model of the stage before: set [engines.{engine_name}] base = "{version.base}" before it goes live')
-            say(f"not live yet; make it so with: appliance adapter promote {version.name}")
+            if service.workspace.db.pointer(f"adapter:{name}") == version.name:
+                say(f"{version.name} is live in {name} already")
+            else:
+                say(f"not live yet; make it so with: appliance adapter promote {version.name}")
         return DONE
     done = through_gate(service, version.name)
     emit({**data, **promotion_json(done)}, as_json, lambda: _print(trained, done))

@@ -132,8 +132,8 @@ def test_three_stages_go_on_where_they_were_interrupted_and_the_last_is_exported
     monkeypatch.setattr(stages, "tune", interrupted)
     assert call("tune", "--domain", "bank", "--config", str(tmp_path / "plan.toml"))[0] != 0
     monkeypatch.setattr(stages, "tune", real)
-    code, data, _ = call("tune", "--domain", "bank", "--config", str(tmp_path / "plan.toml"))
-    assert code == 0
+    code, data, err = call("tune", "--domain", "bank", "--config", str(tmp_path / "plan.toml"))
+    assert code == 0 and "not live yet" in err
     first, second, third = data["stages"]
     assert (first["trained_before"], second["trained_before"], "trained_before" in third) == (True, True, False)
     assert (first["method"], second["method"], third["method"]) == ("pretrain", "lora", "dpo")
@@ -143,6 +143,10 @@ def test_three_stages_go_on_where_they_were_interrupted_and_the_last_is_exported
         assert registry.get(second["version"]).parent == first["version"]
         # What the documents and both data sets taught is in the last version.
         assert {link.doc_id for link in registry.links(third["version"])} >= {"fees.md", "hours.md"}
+        with workspace.db.write() as connection:
+            workspace.db.move_pointer(connection, "adapter:bank", third["version"], "test")
+    code, data, err = call("tune", "--domain", "bank", "--config", str(tmp_path / "plan.toml"))
+    assert code == 0 and f"{third['version']} is live in bank already" in err and "not live yet" not in err
 
     code, data, err = call("export", third["version"], "--out", str(tmp_path / "merged"))
     assert code == 0, err
