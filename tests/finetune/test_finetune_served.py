@@ -209,8 +209,8 @@ def test_an_altered_model_is_noticed(made: dict[str, Made], tmp_path: Path) -> N
 @pytest.mark.skipif(BASE is None, reason="the embedded model is not on this machine")
 def test_every_method_trains_and_serves_the_embedded_model(tmp_path: Path) -> None:
     assert BASE is not None
-    settings = replace(QUICK, epochs=1, batch_size=4, learning_rate=None, max_length=256, rank=8, alpha=16, prefix_tokens=4)
-    made = make_all(BASE, tmp_path, settings, examples=8)
+    settings = replace(QUICK, epochs=1, batch_size=2, learning_rate=None, max_length=256, rank=8, alpha=16, prefix_tokens=4)
+    made = make_all(BASE, tmp_path, settings, examples=4)
     served = served_by_method(BASE, made)
     for method in EXACT:
         assert served[method] == made[method].answers, method
