@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,17 @@ from statistics import median
 import httpx
 import psutil
 import pytest
+from e2e_support import make_handbook
 
 from appliance.answers.verified import VerifiedAnswers
 from appliance.bench import Asked, ask
+from appliance.cli.main import run
 
 sys.path.append(str(Path(__file__).parent.parent / "gateway"))
 from gateway_real import APPROVED
 from lying_engine import LyingEngine, lying
 
 pytestmark = pytest.mark.xdist_group("soak")
-Start = Callable[..., "subprocess.Popen[str]"]
 
 ASKED = [
     ("medical/rag", "When may visitors come?"),
@@ -49,33 +50,36 @@ class Running:
     root: Path
 
 
-@pytest.fixture
-def running(appliance, handbook: Path, start: Start, tmp_path: Path) -> Iterator[Running]:  # type: ignore[no-untyped-def]
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     from appliance.service import open_service
     from appliance.workspace import Workspace
 
-    assert appliance("ingest", handbook, "--domain", "medical").code == 0
-    with Workspace(tmp_path / "workspace") as workspace:
+    folder = tmp_path_factory.mktemp("soak")
+    root, handbook = folder / "workspace", make_handbook(folder / "handbook")
+    assert run(["init", str(root)]) == 0
+    assert run(["--workspace", str(root), "ingest", str(handbook), "--domain", "medical"]) == 0
+    with Workspace(root) as workspace:
         verified: VerifiedAnswers = open_service(workspace).verified
         verified.add("medical", *APPROVED, [], "王医生", 0.7)
     with lying(words=12, pause=0.01) as engine:
         settings = {"kind": "openai", "url": engine.url, "model": "m", "languages": '["en", "zh"]'}
         flags = [part for name, value in settings.items() for part in ("--set", f"engines.default.{name}={value}")]
-        log = (tmp_path / "log").open("w+", encoding="utf-8")
-        program = [sys.executable, "-c", "from appliance.cli.main import main; main()", *flags, "-w", str(tmp_path / "workspace")]
+        log = (folder / "log").open("w+", encoding="utf-8")
+        program = [sys.executable, "-c", "from appliance.cli.main import main; main()", *flags, "-w", str(root)]
         process = subprocess.Popen([*program, "serve", "--port", "0"], stderr=log, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             address = None
             while address is None:
-                assert process.poll() is None, (tmp_path / "log").read_text("utf-8")
+                assert process.poll() is None, (folder / "log").read_text("utf-8")
                 time.sleep(0.1)
-                address = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "log").read_text("utf-8"))
+                address = re.search(r"http://127\.0\.0\.1:\d+", (folder / "log").read_text("utf-8"))
             until = time.monotonic() + 120
             while httpx.get(f"{address[0]}/readyz").json()["status"] != "ready" and time.monotonic() < until:
                 time.sleep(0.2)
             # The first answers wait for the embedding model.
             asyncio.run(_load(address[0], 0.5, len(ASKED)))
-            yield Running(address[0], process, engine, tmp_path / "workspace")
+            yield Running(address[0], process, engine, root)
         finally:
             process.kill()
             process.wait(30)
@@ -134,6 +138,7 @@ def test_a_locked_database_costs_no_answer(running: Running) -> None:
 
 @pytest.mark.slow
 def test_sigterm_under_load_loses_no_answer_that_has_begun(running: Running) -> None:
+    # The last of them: the server ends with it.
     running.engine.words, running.engine.pause = 100, 0.02
     before = running.engine.sent
     with ThreadPoolExecutor(1) as pool:
