@@ -85,7 +85,8 @@ class Admission:
 class Queues:
     """What waits for one kind of work never waits for another: a model that hangs keeps neither searches nor embeddings from their turn.
 
-    `deciding` is the search, the choice of the arm, and the whole of an answer that needs no model; `generating` the rest of the others.
+    `deciding` is the search, the choice of the arm, and the whole of an answer that needs no model (any more); `generating` the rest of
+    the others.
     """
 
     deciding: Admission
@@ -98,14 +99,6 @@ class Queues:
         embedding = min(running, os.cpu_count() or 1)
         return cls(*(Admission(limit, queued, patience) for limit in (running, running, embedding)))
 
-    @property
-    def running(self) -> int:
-        return self.deciding.running + self.generating.running + self.embedding.running
-
-    @property
-    def queued(self) -> int:
-        return self.deciding.queued + self.generating.queued + self.embedding.queued
-
-    @property
-    def refused(self) -> int:
-        return self.deciding.refused + self.generating.refused + self.embedding.refused
+    def named(self) -> dict[str, Admission]:
+        """Each by its name."""
+        return {"deciding": self.deciding, "generating": self.generating, "embedding": self.embedding}

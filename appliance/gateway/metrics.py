@@ -25,7 +25,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """The gateway's metrics: requests, answers by stage, the queue, the engines, and the process itself."""
+    """The gateway's metrics: requests, answers by stage, the queues, the engines, and the process itself."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Metrics:
 
 
 class _State(Collector):
-    """What is read at the moment of a scrape: the queue, the engines, the versions on trial and the jobs."""
+    """What is read at the moment of a scrape: the queues, the engines, the versions on trial and the jobs."""
 
     def __init__(
         self,
@@ -101,11 +101,18 @@ class _State(Collector):
         self.answering, self.queues, self.shares, self.jobs = answering, queues, shares, jobs
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("appliance_answers_running", "Answers and embeddings being made now.", self.queues.running)
-        yield GaugeMetricFamily("appliance_answers_queued", "Answers and embeddings that wait for their turn.", self.queues.queued)
-        yield CounterMetricFamily(
-            "appliance_queue_full", "Requests refused with 503: the queue was full, or the wait too long.", self.queues.refused
+        running = GaugeMetricFamily("appliance_answers_running", "Answers and embeddings that have their turn.", labels=["queue"])
+        queued = GaugeMetricFamily("appliance_answers_queued", "Answers and embeddings that wait for their turn.", labels=["queue"])
+        refused = CounterMetricFamily(
+            "appliance_queue_full", "Requests refused with 503: the queue was full, or the wait too long.", labels=["queue"]
         )
+        for name, queue in self.queues.named().items():
+            running.add_metric([name], queue.running)
+            queued.add_metric([name], queue.queued)
+            refused.add_metric([name], queue.refused)
+        yield running
+        yield queued
+        yield refused
         state = GaugeMetricFamily(
             "appliance_engine_state", "1 for the state that an engine's circuit breaker is in.", labels=["engine", "state"]
         )

@@ -130,6 +130,23 @@ def test_engines_are_added_before_answers_wait(built: Path) -> None:
     assert running / spec["minReplicas"] <= _MAX_NUM_SEQS
 
 
+def test_engines_are_added_for_what_is_generated_alone(tool: Any, tmp_path: Path) -> None:
+    [rule] = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text("utf-8"))["rules"]["external"]
+    series = [
+        {"series": f'appliance_answers_{state}{{namespace="{namespace}", pod="{pod}", queue="{queue}"}}', "values": str(count)}
+        for namespace, pod, queue, state, count in (
+            *(("appliance", pod, "generating", state, count) for pod in "ab" for state, count in (("running", 20), ("queued", 3))),
+            *(("appliance", "a", other, state, 100) for other in ("deciding", "embedding") for state in ("running", "queued")),
+            *(("elsewhere", "a", "generating", state, 1000) for state in ("running", "queued")),
+        )
+    ]
+    expected = {"expr": rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="appliance"'), "eval_time": "1m"}
+    test = {"input_series": series, "promql_expr_test": [{**expected, "exp_samples": [{"labels": "{}", "value": 46}]}]}
+    file = tmp_path / "adapter_test.yml"
+    file.write_text(yaml.safe_dump({"tests": [test]}), "utf-8")
+    assert "SUCCESS" in tool("promtool", "test", "rules", file)
+
+
 def test_engines_are_started_as_the_appliance_starts_them(built: Path) -> None:
     container = _workloads(_read(built))["engine"]["spec"]["containers"][0]
     ours = container["image"].startswith("registry.example.org/")

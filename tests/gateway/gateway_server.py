@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 from gateway_fake import FakeEmbedding, passage
+from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.admin.keys import Keys
 from appliance.answers.feedback import Feedback
@@ -54,6 +55,12 @@ class Served:
     def http(self, key: str | None = None) -> httpx.Client:
         token = self.key if key is None else key
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=20)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples `name` that have these labels, in a scrape of now."""
+        samples = [one for family in text_string_to_metric_families(self.http("").get("/metrics").text) for one in family.samples]
+        assert any(one.name == name for one in samples), f"no metric {name}"
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
 
 @contextmanager

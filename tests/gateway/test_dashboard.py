@@ -18,6 +18,7 @@ from gateway_fake import FakeAnswering
 from gateway_server import Served
 from prometheus_client.parser import text_string_to_metric_families
 
+from appliance.engines.base import EngineDown
 from appliance.engines.breaker import Breaker
 from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.openai import OpenAIEngine
@@ -46,9 +47,12 @@ def _filled(expression: str) -> str:
 
 
 def _scraped(served: Served) -> dict[str, set[str]]:
-    """Every sample name the gateway shows once it has answered, with the names of its labels."""
+    """Every sample name the gateway shows once it has answered and failed, with the names of its labels."""
     with served.http() as http:
         assert http.post("/v1/answer", json={"question": "几点可以探视？", "domain": "medical"}).status_code == 200
+        served.answering.fault = EngineDown("it broke")
+        assert http.post("/v1/answer", json={"question": "几点可以探视？", "domain": "medical"}).status_code == 503
+        served.answering.fault = None
         text = http.get("/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
@@ -78,6 +82,13 @@ def test_every_metric_and_label_is_in_a_scrape(served: Served) -> None:
     scraped = _scraped(served)
     for name, expression in (_dashboard() | _alerts()).items():
         _check(name, expression, scraped)
+
+
+def test_every_metric_has_a_panel(served: Served) -> None:
+    shown = " ".join(_dashboard().values())
+    for metric in _scraped(served):
+        name = re.sub("_(bucket|sum|count|created)$", "", metric)
+        assert name in shown or not name.startswith("appliance_"), f"{metric} is in no panel"
 
 
 def _check(name: str, expression: str, scraped: dict[str, set[str]]) -> None:

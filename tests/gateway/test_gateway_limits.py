@@ -29,11 +29,6 @@ QUESTION = {"question": "成人一天最多吃多少？"}
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "剂量？"}], "stream": True}
 
 
-def metric(served: Served, name: str) -> float:
-    lines = served.http("").get("/metrics").text.splitlines()
-    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(name)))
-
-
 # --- the queue
 
 
@@ -45,20 +40,21 @@ def test_a_full_queue_is_503_with_retry_after_and_drains(start: Callable[..., Se
         next(pieces)
         pool = stack.enter_context(ThreadPoolExecutor(1))
         second = pool.submit(lambda: served.http().post("/v1/answer", json=QUESTION))
-        until(lambda: metric(served, "appliance_answers_queued ") == 1)
+        until(lambda: served.metric("appliance_answers_queued", queue="generating") == 1)
         for path, body in (("/v1/answer", QUESTION), ("/v1/chat/completions", CHAT)):
             refused = served.http().post(path, json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_busy"), path
             assert int(refused.headers["retry-after"]) >= 1
         assert served.http().get("/v1/models").status_code == 200 and served.http("").get("/readyz").status_code == 200
-        assert metric(served, "appliance_queue_full_total") == 2 and metric(served, "appliance_answers_running ") == 1
+        assert served.metric("appliance_queue_full_total", queue="generating") == 2
+        assert served.metric("appliance_answers_running", queue="generating") == served.metric("appliance_answers_running") == 1
         # What needs no model waits for none.
         assert served.http().post("/v1/embeddings", json={"model": "embedding", "input": "药"}).status_code == 200
         served.answering.stall = False
         assert served.http().post("/v1/answer", json={**QUESTION, "arm": "quote"}).status_code == 200
         first.close()
         assert second.result(20).status_code == 200
-    until(lambda: metric(served, "appliance_answers_running ") == 0)
+    until(lambda: served.metric("appliance_answers_running") == 0)
     assert 'stage="queue"' in served.http("").get("/metrics").text
 
 
@@ -69,9 +65,9 @@ def test_a_client_that_leaves_the_queue_takes_no_turn(start: Callable[..., Serve
         next(pieces)
         with pytest.raises(httpx.ReadTimeout):
             served.http().post("/v1/answer", json=QUESTION, timeout=0.5)
-        until(lambda: metric(served, "appliance_answers_queued ") == 0)
+        until(lambda: served.metric("appliance_answers_queued") == 0)
     assert len(served.answering.asked) == 2
-    until(lambda: metric(served, "appliance_answers_running ") == 0)
+    until(lambda: served.metric("appliance_answers_running") == 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -83,8 +79,8 @@ def test_who_waits_too_long_for_a_turn_is_told_to_come_back(start: Callable[...,
         late = served.http().post("/v1/chat/completions", json={**CHAT, "stream": stream})
         assert (late.status_code, late.json()["error"]["code"]) == (503, "gateway_busy") and int(late.headers["retry-after"]) >= 1
         assert "within 0.3 s" in late.json()["error"]["message"]
-        assert metric(served, "appliance_answers_queued ") == 0 and metric(served, "appliance_queue_full_total") == 1
-    until(lambda: metric(served, "appliance_answers_running ") == 0)
+        assert served.metric("appliance_answers_queued") == 0 and served.metric("appliance_queue_full_total") == 1
+    until(lambda: served.metric("appliance_answers_running") == 0)
 
 
 @pytest.mark.parametrize("kind", ["deciding", "embedding"])
@@ -116,8 +112,8 @@ def test_what_needs_no_model_has_a_queue_that_ends(start: Callable[..., Served],
         asking = [pool.submit(ask)]
         entered.acquire(timeout=10)
         asking.append(pool.submit(ask))
-        until(lambda: metric(served, "appliance_answers_queued ") == 1)
-        assert ask() == 503
+        until(lambda: served.metric("appliance_answers_queued", queue=kind) == 1)
+        assert ask() == 503 and served.metric("appliance_queue_full_total", queue=kind) == 1
         go.set()
         assert [one.result(20) for one in asking] == [200, 200]
 
@@ -202,7 +198,7 @@ def test_requests_a_minute(served: Served) -> None:
     assert refused.json()["error"]["type"] == "rate_limit_error" and refused.json()["error"]["code"] == "rate_limit_exceeded"
     with pytest.raises(openai.RateLimitError):
         openai.OpenAI(base_url=f"{served.url}/v1", api_key=secret, max_retries=0).models.list()
-    assert metric(served, 'appliance_quota_exceeded_total{quota="requests"}') >= 2
+    assert served.metric("appliance_quota_exceeded_total", quota="requests") >= 2
     assert served.http().get("/v1/models").status_code == 200 and "限额" not in served.http("").get("/metrics").text
 
 

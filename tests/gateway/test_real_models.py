@@ -71,7 +71,7 @@ def test_a_client_that_goes_ends_the_work_of_the_local_engine(served: Served, to
         except httpx.ReadTimeout:
             assert not (stream and tokens)
     until(lambda: not busy(served))
-    until(lambda: "appliance_answers_running 0.0" in served.http("").get("/metrics").text)
+    until(lambda: served.metric("appliance_answers_running") == 0)
 
 
 def test_vectors_of_the_real_model(served: Served) -> None:

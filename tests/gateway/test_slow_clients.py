@@ -49,11 +49,6 @@ def ended(client: socket.socket) -> float:
     return time.monotonic() - started
 
 
-def running(served: Served) -> float:
-    lines = served.http("").get("/metrics").text.splitlines()
-    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith("appliance_answers_running ")))
-
-
 def test_who_does_not_read_loses_the_turn(start: Callable[..., Served]) -> None:
     served = start(FakeAnswering(pieces=LONG))
     with connected(served) as client:
@@ -62,7 +57,7 @@ def test_who_does_not_read_loses_the_turn(start: Callable[..., Served]) -> None:
         while not served.answering.abandoned.is_set():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert running(served) == 0
+        assert served.metric("appliance_answers_running") == 0
 
 
 def test_who_reads_slowly_gets_everything(start: Callable[..., Served]) -> None:
