@@ -108,11 +108,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """First event of an answer: the route is known, nothing is generated yet."""
+    """First event of an answer: the route is known, nothing is generated yet.
+
+    `generates` tells whether a model makes the answer: not where the arm needs none, or the answer was kept.
+    """
 
     id: str
     decision: Decision
     evidence: Evidence
+    generates: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The gateway, `appliance ask` and evaluation all call `Answering.stream`, so that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -90,13 +90,14 @@ class Answering(Deciding):
         Raises UsageError (empty or too long question, unknown domain or arm), ArmUnavailable, EngineBusy, EngineError.
         """
         turn = await self.decide(request, (caller or Caller()).narrowed(request.labels))
-        yield Decided(turn.id, turn.decision, turn.evidence)
+        _, kept = await self._look_up(turn)
+        yield Decided(turn.id, turn.decision, turn.evidence, generates=turn.decision.arm in GENERATING and kept is None)
         checked = turn.request.constraints.must_cite and turn.decision.arm in ("rag", "hybrid")
         # What is not generated is there at once; it leaves after its citations were compared with the stored text.
         held = checked or turn.decision.arm not in GENERATING
         draft = Draft("")
         # aclosing, so that a client that goes stops the engine at once and not at the next garbage collection.
-        async with aclosing(self._run(turn)) as pieces:
+        async with aclosing(self._run(turn, kept)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Draft):
                     draft = piece
@@ -128,12 +129,12 @@ class Answering(Deciding):
 
     # --- the arms
 
-    async def _run(self, turn: Turn) -> AsyncGenerator[str | Prompted | Draft]:
-        """Pieces of text, then one draft; before them what the engine was asked, if it was."""
+    async def _run(self, turn: Turn, kept: Draft | None) -> AsyncGenerator[str | Prompted | Draft]:
+        """Pieces of text, then one draft; before them what the engine was asked, if it was; `kept` is the answer from the cache."""
         arm = turn.decision.arm
         if arm in GENERATING:
             try:
-                async with aclosing(self._generate(turn)) as pieces:
+                async with aclosing(self._generate(turn, kept)) as pieces:
                     async for piece in pieces:
                         # An answer that was kept tells nothing more about its version.
                         if isinstance(piece, Draft) and not piece.cached:
@@ -173,17 +174,16 @@ class Answering(Deciding):
             characters=settings.quote_characters,
         )
 
-    async def _generate(self, turn: Turn) -> AsyncGenerator[str | Prompted | Draft]:
-        arm, request = turn.decision.arm, turn.request
-        engine = await self.engines.of(turn.domain)
-        sampling = request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
-        adapter = turn.adapter.name if arm in ("finetuned", "hybrid") and turn.adapter is not None else None
-        key = None if self.cache is None else key_of(turn, engine, adapter, sampling, turn.decision.router_version)
-        epoch = 0 if self.cache is None else self.cache.epoch
-        if self.cache is not None and key is not None and (kept := self.cache.find(key)) is not None:
+    async def _generate(self, turn: Turn, kept: Draft | None) -> AsyncGenerator[str | Prompted | Draft]:
+        epoch, key = 0 if self.cache is None else self.cache.epoch, None
+        if kept is None:
+            # Once more: the very same may have been answered while this waited for its turn.
+            key, kept = await self._look_up(turn)
+        if kept is not None:
             yield kept.text
             yield replace(kept, cached=True)
             return
+        engine, adapter, sampling = await self.engines.of(turn.domain), self._adapter(turn), self._sampling(turn)
         if adapter is not None and turn.adapter is not None:
             await adapter_life.load(self.registry, engine, turn.adapter)
         messages, passages, tokens = await self._messages(turn, engine, sampling)
@@ -206,6 +206,21 @@ class Answering(Deciding):
         if self.cache is not None and key is not None and text.strip():
             self.cache.keep(key, draft, epoch)
         yield draft
+
+    def _adapter(self, turn: Turn) -> str | None:
+        """The version that generates, None for the base model."""
+        return turn.adapter.name if turn.decision.arm in ("finetuned", "hybrid") and turn.adapter is not None else None
+
+    def _sampling(self, turn: Turn) -> Sampling:
+        return turn.request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
+
+    async def _look_up(self, turn: Turn) -> tuple[Hashable | None, Draft | None]:
+        """The answer's key in the cache, None where it is not to be kept; and the answer, if it was kept."""
+        if self.cache is None or turn.decision.arm not in GENERATING:
+            return None, None
+        engine = await self.engines.of(turn.domain)
+        key = key_of(turn, engine, self._adapter(turn), self._sampling(turn), turn.decision.router_version)
+        return key, None if key is None else self.cache.find(key)
 
     async def _messages(self, turn: Turn, engine: Engine, sampling: Sampling) -> tuple[list[Message], Sequence[Passage], int]:
         """The prompt within the engine's window, the passages in it, and its tokens."""

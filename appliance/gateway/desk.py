@@ -19,7 +19,6 @@ from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
 from appliance.types import Caller, Decided, Event, Finished, Request
 from retrieval.types import Evidence
-from router.types import GENERATING
 
 logger = logging.getLogger("appliance.gateway")
 
@@ -43,7 +42,7 @@ class Desk:
                     trace.note(event)
                     if isinstance(event, Decided):
                         evidence = event.evidence
-                        if event.decision.arm in GENERATING:
+                        if event.generates:
                             await turn.aclose()
                             trace.queued += await turn.enter_async_context(self.queues.generating.turn())
                     elif isinstance(event, Finished):

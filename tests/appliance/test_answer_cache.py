@@ -22,7 +22,7 @@ from appliance.answers.cache import AnswerCache
 from appliance.answers.situation import Draft
 from appliance.engines.base import EngineDown, Sampling
 from appliance.knowledge.knowledge import Knowledge
-from appliance.types import Answer, Caller, Finished, Request, Text, answer_json
+from appliance.types import Answer, Caller, Decided, Finished, Request, Text, answer_json
 from retrieval.types import DocumentKey, Scope
 from router.types import Constraints
 
@@ -66,6 +66,45 @@ def test_the_same_question_is_generated_once_and_has_an_id_of_its_own(answering:
     assert (again.text, again.arm, again.usage) == (first.text, first.arm, first.usage) and again.id != first.id
     assert [c.quote for c in again.citations] == [c.quote for c in first.citations] and first.citations
     assert answer_json(again)["cached"] is True and answer_json(first)["cached"] is False
+
+
+def test_the_decision_tells_whether_a_model_answers(answering: Answering, engine: ScriptedEngine) -> None:
+    async def generates(request: Request) -> bool:
+        async for event in answering.stream(request):
+            if isinstance(event, Decided):
+                told = event.generates
+        return told
+
+    asked = (ASKED, ASKED, replace(ASKED, arm="quote"), replace(ASKED, sampling=Sampling(temperature=0.7)))
+    assert [asyncio.run(generates(request)) for request in asked] == [True, False, False, True]
+
+
+def test_what_is_answered_while_the_very_same_waits_is_not_generated_again(answering: Answering, engine: ScriptedEngine) -> None:
+    async def both() -> list[bool | None]:
+        waiting = answering.stream(ASKED)
+        assert isinstance(decided := await anext(waiting), Decided) and decided.generates
+        first = await answering.ask(ASKED)
+        rest = [event async for event in waiting]
+        assert isinstance(rest[-1], Finished)
+        return [first.cached, rest[-1].answer.cached]
+
+    assert asyncio.run(both()) == [False, True] and len(engine.asked) == 1
+
+
+def test_an_answer_that_was_found_is_given_though_everything_is_forgotten_then(answering: Answering, engine: ScriptedEngine) -> None:
+    """Who was told that no model is needed asks none."""
+    ask(answering)
+
+    async def forgotten() -> Answer:
+        events = answering.stream(ASKED)
+        await anext(events)
+        assert answering.cache is not None
+        answering.cache.clear()
+        *_, last = [event async for event in events]
+        assert isinstance(last, Finished)
+        return last.answer
+
+    assert asyncio.run(forgotten()).cached is True and len(engine.asked) == 1
 
 
 def test_also_in_chinese_and_as_a_stream(answering: Answering, engine: ScriptedEngine) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from appliance.engines.base import Usage
 from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Prompted, Request, Text
 from retrieval.types import Evidence
-from router.types import Decision, Prediction
+from router.types import GENERATING, Decision, Prediction
 
 SOURCE = "成人每日剂量不超过 4 克。Paracetamol: at most 4 g a day for adults. Children: by weight."
 QUOTE = "Paracetamol: at most 4 g a day for adults."
@@ -53,7 +53,7 @@ class FakeAnswering:
         features = {"dense_top": 0.87, "overlap": 0.4}
         decision = Decision(arm, domain, "evidence_strong", reasons, predicted, {"finetuned": "no adapter yet"}, features, "rules-1")
         id = f"a1b2-{len(self.asked)}" if self.numbered else "a1b2"
-        yield Decided(id, decision, Evidence(request.question, (), 7))
+        yield Decided(id, decision, Evidence(request.question, (), 7), arm in GENERATING)
         try:
             yield Prompted(21)
             for number, piece in enumerate(self.pieces):
@@ -75,7 +75,9 @@ class FakeAnswering:
             )
             timings = {"retrieval": 12.0, "decision": 1.0, "first_token": 80.0, "total": 240.0}
             query = request.question
-            answer = Answer(id, text, arm, domain, (citation,), (), decision, "local", None, 7, Usage(21, 9), timings, "stop", query)
+            answer = Answer(
+                id, text, arm, domain, (citation,), (), decision, "local", None, 7, Usage(21, 9), timings, "stop", query, cached=False
+            )
             yield Finished(answer)
         except (GeneratorExit, asyncio.CancelledError):
             self.abandoned.set()

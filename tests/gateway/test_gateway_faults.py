@@ -16,6 +16,7 @@ from gateway_server import LIMITS, Served, running
 from lying_engine import LyingEngine, lying
 
 from appliance.admin.keys import Keys
+from appliance.answers.cache import AnswerCache
 from appliance.gateway.app import Limits
 from retrieval.types import DocumentKey
 from tests.waiting import until
@@ -25,9 +26,11 @@ QUICK = {"connect_seconds": "1", "first_token_seconds": "1.5", "between_tokens_s
 
 
 @contextmanager
-def gateway(folder: Path, url: str, limits: Limits = LIMITS, **settings: str) -> Iterator[Served]:
+def gateway(folder: Path, url: str, limits: Limits = LIMITS, cached: bool = False, **settings: str) -> Iterator[Served]:
     knowledge = make_knowledge(folder, url, **{**QUICK, **settings})
-    with running(Keys(knowledge.workspace.db), real_answering(knowledge), limits=limits, passage=knowledge.passage) as served:
+    answering = real_answering(knowledge)
+    answering.cache = AnswerCache(knowledge.workspace.db, 1 << 20) if cached else None
+    with running(Keys(knowledge.workspace.db), answering, limits=limits, passage=knowledge.passage) as served:
         yield served
     knowledge.workspace.close()
 
@@ -105,10 +108,32 @@ def test_what_needs_no_engine_does_not_wait_for_one_that_hangs(tmp_path: Path) -
         ThreadPoolExecutor(3) as pool,
     ):
         hanging = [pool.submit(ask, served, "base") for _ in range(3)]
-        until(lambda: "appliance_answers_queued 1.0" in served.http("").get("/metrics").text)
+        until(lambda: served.metric("appliance_answers_queued", queue="generating") == 1)
         for arm, question in (("quote", QUESTION), ("verified", APPROVED[0]), ("refuse", QUESTION), ("auto", APPROVED[0])):
             assert ask(served, arm, question).status_code == 200, arm
         assert not any(one.done() for one in hanging)
+        assert {one.result(20).status_code for one in hanging} == {503}
+
+
+def test_an_answer_that_was_kept_does_not_wait_for_a_model_that_hangs(tmp_path: Path) -> None:
+    def queued() -> float:
+        return served.metric("appliance_answers_queued", queue="generating")
+
+    patient = {"first_token_seconds": "5", "connect_seconds": "10"}
+    with (
+        lying() as engine,
+        gateway(tmp_path, engine.url, limits=Limits(running=2, queued=4), cached=True, **patient) as served,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        said = ask(served, "rag").json()
+        engine.fault = "hang"
+        hanging = [pool.submit(ask, served, "base", f"{QUESTION}{number}") for number in range(3)]
+        until(lambda: queued() == 1)
+        again = ask(served, "rag").json()
+        stream = served.http().post("/v1/chat/completions", json=chat(stream=True)).text
+        assert (said["cached"], again["cached"], again["answer"]) == (False, True, said["answer"])
+        assert '"cached":true' in stream and stream.endswith("data: [DONE]\n\n")
+        assert queued() == 1 and not any(one.done() for one in hanging)
         assert {one.result(20).status_code for one in hanging} == {503}
 
 
@@ -171,8 +196,7 @@ def test_a_client_that_goes_ends_the_work(both: tuple[Served, LyingEngine], lie:
             assert not (tokens and stream)
     until(lambda: bool(lie.left))
     assert lie.chats == before + 1 and lie.sent < lie.words
-    running = "appliance_answers_running 0.0"
-    until(lambda: running in served.http("").get("/metrics").text)
+    until(lambda: served.metric("appliance_answers_running") == 0)
 
 
 def test_an_engine_that_cannot_be_started_does_not_stop_the_rest(tmp_path: Path) -> None:
