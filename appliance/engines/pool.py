@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,8 @@ class EnginePool:
         self._engines: dict[str, Guarded] = {}
         self._broken: dict[str, tuple[float, BrokenEngine]] = {}
         self._again: dict[str, asyncio.Task[Engine]] = {}
-        self._lock = asyncio.Lock()
+        # One for each engine: nobody waits for the start of another.
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def of(self, domain: str) -> Engine:
         """The engine that answers for `domain`."""
@@ -51,7 +53,7 @@ class EnginePool:
         if name in self._engines:
             return self._engines[name]
         settings = self._workspace.config.engines[name]
-        async with self._lock:
+        async with self._locks[name]:
             if name in self._engines:
                 return self._engines[name]
             if name not in self._broken:

@@ -55,6 +55,36 @@ def test_another_try_holds_nobody_up(workspace: Workspace, monkeypatch: pytest.M
     asyncio.run(run())
 
 
+def test_an_engine_that_is_being_started_holds_up_no_other(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.save_setting("engines.other.kind", "local")
+    begun, go, built = threading.Event(), threading.Event(), []
+
+    def build(name: str, *_: object) -> ScriptedEngine:
+        built.append(name)
+        if name == "default":
+            begun.set()
+            assert go.wait(20)
+        return ScriptedEngine(name)
+
+    monkeypatch.setattr(pool, "build", build)
+
+    async def run() -> None:
+        engines = pool.EnginePool(workspace, ModelStore.default())
+        slow = [asyncio.create_task(engines.named("default")) for _ in range(2)]
+        await asyncio.to_thread(begun.wait, 20)
+        try:
+            async with asyncio.timeout(10):
+                await engines.named("other")
+            assert not any(task.done() for task in slow)
+        finally:
+            go.set()
+        one, same = await asyncio.gather(*slow)
+        assert one is same and built == ["default", "other"]
+        await engines.close()
+
+    asyncio.run(run())
+
+
 def test_settings_that_do_not_go_together_are_told_at_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     starting(monkeypatch, [UsageError("url is missing")] * 2)
 
