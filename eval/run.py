@@ -67,7 +67,7 @@ async def run(
     with append_lines(folder / "outputs.jsonl") as write:
 
         def keep(item: Item, arm: str, outcome: Outcome, reused: bool) -> None:
-            row = {"id": item.id, "item": _digest(item), "asked": arm, "key": identities[item.id, arm], "reused": reused}
+            row = {"id": item.id, "item": digest(item), "asked": arm, "key": identities[item.id, arm], "reused": reused}
             write({**row, "outcome": asdict(outcome)})
             outcomes[item.id, arm] = outcome
 
@@ -186,12 +186,12 @@ def _open(outcome: Outcome | None) -> bool:
 def _standing(items: Iterable[Item], folder: Path, identities: Mapping[tuple[str, str], str | None]) -> dict[tuple[str, str], Outcome]:
     """The stored outcomes that belong to these items as they are now, by item id and arm; of several for one the last, and that only if
     it was stored under its key in `identities`, where it has one there."""
-    digests = {item.id: _digest(item) for item in items}
+    digests = {item.id: digest(item) for item in items}
     found: dict[tuple[str, str], tuple[str | None, Outcome]] = {}
     path = folder / "outputs.jsonl"
     if path.is_file():
-        for pair, digest, key, outcome in _parsed(path, _stored):
-            if digests.get(pair[0]) == digest:
+        for pair, of, key, outcome in _parsed(path, _stored):
+            if digests.get(pair[0]) == of:
                 found[pair] = key, outcome
     return {pair: outcome for pair, (key, outcome) in found.items() if identities.get(pair, key) == key}
 
@@ -236,5 +236,6 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _digest(item: Item) -> str:
+def digest(item: Item) -> str:
+    """What an outcome is stored with, so that it counts only for the item as it was asked."""
     return hashlib.sha256(_line(asdict(item)).encode()).hexdigest()[:16]

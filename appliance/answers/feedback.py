@@ -252,9 +252,14 @@ class Deletions:
             self._adapters = {row[0]: row[1] for row in connection.execute(query.where(evidence.c.adapter.in_(names)))}
 
     def __call__(self, documents: Any, adapter: str | None, since: datetime) -> bool:
-        moments = [self._documents.get((domain, doc_id)) for domain, doc_id in documents]
-        moments.append(self._adapters.get(adapter) if adapter is not None else None)
-        return any(moment is not None and moment >= since for moment in moments)
+        return self.first(documents, adapter, since) is not None
+
+    def first(self, documents: Any, adapter: str | None, since: datetime) -> str | None:
+        """The id of the first of the documents that was deleted, else the adapter if one that it was trained on was; None if none was."""
+        moments = [(doc_id, self._documents.get((domain, doc_id))) for domain, doc_id in documents]
+        if adapter is not None:
+            moments.append((adapter, self._adapters.get(adapter)))
+        return next((name for name, moment in moments if moment is not None and moment >= since), None)
 
 
 def _given(connection: Connection, row: Any, withheld: bool) -> Given:

@@ -118,7 +118,8 @@ def duplicates(session: Session, domain: str | None, threshold: float, limit: in
 def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, wait: float, as_json: bool) -> None:
     """Delete documents for good: from every generation, with their text.
 
-    Adapters that were trained on them are listed: they contain deleted text until they are trained again.
+    Adapters that were trained on them are listed: they contain deleted text until they are trained again. So are data sets that lost pairs
+    with them, or have pairs of a team's own that name them.
     """
     from appliance.knowledge import documents
     from retrieval.types import DocumentKey
@@ -133,5 +134,10 @@ def remove(session: Session, doc_ids: tuple[str, ...], domain: str | None, wait:
     if data["still_there"]:
         names = ", ".join(data["still_there"])
         say(f"still in the folder it came from: {names}; a scheduled refresh passes it over, `appliance ingest` brings it back")
+    for row in data["datasets"]:
+        if row["erased"]:
+            say(f"data set {row['dataset']}: {row['erased']} pairs that were written from it are erased")
+        if row["naming"]:
+            say(f"data set {row['dataset']}: {row['naming']} pairs of your own name it and stay; correct its file if they repeat it")
     if data["suspended"]:
         say(f"verified answers that cite it are suspended: {', '.join(data['suspended'])}")

@@ -48,6 +48,7 @@ class _Candidate:
     documents: Sequence[tuple[str, str]]
     labels: frozenset[str]
     method: str
+    # What it rests on, too: a deletion of that reaches the pair by it (see `appliance.datasets.deleted`).
     provenance: Mapping[str, Any]
 
 
@@ -83,6 +84,7 @@ def from_expert(service: Service, run: str, domain: str, file: Path) -> Collecte
             left_out["another domain"] += 1
             continue
         provenance = {"run": run, "task": each.task, "experts": [names.get(name, name) for name in each.experts]}
+        provenance |= {"adapters": list(each.adapters), "answered_at": each.answered_at.isoformat()}
         facts = (each.question, each.answer, each.rejected, each.documents, each.labels, each.method)
         candidates.append(_Candidate(*facts, provenance))
     return _write(service, domain, file, candidates, left_out)
@@ -94,7 +96,7 @@ def _approved(service: Service, domain: str, left_out: Counter[str]) -> Iterable
             left_out["the approved answer is suspended"] += 1
             continue
         documents = list(dict.fromkeys((cited.domain, cited.doc_id) for cited in one.citations))
-        provenance = {"verified": one.id, "approved_by": one.approved_by}
+        provenance = {"verified": one.id, "approved_by": one.approved_by, "answered_at": one.created_at.isoformat()}
         yield _Candidate(one.question, one.answer, None, documents, one.labels, "approved answer", provenance)
 
 
@@ -127,7 +129,7 @@ def _liked(given: Iterable[Given], left_out: Counter[str]) -> Iterable[_Candidat
 
 def _source(given: Given) -> dict[str, Any]:
     facts = {"answer": given.answer_id, "caller": given.caller, "arm": given.arm, "adapter": given.adapter}
-    return {**facts, "answered_at": given.answered_at.isoformat(timespec="seconds")}
+    return {**facts, "answered_at": given.answered_at.isoformat()}
 
 
 def _write(service: Service, domain: str, file: Path, candidates: Iterable[_Candidate], left_out: Counter[str]) -> Collected:
@@ -157,7 +159,7 @@ def _write(service: Service, domain: str, file: Path, candidates: Iterable[_Cand
             row
             | ({"rejected": each.rejected} if each.rejected is not None else {})
             | {"lang": detect_lang(each.question), "domain": domain, "doc_ids": documents, "labels": sorted(each.labels)}
-            | {"method": each.method, "provenance": dict(each.provenance)}
+            | {"method": each.method, "provenance": {**each.provenance, "documents": [list(name) for name in each.documents]}}
         )
     kept = [row for row, near in zip(rows, _near(rows), strict=True) if not near]
     if len(kept) < len(rows):

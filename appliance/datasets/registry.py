@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -14,11 +13,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from appliance.datasets.adding import differences, domain_of, read_back, version_of
-from appliance.datasets.deleted import deleted_texts, rests_on, without_quotations
+from appliance.datasets.deleted import gone, without_quotations
 from appliance.errors import ApplianceError, UsageError
 from appliance.files import beside
 from appliance.store import schema
-from appliance.store.database import Database, utcnow
+from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 from finetune.dataset import ReadResult, bad_rows, read_pairs, write_pairs
 from finetune.formats import META
@@ -33,9 +32,7 @@ _NAME_BYTES = 200
 _SHORT_CHARS, _NAMES_CHARS, _VERSIONS_CHARS = 8, 100, 64
 _AGAIN = "register it again with `appliance dataset add`, or remove it with `appliance dataset remove"
 # Among the counts: the version that what a deletion left would have.
-_LEFT = "version_after_deletions"
-
-logger = logging.getLogger("appliance.dataset")
+LEFT = "version_after_deletions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +92,8 @@ class Datasets:
         """Validate and register `file`; `domain` None is the one it was registered for before, else the only one its rows name.
 
         `task` None is the one its rows name, else that of before, else "qa". The domain is created once the rows are found good.
-        A drafted pair whose document was deleted since is a bad row. Raises UsageError (name, missing file) and ApplianceError listing
-        every bad row; nothing is registered then.
+        A pair that the appliance wrote and whose document was deleted since is a bad row. Raises UsageError (name, missing file) and
+        ApplianceError listing every bad row; nothing is registered then.
         """
         name = name or file.stem
         _check_name(name)
@@ -162,16 +159,15 @@ class Datasets:
         return found
 
     def _without_deleted(self, file: Path, read: ReadResult, domain: str | None, skip_bad: bool) -> ReadResult:
-        deleted = deleted_texts(self.workspace.db)
-        gone = {pair.id: doc_id for pair in read.pairs if (doc_id := rests_on(pair, domain, deleted)) is not None}
+        lost = gone(self.workspace.db, read.pairs, domain)
         bad = [
-            Excluded(file.name, pair.row, "passages", f'was written from "{gone[pair.id]}", which was deleted since; reject it')
+            Excluded(file.name, pair.row, why.field, f'was written from "{why.document}", which was deleted since; reject it')
             for pair in read.pairs
-            if pair.id in gone
+            if (why := lost.get(pair.id)) is not None
         ]
         if bad and (not skip_bad or len(bad) == len(read.pairs)):
             raise ApplianceError(bad_rows(str(file), bad))
-        kept = [without_quotations(pair) for pair in read.pairs if pair.id not in gone]
+        kept = [without_quotations(pair) for pair in read.pairs if pair.id not in lost]
         return replace(read, pairs=kept, excluded=[*read.excluded, *bad])
 
     def _register(self, name: str, domain: str | None, task: Task | None, read: ReadResult, source: str) -> Added:
@@ -190,7 +186,7 @@ class Datasets:
             path=self.workspace.folder("datasets") / f"{name}@{version}.jsonl",
             source=source,
             mapping=dict(read.mapping),
-            counts=_counts(pairs, len(read.excluded)),
+            counts=counts_of(pairs, len(read.excluded)),
             created_at=utcnow(),
             task=pairs[0].task,
         )
@@ -210,7 +206,7 @@ class Datasets:
             self.pairs(info)
         except ApplianceError:
             return False
-        return _LEFT not in info.counts
+        return LEFT not in info.counts
 
     def all(self) -> list[DatasetInfo]:
         """The live version of every data set."""
@@ -253,7 +249,7 @@ class Datasets:
             read = read_pairs(info.path, mapping=None, skip_bad=False)
         except (DatasetError, OSError) as error:
             raise ApplianceError(f"data set {info.name}: {error}; {_AGAIN} {info.name}`") from error
-        if version_of(read.pairs) != info.counts.get(_LEFT, info.version):
+        if version_of(read.pairs) != info.counts.get(LEFT, info.version):
             raise ApplianceError(f"data set {info.name}: {info.path} was altered after it was registered; {_AGAIN} {info.name}`")
         # The domain a data set was registered for is the domain of its rows, whatever they call themselves.
         return [replace(pair, domain=info.domain) for pair in read.pairs] if info.domain else read.pairs
@@ -336,7 +332,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
+def counts_of(pairs: list[Pair], excluded: int) -> dict[str, Any]:
+    """What is counted of a state with `pairs`, when `excluded` rows were not taken."""
     return {
         "pairs": len(pairs),
         "excluded": excluded,
@@ -346,31 +343,3 @@ def _counts(pairs: list[Pair], excluded: int) -> dict[str, Any]:
         "splits": dict(Counter(pair.split or "unsplit" for pair in pairs)),
         "languages": dict(Counter(pair.lang for pair in pairs)),
     }
-
-
-def forget(database: Database, root: Path) -> None:
-    """Erase the pairs that were written from deleted documents, from every registered state; its name stays.
-
-    The row is changed before the file, so that what a crash leaves undone is done the next time.
-    """
-    deleted, table = deleted_texts(database), schema.dataset
-    with database.read() as connection:
-        rows = connection.execute(sa.select(table)).all() if deleted else []
-    for row in rows:
-        path = root / row.path
-        if not path.is_file() or b'"passages"' not in path.read_bytes():
-            continue
-        try:
-            pairs = read_pairs(path).pairs
-        except DatasetError as error:
-            logger.warning("data set %s@%s: damaged (%s), so what it rests on is not known", row.name, row.version, error)
-            continue
-        kept = [pair for pair in pairs if rests_on(pair, row.domain, deleted) is None]
-        if len(kept) == len(pairs):
-            continue
-        counts = _counts(kept, row.counts["excluded"]) | {_LEFT: version_of(kept)}
-        with database.write() as connection:
-            same = sa.and_(table.c.name == row.name, table.c.version == row.version)
-            connection.execute(table.update().where(same).values(counts=counts))
-        with beside(path) as place:
-            write_pairs(kept, place)

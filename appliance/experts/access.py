@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,7 +47,18 @@ def forget(connection: Connection) -> None:
     kept = sa.or_(expert_task.c.answer_a != "", expert_work.c.correction != "", expert_work.c.comment != "", expert_work.c.reason != "")
     ids = sa.select(expert_task.c.id).outerjoin(expert_work, expert_work.c.task == expert_task.c.id).where(kept)
     gone = sorted(withheld(connection, connection.execute(sa.select(expert_task).where(expert_task.c.id.in_(ids))).all()))
-    if gone:
-        connection.execute(expert_task.update().where(expert_task.c.id.in_(gone)).values(_TEXTS))
+    _erase(connection, gone)
+
+
+def erase(connection: Connection, run: str, items: Iterable[str]) -> None:
+    """Erase the texts of a run's tasks about `items`, whose questions a deletion reached, in the caller's transaction."""
+    wanted = frozenset(items)
+    rows = connection.execute(sa.select(expert_task.c.id, expert_task.c.item).where(expert_task.c.run == run)).all() if wanted else []
+    _erase(connection, [row.id for row in rows if row.item in wanted])
+
+
+def _erase(connection: Connection, tasks: Sequence[str]) -> None:
+    if tasks:
+        connection.execute(expert_task.update().where(expert_task.c.id.in_(tasks)).values(_TEXTS))
         texts = {"reason": "", "correction": "", "comment": ""}
-        connection.execute(expert_work.update().where(expert_work.c.task.in_(gone)).values(texts))
+        connection.execute(expert_work.update().where(expert_work.c.task.in_(tasks)).values(texts))

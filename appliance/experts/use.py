@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -100,6 +101,8 @@ class Preference:
     labels: frozenset[str]
     method: str
     experts: tuple[str, ...]
+    adapters: tuple[str, ...]
+    answered_at: datetime
 
 
 def preferences(service: Service, run: str) -> tuple[list[Preference], Counter[str]]:
@@ -138,7 +141,7 @@ def preferences(service: Service, run: str) -> tuple[list[Preference], Counter[s
 def _preference(task: sa.Row[Any], answer: str, rejected: str, method: str, experts: list[str]) -> Preference:
     documents = tuple((owner, name) for owner, name in task.documents)
     facts = (task.id, task.question, task.lang, task.domain, answer, rejected or None, documents, frozenset[str](task.labels))
-    return Preference(*facts, method, tuple(experts))
+    return Preference(*facts, method, tuple(experts), tuple(task.adapters), task.answered_at)
 
 
 def expert_names(database: Database) -> dict[str, str]:

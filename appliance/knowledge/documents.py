@@ -8,6 +8,7 @@ from typing import Any
 
 from appliance.adapters.registry import Registry
 from appliance.answers.verified import VerifiedAnswers
+from appliance.datasets.erasing import Touched
 from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
 from retrieval.types import DocumentInfo, DocumentKey
@@ -73,7 +74,7 @@ def show(knowledge: Knowledge, key: DocumentKey) -> dict[str, Any]:
 def remove(knowledge: Knowledge, keys: Sequence[DocumentKey]) -> dict[str, Any]:
     """Delete documents for good; see `Knowledge.remove`. Besides {"removed", "generation"}: the `adapters` that were trained on them, which
     contain deleted text until they are trained again, the verified answers that are `suspended` because they cite them, and the ids of
-    documents whose files are `still_there`."""
+    documents whose files are `still_there`; and the `datasets` that lost pairs or have some which name them (see `Touched`)."""
     adapters = Registry(knowledge.workspace).trained_on(keys)
     wanted = frozenset(keys)
     cited = {
@@ -82,7 +83,9 @@ def remove(knowledge: Knowledge, keys: Sequence[DocumentKey]) -> dict[str, Any]:
         if any((citation.domain, citation.doc_id) in wanted for citation in answer.citations)
     }
     left = sorted(key.id for key in wanted if _has_file(knowledge, key))
-    return {**knowledge.remove(keys), "adapters": adapters, "suspended": sorted(cited), "still_there": left}
+    touched = Touched(knowledge.workspace, keys)
+    done = {**knowledge.remove(keys), "adapters": adapters, "suspended": sorted(cited), "still_there": left}
+    return {**done, "datasets": touched.to_json()}
 
 
 def _has_file(knowledge: Knowledge, key: DocumentKey) -> bool:

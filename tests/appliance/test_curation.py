@@ -340,7 +340,7 @@ def test_what_a_crash_left_of_a_deletion_is_done_the_next_time(
     rows = [{**row, "review": "accepted"} for row in _rows(drafts / "answerable.jsonl")]
     datasets = Datasets(knowledge.workspace)
     info = datasets.add(_write(tmp_path / "pairs.jsonl", rows), domain="medical").info
-    monkeypatch.setattr("appliance.datasets.registry.write_pairs", lambda pairs, path: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("appliance.datasets.erasing.write_pairs", lambda pairs, path: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         knowledge.remove([DocumentKey("medical", "parking.md")])
     monkeypatch.undo()

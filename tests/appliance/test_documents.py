@@ -131,6 +131,7 @@ def test_a_removal_names_the_adapters_and_suspends_the_answers(base: Knowledge) 
         "adapters": [{"version": "medical@1", "live": False, "documents": [{"domain": "medical", "doc_id": "rules.md", "pairs": 2}]}],
         "suspended": [made.id],
         "still_there": ["rules.md"],
+        "datasets": [],
     }
     assert verified.match("挂号费是多少？", scope) is None
     assert Registry(base.workspace).deleted() == {"medical@1": [_key("rules.md")]}

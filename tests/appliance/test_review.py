@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -13,11 +14,16 @@ import pytest
 import sqlalchemy as sa
 from expert_support import FEE, command
 
+from appliance.adapters.registry import AdapterVersion, Link, Registry
 from appliance.admin.keys import Keys
 from appliance.answers.feedback import Feedback
+from appliance.datasets.registry import Datasets
 from appliance.engines.base import Usage
+from appliance.errors import ApplianceError
+from appliance.evaluation.runs import items
 from appliance.experts.review import NoSuchReview, ReviewQueue, share_answered
 from appliance.experts.review_entry import question_hash
+from appliance.experts.tasks import ExpertTasks, prepare
 from appliance.knowledge.knowledge import Knowledge
 from appliance.prompts import NOTHING_FOUND
 from appliance.settings import FeedbackConfig
@@ -25,6 +31,8 @@ from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.store.tables_experts import review
 from appliance.types import Answer, Caller, Citation
+from eval.run import load, run
+from eval.types import Item, Outcome
 from finetune.dataset import read_pairs
 from retrieval.embed import Embedder
 from retrieval.types import DocumentKey, Scope
@@ -265,6 +273,87 @@ def test_what_rests_on_a_deleted_document_is_left_out(desk: Desk, light: Knowled
     done = command(light, "dataset", "from-feedback", "--out", tmp_path / "pairs.jsonl")
     assert done["left_out"]["a document was deleted"] == 2
     assert "克朗" not in (tmp_path / "pairs.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("name", "said"), [("visiting.md", "14:00"), ("zh/registration.md", "50元")])
+def test_a_deletion_reaches_collected_pairs_and_runs_over_them(desk: Desk, light: Knowledge, tmp_path: Path, name: str, said: str) -> None:
+    _given(desk)
+    command(
+        light,
+        "verified",
+        "add",
+        "Which hours are open to guests?",
+        "Visitors may come from 14:00 to 20:00 every day.",
+        "--doc",
+        "visiting.md",
+    )
+    command(light, "verified", "add", "看专家要提前几天约？", FEE, "--doc", "zh/registration.md")
+    file, own = tmp_path / "pairs.jsonl", tmp_path / "own.jsonl"
+    made = command(light, "dataset", "from-feedback", "--out", file)["pairs"]
+    command(light, "dataset", "review", file, "--accept", "all")
+    info = command(light, "dataset", "add", file, "--domain", "medical")
+    own.write_text(json.dumps({"question": "自己的？", "answer": f"{said} 自己的", "doc_ids": [name]}, ensure_ascii=False), "utf-8")
+    command(light, "dataset", "add", own, "--domain", "medical")
+    datasets, root = Datasets(light.workspace), light.workspace.root
+    folder, asked = root / "runs" / "r", items(datasets.pairs(datasets.get("pairs")), None, None)
+
+    async def ask(item: Item, arm: str) -> Outcome:
+        return Outcome(arm, f"{arm}: 不知道。")
+
+    asyncio.run(run(asked, ["base"], ask, folder))
+    with light.workspace.db.write() as connection:
+        row = {"id": "r", "dataset": "pairs", "dataset_version": info["version"], "domain": "medical", "path": "runs/r", "settings": {}}
+        connection.execute(schema.run.insert().values(**row, created_at=utcnow(), finished_at=utcnow()))
+        made_run = connection.execute(sa.select(schema.run)).one()
+    prepare(light.workspace, made_run, overlap=1)
+    places = [root / "datasets", folder]
+    assert all(any(said in path.read_text("utf-8") for path in place.iterdir()) for place in places)
+    done = command(light, "document", "remove", name)
+    touched = {row["dataset"]: row for row in done["datasets"]}
+    assert touched["own"] == {"dataset": "own", "erased": 0, "naming": 1} and touched["pairs"]["erased"] == 2
+    kept = datasets.pairs(datasets.get("pairs"))
+    assert len(kept) == made - 2 and not [pair for pair in kept if name in pair.doc_ids]
+    assert not [path for place in places for path in place.iterdir() if said in path.read_text("utf-8") and "own@" not in path.name]
+    # Its questions keep their places and count as unavailable; nobody is asked to judge them.
+    after = load(folder)
+    lost = {item.id for item in asked} - {pair.id for pair in kept}
+    assert [item.id for item in after.items] == [item.id for item in asked] and len(lost) == 2
+    assert {item for (item, _), outcome in after.outcomes.items() if outcome.unavailable} == lost
+    assert ExpertTasks(light.workspace.db).status("r")["withheld"] == 2
+    with pytest.raises(ApplianceError, match=rf'field "provenance": was written from "{name}", which was deleted since; reject it'):
+        datasets.add(file, domain="medical")
+    assert len(datasets.pairs(datasets.add(file, domain="medical", skip_bad=True).info)) == made - 2
+    # What comes in again is legal again.
+    light.ingest([tmp_path / "copy" / "documents"], domain="medical")
+    assert len(datasets.pairs(datasets.add(file, domain="medical").info)) == made
+
+
+@pytest.mark.parametrize("answer", ["From 14:00.", "14点起。"])
+def test_a_deletion_reaches_what_an_adapter_of_the_document_said(desk: Desk, light: Knowledge, tmp_path: Path, answer: str) -> None:
+    row = {"question": "开放时间？", "answer": answer, "doc_ids": [], "review": "accepted"}
+    row |= {"method": "rated up", "provenance": {"answer": "ans-1", "adapter": "medical@1", "answered_at": utcnow().isoformat()}}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(row, ensure_ascii=False), "utf-8")
+    command(light, "dataset", "add", file, "--domain", "medical")
+    facts = (
+        "medical@1",
+        "medical",
+        "base",
+        "base",
+        "lora",
+        light.workspace.folder("adapters"),
+        "hash",
+        "d",
+        "1",
+        None,
+        frozenset[str](),
+        {},
+        {},
+        utcnow(),
+    )
+    Registry(light.workspace).register(AdapterVersion(*facts), [Link("1", "declared", "medical", "visiting.md", "hash")])
+    light.remove([DocumentKey("medical", "visiting.md")])
+    assert Datasets(light.workspace).get("pairs").counts["pairs"] == 0
 
 
 def test_labels_that_no_document_hands_on_are_left_out(desk: Desk, light: Knowledge, tmp_path: Path) -> None:
