@@ -47,9 +47,9 @@ demo: setup
 test: setup programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# Real models and processes at smoke sizes: two at a time, those of one xdist_group in one process.
+# Real models and processes at smoke sizes: two files at a time, and never two of those that take gigabytes (tests/conftest.py).
 test-slow: setup programs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not full" -n auto --maxprocesses 2 --dist loadgroup --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not full" -n auto --maxprocesses 2 --dist loadfile --durations=25
 
 # What only NVIDIA GPUs can show; skipped without one (not run: no GPU was at hand).
 test-gpu: setup

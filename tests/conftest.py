@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from appliance.store.database import Database
 from appliance.store.postgres import open_session
@@ -22,6 +23,29 @@ __all__ = ["vllm_bench", "vllm_workspace"]
 
 # As the command line does, and before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# One after another in the same process, though each file may go to another: each of them takes gigabytes, and several share one vLLM.
+_BIG = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "appliance/test_adapter_swaps",
+        "appliance/test_vllm_real",
+        "e2e/test_serving_real_vllm",
+        "finetune/test_finetune_memory",
+        "finetune/test_finetune_served",
+        "finetune/test_finetune_smollm2",
+    )
+)
+
+
+class _ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "big" if file in _BIG else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile | None:
+    return _ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

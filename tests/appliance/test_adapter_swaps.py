@@ -39,9 +39,9 @@ def drains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def swap_under_load(
-    service: Service, domain: str, versions: Mapping[str, str], questions: tuple[str, ...], swaps: int, unloads: list[str]
+    service: Service, domain: str, versions: Mapping[str, str], questions: tuple[str, ...], swaps: int, askers: int, unloads: list[str]
 ) -> None:
-    """Promote `versions` (by name, each with how its answers begin) in turn while `ASKERS` ask; `unloads` is what left the server."""
+    """Promote `versions` (by name, each with how its answers begin) in turn while `askers` ask; `unloads` is what left the server."""
     names = list(versions)
     live: list[str] = []
     answers: list[tuple[int, int, Answer]] = []
@@ -75,7 +75,7 @@ async def swap_under_load(
     engine = await service.engines.of(domain)
     assert isinstance(engine, Guarded)
     try:
-        await asyncio.gather(swap(), *(ask(number) for number in range(ASKERS)))
+        await asyncio.gather(swap(), *(ask(number) for number in range(askers)))
         async with asyncio.timeout(60):
             # The last one stays alone, but for the live ones of other domains.
             while versions.keys() & await engine.adapters() != {live[-1]}:  # noqa: ASYNC110 - the life changes it
@@ -121,7 +121,7 @@ def test_a_hundred_swaps_under_load(light: Knowledge, tmp_path: Path, drains: No
         service.answering.engines = service.engines
         try:
             questions = ("When may visitors come?", "探视时间是几点？")
-            await swap_under_load(service, "medical", {name: f"{name}: " for name in versions}, questions, SWAPS, unloads)
+            await swap_under_load(service, "medical", {name: f"{name}: " for name in versions}, questions, SWAPS, ASKERS, unloads)
         finally:
             await service.engines.close()
 
@@ -149,8 +149,7 @@ def in_one_domain(vllm_bench: VllmBench) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("models")
-@pytest.mark.parametrize("swaps", [6, pytest.param(SWAPS, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("swaps", "askers"), [(4, 8), pytest.param(SWAPS, ASKERS, marks=pytest.mark.full)])
 def test_swaps_on_real_vllm(
     in_one_domain: dict[str, str],
     vllm_bench: VllmBench,
@@ -158,8 +157,9 @@ def test_swaps_on_real_vllm(
     unloads: list[str],
     monkeypatch: pytest.MonkeyPatch,
     swaps: int,
+    askers: int,
 ) -> None:
-    # On few cores one step over twenty prompts, each with an adapter, takes long: whoever is in the middle of an answer waits for it.
+    # On few cores one step over so many prompts, each with an adapter, takes long: whoever is in the middle of an answer waits for it.
     monkeypatch.setenv("APPLIANCE_ENGINES__DEFAULT__BETWEEN_TOKENS_SECONDS", "600")
     monkeypatch.setenv("APPLIANCE_ENGINES__DEFAULT__FIRST_TOKEN_SECONDS", "600")
 
@@ -167,7 +167,7 @@ def test_swaps_on_real_vllm(
         with Workspace(vllm_bench.root) as workspace:
             service = open_service(workspace)
             try:
-                await swap_under_load(service, "ward", in_one_domain, QUESTIONS, swaps, unloads)
+                await swap_under_load(service, "ward", in_one_domain, QUESTIONS, swaps, askers, unloads)
             finally:
                 await service.answering.close()
 

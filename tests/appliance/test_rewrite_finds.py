@@ -51,7 +51,6 @@ def test_most_follow_ups_are_recognised(lang: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("rewrite")
 @pytest.mark.parametrize("lang", LANGS)
 def test_the_rewritten_question_finds_the_document_more_often(sample: Knowledge, lang: str) -> None:
     hits = {"raw": 0, "rewritten": 0}

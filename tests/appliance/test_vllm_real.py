@@ -15,7 +15,7 @@ from appliance.models.store import ModelStore
 from appliance.settings import DEFAULT_CHAT
 from tests.vllm_server import QUESTIONS, WORDS, VllmBench, say
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("models")]
+pytestmark = pytest.mark.slow
 
 
 async def load_all(engine: Engine, bench: VllmBench) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tests.vllm_server import QUESTIONS, WORDS, VllmBench
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("models")]
+pytestmark = pytest.mark.slow
 # Seconds from one token to the next: what a hung engine costs who waits for it.
 BETWEEN = 10
 ASKERS = 6

@@ -28,8 +28,6 @@ sys.path.append(str(Path(__file__).parent.parent / "gateway"))
 from gateway_real import APPROVED
 from lying_engine import LyingEngine, lying
 
-pytestmark = pytest.mark.xdist_group("soak")
-
 ASKED = [
     ("medical/rag", "When may visitors come?"),
     ("medical/rag", "探视时间是几点到几点？"),

@@ -248,7 +248,6 @@ def test_too_much_is_said_before_the_start(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("models")
 @pytest.mark.skipif(smollm2() is None, reason="the embedded model is not on this machine")
 @pytest.mark.parametrize("wanted", [{}, {"gradient_checkpointing": True}, {"method": "full"}])
 def test_the_estimate_is_within_a_third_of_the_peak(tmp_path: Path, wanted: dict[str, Any]) -> None:

@@ -205,7 +205,6 @@ def test_an_altered_model_is_noticed(made: dict[str, Made], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("models")
 @pytest.mark.skipif(BASE is None, reason="the embedded model is not on this machine")
 def test_every_method_trains_and_serves_the_embedded_model(tmp_path: Path) -> None:
     assert BASE is not None

