@@ -15,6 +15,7 @@ from finetune.check import CheckReport, Coverage, check
 from finetune.dataset import counts, split_pairs
 from finetune.tokens import load_tokenizer
 from finetune.types import Pair, TrainingError
+from retrieval.types import DocumentInfo
 
 # The set of approved answers, among the others a data set is compared with.
 VERIFIED = "approved answers"
@@ -70,7 +71,9 @@ def examine(
     if domain is None:
         notes.append("the data set has no domain: no tokens were counted and no documents looked for; name one with --domain")
     else:
-        known = frozenset(document.id for document in service.knowledge.documents.documents(domain))
+        documents = list(service.knowledge.documents.documents(domain))
+        known = frozenset(document.id for document in documents)
+        notes += _changed_since(info, pairs, documents)
         notes += [] if known else [f"{domain} has no documents: whether the pairs rest on any was not looked at"]
         sizes, problem = _sizes(service, domain, pairs)
         notes += [problem] if problem else []
@@ -102,6 +105,17 @@ def _domain(service: Service, info: DatasetInfo, pairs: Sequence[Pair], given: s
     known = service.workspace.domains()
     only = known[0] if len(known) == 1 and any(pair.domain in (None, known[0]) for pair in pairs) else None
     return info.domain or only
+
+
+def _changed_since(info: DatasetInfo, pairs: Sequence[Pair], documents: Sequence[DocumentInfo]) -> list[str]:
+    """What training cannot tell of pairs that only name their documents: their texts are others than when somebody wrote the answers."""
+    since = min(part.created_at for part in info.parts or (info,))
+    changed = {document.id for document in documents if document.updated_at > since}
+    # A pair with passages knows the text it was written from, and is left out of training by itself.
+    doubtful = sum(not pair.passages and not changed.isdisjoint(pair.doc_ids) for pair in pairs)
+    if not doubtful:
+        return []
+    return [f"{doubtful} pairs name documents that changed after the set was registered ({since:%Y-%m-%d}): see whether they still hold"]
 
 
 def _asked_by_the_gate(service: Service, domain: str | None, beside: Mapping[str, Sequence[Pair]]) -> set[str]:

@@ -52,6 +52,19 @@ def test_a_set_of_no_domain_is_checked_as_one_of_the_only_domain(service: Servic
     assert report.unknown_documents == {"t2": ("zh/moved.md",)}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("parking.md", "# Parking\n\nIt costs 5 crowns.\n"), ("zh/registration.md", "# 挂号\n\n挂号费为30元。\n")]
+)
+def test_pairs_that_name_a_document_which_changed_later_are_counted(service: Service, tmp_path: Path, name: str, text: str) -> None:
+    info = _add(service, "pairs", PAIRS)
+    assert examine(service, info, searched=0).notes == ()
+    folder = tmp_path / "copy" / "documents"
+    (folder / name).write_text(text, "utf-8")
+    service.knowledge.ingest([folder], domain="medical")
+    (note,) = examine(service, info, searched=0).notes
+    assert note.startswith("1 pairs name documents that changed after the set was registered")
+
+
 def test_with_several_domains_one_is_named_or_the_note_says_what_was_not_done(service: Service) -> None:
     service.workspace.create_domain("legal")
     info = _add(service, "pairs", PAIRS)
