@@ -21,6 +21,10 @@ class DatabaseFailed(ApplianceError):
     """The database itself fails: locked for too long, damaged, not writable, not reachable."""
 
 
+class AlteredFiles(ApplianceError):
+    """The files of a version are missing, or are not what was registered."""
+
+
 class GateMissed(ApplianceError):
     """A measured condition was not met."""
 

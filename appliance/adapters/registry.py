@@ -19,7 +19,7 @@ from appliance.adapters.evidence import record
 from appliance.adapters.freshness import Freshness
 from appliance.adapters.tuned_questions import Near
 from appliance.engines.base import AdapterRef
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import AlteredFiles, ApplianceError, UsageError
 from appliance.store import schema, tables_admin
 from appliance.store.database import utcnow
 from appliance.store.locks import WriterLock
@@ -322,16 +322,16 @@ class Registry:
         self.check(version)
 
     def check(self, version: AdapterVersion) -> None:
-        """Raises ApplianceError unless the version's files are complete and unaltered."""
+        """Raises AlteredFiles unless the version's files are complete and unaltered."""
         from finetune.version import version_hash
 
         if not version.path.is_dir():
-            raise ApplianceError(f"the files of {version.name} are missing ({version.path}); restore them or train again")
+            raise AlteredFiles(f"the files of {version.name} are missing ({version.path}); restore them or train again")
         # What is incomplete, or no JSON any more, was altered too.
         with suppress(OSError, ValueError):
             if version_hash(version.path) == version.sha256:
                 return
-        raise ApplianceError(f"the files of {version.name} were altered after training ({version.path}); restore them or train again")
+        raise AlteredFiles(f"the files of {version.name} were altered after training ({version.path}); restore them or train again")
 
     def links(self, name: str) -> list[Link]:
         """The evidence of every pair the version was trained on."""

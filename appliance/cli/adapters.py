@@ -10,7 +10,7 @@ import click
 from appliance.cli.canary import canary, retrain
 from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
 from appliance.cli.stale import stale
-from appliance.errors import DONE, GATE_MISSED, ApplianceError, UsageError
+from appliance.errors import DONE, GATE_MISSED, AlteredFiles, ApplianceError, UsageError
 
 if TYPE_CHECKING:
     from appliance.adapters.gate_checks import GateResult
@@ -146,8 +146,12 @@ def lint(session: Session, version: str, kind: Any, as_json: bool) -> int:
 
     registry = _registry(session)
     found = registry.get(version)
-    registry.check(found)
-    problems = problems_of(session.workspace, ModelStore.default(), found, kind)
+    try:
+        registry.check(found)
+        problems = problems_of(session.workspace, ModelStore.default(), found, kind)
+    except AlteredFiles as error:
+        # What is no longer what was registered is not looked into.
+        problems = [str(error)]
     data = {"version": version, "problems": problems}
     emit(data, as_json, lambda: click.echo("\n".join(problems) or f"{version} can be served"))
     return GATE_MISSED if problems else DONE

@@ -16,7 +16,8 @@ from appliance.adapters import tuned_questions
 from appliance.adapters.registry import AdapterVersion, Link, Registry
 from appliance.adapters.tuned_questions import Near
 from appliance.answers.availability import ArmUnavailable
-from appliance.errors import ApplianceError, UsageError
+from appliance.cli.main import run
+from appliance.errors import GATE_MISSED, ApplianceError, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.store import schema
 from appliance.store.database import utcnow
@@ -235,12 +236,15 @@ def test_nothing_is_rolled_back_to_files_that_are_not_what_was_registered(knowle
     assert registry.live("medical") == registry.get(two.name)
 
 
-def test_altered_or_missing_files_are_not_promoted(knowledge: Knowledge) -> None:
+def test_altered_or_missing_files_are_not_promoted(knowledge: Knowledge, capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry(knowledge.workspace)
     one, two = make(knowledge, 1), make(knowledge, 2)
     (one.path / "adapter_model.safetensors").write_bytes(b"altered")
     with pytest.raises(ApplianceError, match="were altered after training"):
         registry.promote(one.name)
+    assert run(["--workspace", str(knowledge.workspace.root), "adapter", "lint", one.name, "--json"]) == GATE_MISSED
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "were altered after training" in problem
     for file in two.path.iterdir():
         file.unlink()
     two.path.rmdir()
