@@ -23,6 +23,7 @@ from appliance.errors import AlteredFiles, ApplianceError, UsageError
 from appliance.store import schema, tables_admin
 from appliance.store.database import utcnow
 from appliance.store.locks import WriterLock
+from appliance.store.lookup import Lookup
 from appliance.workspace import Workspace
 from finetune.settings import yields
 from finetune.types import Task
@@ -35,6 +36,7 @@ MODELS = "models"
 ROLLBACK = "rollback"
 # What a version is called: domain and content hash.
 VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*@[0-9a-f]{8}")
+_NAMED = Lookup(sa.select(schema.adapter).where(schema.adapter.c.name == sa.bindparam("name")))
 
 
 def _doomed(folder: Path) -> Path:
@@ -164,13 +166,7 @@ class Registry:
 
     def find(self, name: str) -> AdapterVersion | None:
         """The version called `name`, None if there is none (any more)."""
-        with self.workspace.db.read() as connection:
-            row = connection.execute(self._named(name)).one_or_none()
-        return None if row is None else self._version(row)
-
-    @staticmethod
-    def _named(name: str) -> sa.Select[Any]:
-        return sa.select(schema.adapter).where(schema.adapter.c.name == name)
+        return next(map(self._version, self.workspace.db.rows(_NAMED, name=name)), None)
 
     def model_at(self, reference: str) -> AdapterVersion | None:
         """The model version that the base `reference` of the configuration names; its `labels` as in `current`."""
