@@ -43,8 +43,18 @@ class PlainTransport(httpx.AsyncBaseTransport):
         """See httpx. The connection is used again once the body was read to its end and the response closed."""
         timeouts = request.extensions.get("timeout", {})
         body = await request.aread()
-        connection = self._waiting() or await _connect(request.url.host, request.url.port or 80, timeouts.get("connect"))
-        connection.begin(timeouts.get("read"))
+        kept = self._waiting()
+        if kept is not None:
+            try:
+                return await self._answer(kept, request, body)
+            except httpx.RemoteProtocolError:
+                if not kept.unanswered:
+                    raise
+        # None was kept, or the server let go of it while the request was on its way (RFC 9112, 9.3.1).
+        return await self._answer(await _connect(request.url.host, request.url.port or 80, timeouts.get("connect")), request, body)
+
+    async def _answer(self, connection: _Connection, request: httpx.Request, body: bytes) -> httpx.Response:
+        connection.begin(request.extensions.get("timeout", {}).get("read"))
         try:
             connection.send(request, body)
             await connection.head()
@@ -116,7 +126,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
         self._size = 0
-        self._headed = self._complete = self._stays = self._paused = False
+        self._heard = self._headed = self._complete = self._stays = self._paused = False
         self._error = ""
         self._patience = patience
         self._waiter: asyncio.Future[None] | None = None
@@ -155,6 +165,11 @@ class _Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         return self._complete and self._stays and not self._pieces and not self.lost and not self._error
 
+    @property
+    def unanswered(self) -> bool:
+        """It ended before a byte of the answer came."""
+        return self.lost and not self._heard
+
     def rest(self) -> None:
         self._parser, self.idle_since = None, time.monotonic()
 
@@ -186,6 +201,7 @@ class _Connection(asyncio.Protocol):
             # Nothing was asked.
             self.close()
             return
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

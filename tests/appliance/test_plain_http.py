@@ -78,6 +78,17 @@ async def test_a_connection_is_used_again_only_after_a_whole_answer() -> None:
         assert (await client.get("/")).text == "ok" and seen.count(b"") == 2
 
 
+async def test_a_kept_connection_that_ends_as_it_is_used_again_is_replaced() -> None:
+    whole, nothing = [HEAD + b"Content-Length: 2\r\n\r\nok"], [b""]
+    async with served(whole, nothing, whole, nothing, nothing) as (client, seen):
+        for _ in range(2):
+            assert (await client.post("/", json={"药": 1})).text == "ok"
+        # A new one that ends the same way is a fault.
+        with pytest.raises(httpx.RemoteProtocolError, match="closed the connection without an answer"):
+            await client.get("/")
+        assert seen.count(b"") == 3
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
