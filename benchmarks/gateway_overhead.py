@@ -20,21 +20,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import gateway_vllm
+import engines
 import harness
 import numpy as np
 import psutil
+from multi_lora import vllm
 
+from appliance import prompts
 from appliance.admin.keys import Keys
+from appliance.engines.base import Engine, Message
+from appliance.engines.openai import OpenAIEngine
+from appliance.models.store import ModelStore
 from appliance.workspace import Workspace
 
 FIRST_MS, TOKEN_MS, TOKENS = 50.0, 20.0, 50
+# At once, and the longest, of the answers that vLLM gives.
+ENGINE_STREAMS, ENGINE_TOKENS = 8, 32
 DOMAIN = "bench"
 QUESTIONS = ("What does a visit to a specialist cost?", "When may visitors come to the ward?", "How long is a prescription valid?")
 
@@ -102,16 +111,6 @@ def engine(first: float, between: float) -> Iterator[str]:
         yield process.stdout.readline().strip()
 
 
-def flags_for(url: str, streams: int) -> dict[str, str]:
-    """Settings of a gateway whose only engine is the stand-in at `url`."""
-    return {
-        "engines.default.kind": "openai",
-        "engines.default.url": f"{url}/v1",
-        "engines.default.model": "paced",
-        "gateway.max_running": str(streams),
-    }
-
-
 @contextmanager
 def workspace_for(folder: Path, flags: Mapping[str, str]) -> Iterator[tuple[Workspace, str]]:
     """A workspace with one domain, and a key for it."""
@@ -145,21 +144,56 @@ def on_stand_in(
 ) -> dict[str, tuple[list[list[float]], float]]:
     """Both ways to an engine that sends at fixed times."""
     with tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder, engine(first, between) as url:
-        flags = flags_for(url, streams)
+        flags = {
+            "engines.default.kind": "openai",
+            "engines.default.url": f"{url}/v1",
+            "engines.default.model": "paced",
+            "gateway.max_running": str(streams),
+        }
         with workspace_for(Path(folder), flags) as (workspace, key), gateway(workspace, flags) as address:
             ways = [Way("engine", url, "paced"), Way("gateway", address, f"{DOMAIN}/base", f"Authorization: Bearer {key}\r\n")]
             return asyncio.run(compare(ways, streams, turns, answers, spread))
 
 
-def on_vllm(turns: int) -> list[dict[str, Any]]:
-    """Both ways to vLLM."""
-    with (
-        tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder,
-        workspace_for(Path(folder), gateway_vllm.FLAGS) as (workspace, key),
-        gateway_vllm.server(workspace) as direct,
-        gateway(workspace, gateway_vllm.FLAGS) as address,
-    ):
-        return asyncio.run(gateway_vllm.compare(direct, (f"{address}/v1", key), DOMAIN, QUESTIONS, turns))
+async def on_vllm(turns: int) -> list[dict[str, Any]]:
+    """Both ways to vLLM, with the engine's own client; a row each. Raises RuntimeError where the two were not asked the same."""
+    flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
+    with tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder, workspace_for(Path(folder), flags) as (workspace, key):
+        # The gateway of the same workspace finds this server and uses it.
+        async with vllm(workspace, ModelStore.default(), bare=False) as direct:
+            with gateway(workspace, flags) as address:
+                through = OpenAIEngine("gateway", f"{address}/v1", f"{DOMAIN}/base", key, ["en"])
+                # It composes the prompt itself.
+                ways = {
+                    "vllm": (direct, partial(prompts.direct, DOMAIN, "en")),
+                    "vllm through the gateway": (through, lambda question: [Message(role="user", content=question)]),
+                }
+                found = await in_turns(ways, turns)
+                await through.close()
+    if len({row["prompt_tokens"] for row in found}) > 1:
+        raise RuntimeError(f"the two ways were not asked the same: {found}")
+    return found
+
+
+async def in_turns(ways: Mapping[str, tuple[Engine, Callable[[str], list[Message]]]], turns: int) -> list[dict[str, Any]]:
+    """Each way, an engine and the prompt it is sent for a question, with `ENGINE_STREAMS` answers at once; the first round is not counted."""
+    kept: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        asked = [f"{QUESTIONS[number % len(QUESTIONS)]} Case {turn * ENGINE_STREAMS + number}." for number in range(ENGINE_STREAMS)]
+        for name in ways if turn % 2 else reversed(ways):
+            way, compose = ways[name]
+            made = await engines.measure(way, None, [compose(question) for question in asked], ENGINE_STREAMS, ENGINE_TOKENS)
+            kept[name] += [made] if turn else []
+    return [
+        {
+            "way": name,
+            "answers": ENGINE_STREAMS * turns,
+            "tokens_a_s": round(median(made["tokens_a_s"] for made in rounds), 1),
+            "first_p50_ms": round(median(made["first_token_ms"] for made in rounds), 1),
+            "prompt_tokens": sum(made["read"] for made in rounds),
+        }
+        for name, rounds in kept.items()
+    ]
 
 
 def _settled(process: subprocess.Popen[str]) -> None:
@@ -218,7 +252,7 @@ def main() -> None:
     harness.print_table("paced: lag in ms behind the engine's schedule", rows)
     fast = [{"way": f"{name}, unpaced", "answers": len(f), "tokens_a_s": round(len(f) * TOKENS / s, 1)} for name, (f, s) in unpaced.items()]
     harness.print_table("unpaced", fast)
-    behind = [] if options.no_vllm else on_vllm(2 if options.quick else 6)
+    behind = [] if options.no_vllm else asyncio.run(on_vllm(2 if options.quick else 6))
     harness.print_table("vLLM itself", behind)
     direct, through = rows
     added = {p: max(through[f"{what}_{p}_ms"] - direct[f"{what}_{p}_ms"] for what in ("first", "token", "last")) for p in ("p50", "p99")}
