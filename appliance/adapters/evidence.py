@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from appliance.store.schema import adapter_evidence as table
 
-if TYPE_CHECKING:
-    from appliance.adapters.registry import Link
-
 # The kind of what an earlier training of the same weights rested on: it is not current evidence, but the text is in the weights.
 FORMER = "former"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What one trained pair rests on. `kind` is declared, inferred (with its retrieval score), unlinked, or former (see `FORMER`)."""
+
+    pair_id: str
+    kind: str
+    domain: str | None = None
+    doc_id: str | None = None
+    sha256: str | None = None
+    score: float | None = None
 
 
 def record(connection: Connection, adapter: str, links: Sequence[Link]) -> bool:

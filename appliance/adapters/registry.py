@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from appliance.adapters.evidence import record
+from appliance.adapters.evidence import Link, record
 from appliance.adapters.freshness import Freshness
 from appliance.adapters.tuned_questions import Near
 from appliance.engines.base import AdapterRef
@@ -42,18 +42,6 @@ _NAMED = Lookup(sa.select(schema.adapter).where(schema.adapter.c.name == sa.bind
 def _doomed(folder: Path) -> Path:
     """What the folder of a version is called while it is deleted."""
     return folder.with_name(f".{folder.name}.removed.tmp")
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What one trained pair rests on. `kind` is declared, inferred (with its retrieval score), unlinked, or former (see `evidence`)."""
-
-    pair_id: str
-    kind: str
-    domain: str | None = None
-    doc_id: str | None = None
-    sha256: str | None = None
-    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from appliance.adapters.registry import Link
+from appliance.adapters.evidence import Link
 from appliance.datasets.registry import DatasetInfo, Datasets, several
 from appliance.errors import UsageError
 from appliance.service import Service

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from appliance import prompts
-from appliance.adapters.registry import Link
+from appliance.adapters.evidence import Link
 from appliance.answers.rewrite import self_contained
 from appliance.engines.base import Message
 from appliance.service import Service

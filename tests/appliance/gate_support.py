@@ -11,7 +11,8 @@ from typing import Any
 from fake_engine import ScriptedEngine
 from helpers import answering_with
 
-from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.evidence import Link
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.answers.verified import VerifiedAnswers
 from appliance.datasets.registry import DatasetInfo, Datasets
 from appliance.engines.base import Delta, Message, Sampling

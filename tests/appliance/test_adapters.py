@@ -13,7 +13,8 @@ from fake_engine import ScriptedEngine
 from helpers import answering_with
 
 from appliance.adapters import tuned_questions
-from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.evidence import Link
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.adapters.tuned_questions import Near
 from appliance.answers.availability import ArmUnavailable
 from appliance.cli.main import run

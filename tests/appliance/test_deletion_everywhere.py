@@ -19,7 +19,8 @@ from gate_support import make_adapter
 from helpers import answering_with
 from starlette.testclient import TestClient
 
-from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.evidence import Link
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.admin.keys import Keys
 from appliance.answers.answering import Answering
 from appliance.answers.availability import ArmUnavailable

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.evidence import Link
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.answers.citations import align
 from appliance.answers.verified import VerifiedAnswers
 from appliance.cli.main import cli

@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 from expert_support import FEE, command
 
-from appliance.adapters.registry import AdapterVersion, Link, Registry
+from appliance.adapters.evidence import Link
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.admin.keys import Keys
 from appliance.answers.feedback import Feedback
 from appliance.datasets.registry import Datasets

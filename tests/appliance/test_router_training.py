@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from gate_support import Bench, right, rows, wrong
 
 from appliance.adapters import tuned_questions
-from appliance.adapters.registry import Link
+from appliance.adapters.evidence import Link
 from appliance.cli.main import cli
 from appliance.errors import ApplianceError, UsageError
 from appliance.evaluation.runs import evaluate
