@@ -176,7 +176,7 @@ async def on_vllm(turns: int) -> list[dict[str, Any]]:
 
 
 async def in_turns(ways: Mapping[str, tuple[Engine, Callable[[str], list[Message]]]], turns: int) -> list[dict[str, Any]]:
-    """Each way, an engine and the prompt it is sent for a question, with `ENGINE_STREAMS` answers at once; the first round is not counted."""
+    """Each way, an engine and its prompt for a question, with `ENGINE_STREAMS` answers at once; the first round is not counted."""
     kept: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         asked = [f"{QUESTIONS[number % len(QUESTIONS)]} Case {turn * ENGINE_STREAMS + number}." for number in range(ENGINE_STREAMS)]
