@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -50,6 +51,7 @@ class VllmEngine(OpenAIEngine):
         self._max_rank = max_rank
         self._find_words = words
         self._words: Sequence[str] | None = None
+        self._finding = threading.Lock()
         # What should be loaded, what of it the server has, and all that it said it serves when it was last asked.
         self._wanted: dict[str, AdapterRef] = {}
         self._loaded: set[str] = set()
@@ -143,9 +145,15 @@ class VllmEngine(OpenAIEngine):
 
     async def _plain(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as training has them: with what spells a control token broken up."""
-        if self._words is None:
-            self._words = await asyncio.to_thread(self._find_words)
-        return [Message(role=message["role"], content=defuse(message["content"], self._words)) for message in messages]
+        words = self._words if self._words is not None else await asyncio.to_thread(self._found)
+        return [Message(role=message["role"], content=defuse(message["content"], words)) for message in messages]
+
+    def _found(self) -> Sequence[str]:
+        # One of the first requests finds them for all: transformers cannot even be imported by several threads at once.
+        with self._finding:
+            if self._words is None:
+                self._words = self._find_words()
+            return self._words
 
     def _follow(self) -> None:
         """Make `_url` the server's address, where that can change. Raises EngineDown where there is none now."""

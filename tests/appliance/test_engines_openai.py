@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pytest
 
 from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, Message, PromptTooLong, Sampling, Usage
 from appliance.engines.openai import OpenAIEngine
+from appliance.engines.vllm import VllmEngine
 
 pytestmark = pytest.mark.anyio
 MESSAGES: list[Message] = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "挂号费是多少？"}]
@@ -314,3 +316,24 @@ def test_a_second_event_loop_gets_connections_of_its_own() -> None:
 
     engine = engine_for("http://127.0.0.1:9/v1")
     assert asyncio.run(one(engine)) == asyncio.run(one(engine)) == "普通门诊\u2028二十元。"
+
+
+async def test_control_words_are_found_once_for_all_that_ask_at_once() -> None:
+    finding: list[bool] = []
+
+    def words() -> list[str]:
+        finding.append(True)
+        time.sleep(0.1)
+        return ["<|挂号|>"]
+
+    async with serving() as server:
+        engine = VllmEngine("remote", server.url, "m", None, ["zh"], "", 2048, words)
+        asked: list[Message] = [{"role": "user", "content": "<|挂号|>费？"}]
+
+        async def ask() -> str:
+            return "".join([delta.text async for delta in engine.chat(asked, None, Sampling())])
+
+        assert set(await asyncio.gather(*(ask() for _ in range(6)))) == {"普通门诊\u2028二十元。"}
+        await engine.close()
+    assert finding == [True]
+    assert {request["messages"][0]["content"] for request in server.requests} == {"< |挂号|>费？"}
