@@ -170,4 +170,4 @@ def _heading(passage: Passage) -> str:
 
 
 def _known(lang: str) -> str:
-    return lang if lang in _SYSTEM else "en"
+    return lang if lang in _REFUSAL else "en"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,3 +87,15 @@ def test_every_task_has_its_instruction_with_and_without_passages(lang: str) -> 
             "law" in instruction and passages[task][0]["content"].startswith(instruction) and "passages-0" in passages[task][0]["content"]
         )
         assert passages[task][-1]["content"].endswith("\n\nq")
+
+
+def test_what_is_said_in_chinese_is_chinese() -> None:
+    """Of every prompt and refusal nothing but what the caller put in is in the other language."""
+    said = [prompts.refusal("zh", ""), prompts.NOTHING_FOUND["zh"]]
+    for task in TASKS:
+        said.append(prompts.direct("法律", "zh", "问", task=task)[0]["content"])
+        with_passages = prompts.with_passages("法律", "zh", "问", (), (), "标签", abstain=True, task=task)
+        said += [message["content"] for message in with_passages]
+    for text in said:
+        assert re.search("[\u4e00-\u9fff]", text) and not re.search("[A-Za-z]", text), text
+    assert prompts.refusal("en", "") == prompts.refusal("fr", "") and prompts.refusal("en", "").isascii()
