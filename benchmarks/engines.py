@@ -18,9 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from multi_lora import make_adapters, vllm
 
 from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
+from appliance.engines.team import stay_awake
 from appliance.models.store import ModelStore
 from appliance.settings import DEFAULT_CHAT
 from appliance.workspace import Workspace
@@ -58,18 +60,6 @@ def prompts() -> Iterator[list[Message]]:
             yield [Message(role="system", content=SYSTEM), Message(role="user", content=content)]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """An engine, and with which adapter it answers (None: as the base)."""
-
-    engine: str
-    adapter: str | None
-
-    @property
-    def answers(self) -> str:
-        return "base" if self.adapter is None else "adapter"
-
-
 async def measure(engine: Engine, adapter: str | None, asked: Sequence[list[Message]], concurrent: int, tokens: int) -> dict[str, float]:
     """Tokens a second over all answers, and the median ms to a first token."""
     left = list(asked)[::-1]
@@ -94,10 +84,12 @@ async def measure(engine: Engine, adapter: str | None, asked: Sequence[list[Mess
 
 
 @asynccontextmanager
-async def local(models: ModelStore, weights: Literal["float32", "int8"]) -> AsyncIterator[Engine]:
+async def local(models: ModelStore, weights: Literal["float32", "int8"], adapter: AdapterRef) -> AsyncIterator[Engine]:
+    """One in this process at a time, as it is served: the threads of two would keep each other from staying awake."""
     engine = LocalEngine("local", models.path(DEFAULT_CHAT), models.model_hash(DEFAULT_CHAT), ["en"], max_batch=MOST, weights=weights)
     try:
         await engine.start()
+        await engine.load(adapter)
         yield engine
     finally:
         await engine.close()
@@ -109,42 +101,31 @@ async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], round
     source = prompts()
     adapter = make_adapters(models.path(DEFAULT_CHAT), folder, 1)[0]
     async with AsyncExitStack() as stack:
-        engines: dict[str, Engine] = {}
+        engines: dict[str, Callable[[], AbstractAsyncContextManager[Engine]]] = {}
         if peer:
-            Workspace.create(folder / "workspace").close()
-            flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
-            workspace = stack.enter_context(Workspace(folder / "workspace", flags))
-            Workspace.create(folder / "bare").close()
-            without = stack.enter_context(Workspace(folder / "bare", flags))
-            engines[BARE] = await stack.enter_async_context(vllm(without, models, bare=True))
-            engines[PEER] = await stack.enter_async_context(vllm(workspace, models, bare=False))
-        engines["local"] = await stack.enter_async_context(local(models, "float32"))
-        engines["local int8"] = await stack.enter_async_context(local(models, "int8"))
-        cases = await loaded(engines, adapter)
-        for load in loads:
-            asked = list(itertools.islice(source, load.concurrent))
-            for case in cases:
-                await measure(engines[case.engine], case.adapter, asked, load.concurrent, 4)
+            for name, bare in ((BARE, True), (PEER, False)):
+                Workspace.create(folder / name).close()
+                flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
+                server = await stack.enter_async_context(vllm(stack.enter_context(Workspace(folder / name, flags)), models, bare=bare))
+                if not bare:
+                    await server.load(adapter)
+                engines[name] = partial(nullcontext, server)
+        engines["local"] = partial(local, models, "float32", adapter)
+        engines["local int8"] = partial(local, models, "int8", adapter)
         for turn in range(rounds):
             for load in loads:
-                asked = list(itertools.islice(source, load.requests))
-                for case in cases if turn % 2 == 0 else reversed(cases):
-                    made = await measure(engines[case.engine], case.adapter, asked, load.concurrent, tokens)
-                    found.append({"engine": case.engine, "answers": case.answers, "concurrent": load.concurrent, "round": turn, **made})
-                    rate = f"{made['tokens_a_s']:.1f} tokens a second"
-                    print(f"{case.engine}, {case.answers}, {load.concurrent} at once: {rate}", file=sys.stderr, flush=True)
+                asked, before = list(itertools.islice(source, load.requests)), list(itertools.islice(source, load.concurrent))
+                for name in engines if turn % 2 == 0 else reversed(engines):
+                    async with engines[name]() as engine:
+                        for answers in (None,) if name == BARE else (None, adapter.name):
+                            # The first steps choose the engine's threads.
+                            await measure(engine, answers, before, load.concurrent, 16)
+                            made = await measure(engine, answers, asked, load.concurrent, tokens)
+                            kind = "base" if answers is None else "adapter"
+                            found.append({"engine": name, "answers": kind, "concurrent": load.concurrent, "round": turn, **made})
+                            rate = f"{made['tokens_a_s']:.1f} tokens a second"
+                            print(f"{name}, {kind}, {load.concurrent} at once: {rate}", file=sys.stderr, flush=True)
     return found
-
-
-async def loaded(engines: Mapping[str, Engine], adapter: AdapterRef) -> list[Case]:
-    """What can be asked, each engine with the adapter but the one that serves none."""
-    cases = []
-    for name, engine in engines.items():
-        cases.append(Case(name, None))
-        if name != BARE:
-            await engine.load(adapter)
-            cases.append(Case(name, adapter.name))
-    return cases
 
 
 def rates(found: Sequence[Mapping[str, Any]], engine: str, answers: str, concurrent: int) -> list[dict[str, Any]]:
@@ -196,6 +177,7 @@ def main() -> None:
     parser = harness.options(__doc__ or "")
     parser.add_argument("--no-vllm", action="store_true", help="ours alone, without claims")
     options = parser.parse_args()
+    stay_awake()
     rounds, tokens = (1, 8) if options.quick else (3, 32)
     loads = [Load(1, 1), Load(8, 8)] if options.quick else [Load(1, 4), Load(8, 16), Load(MOST, MOST)]
     models = ModelStore.default()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.session import Session, as_option, domain_option, emit, held, json_option, pass_session
+from appliance.engines.team import stay_awake
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask a question; the router chooses the arm, or --arm does."""
+    stay_awake()
     from appliance.admin.audit import answer_facts
     from appliance.engines.base import Sampling
     from appliance.service import open_service

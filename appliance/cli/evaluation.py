@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from appliance.cli.experts import expert
 from appliance.cli.injection import injection
 from appliance.cli.session import Progress, Session, emit, json_option, pass_session, say, stoppable, table
+from appliance.engines.team import stay_awake
 from appliance.errors import DONE, GATE_MISSED, PARTLY, UsageError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def run(
     What an earlier run over the set has asked is taken over where everything that decides the answer is the same: question, documents,
     settings, prompts, models, adapter, router and labels. The page with plots is written into the run's folder.
     """
+    stay_awake()
     from appliance.datasets.registry import Datasets
     from appliance.evaluation.page import keep_page
     from appliance.evaluation.runs import begun_with, find, parse_arms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from appliance.cli.session import Session, pass_session, say
+from appliance.engines.team import stay_awake
 
 
 @click.command()
@@ -16,6 +17,7 @@ def serve(session: Session, host: str | None, port: int | None) -> None:
 
     The log is on stderr, one JSON object a line.
     """
+    stay_awake()
     from appliance.gateway.run import run_gateway
     from appliance.logs import log_as_json
 

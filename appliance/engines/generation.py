@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from appliance.engines.base import EngineError
 from appliance.engines.cache import SlotCache
 from appliance.engines.layers import Rows, Weights, serve_linears, weights_of
 from appliance.engines.prompt_cache import PromptCache
+from appliance.engines.team import Team
 from appliance.engines.variants import Layer, read_config, read_lora, read_prefix
 from retrieval.loading import ONE_AT_A_TIME
 from retrieval.threads import cores, take
@@ -29,8 +31,9 @@ class Generation:
     def __init__(
         self, path: Path, rows: int, threads: int | None, weights: Weights = "float32", merge: bool = False, prompt_cache: int = 0
     ) -> None:
-        # One core is for everything else: the threads of a product wait for the slowest of them (docs/local-engine.md has figures).
-        take(threads or max(1, cores() - 1))
+        self._threads = threads or max(1, cores() - 1)
+        self._team = Team(self._threads, threads or cores())
+        take(self._threads)
         self._path, self._merge = path, merge
         self._model: Any = _loaded(path)
         self._config = self._model.config.get_text_config()
@@ -64,11 +67,22 @@ class Generation:
 
     def prefill(self, row: int, tokens: Sequence[int], adapter: str | None) -> Tensor:
         """Read the next `tokens` of row `row`'s prompt; returns the logits after the last one, [vocabulary]."""
+        self._take(self._team.threads())
         return self._forward(row, row + 1, torch.tensor([list(tokens)]), [adapter])[0]
 
     def decode(self, tokens: Sequence[int], adapters: Sequence[str | None]) -> Tensor:
         """One token for each of the rows 0, 1, …; returns the next logits, [rows, vocabulary]."""
-        return self._forward(0, len(tokens), torch.tensor(list(tokens))[:, None], adapters)
+        rows = len(tokens)
+        self._take(self._team.threads(rows))
+        began = time.perf_counter()
+        logits = self._forward(0, rows, torch.tensor(list(tokens))[:, None], adapters)
+        self._team.took(rows, time.perf_counter() - began)
+        return logits
+
+    def _take(self, threads: int) -> None:
+        if threads != self._threads:
+            take(threads)
+            self._threads = threads
 
     def _forward(self, first: int, last: int, tokens: Tensor, adapters: Sequence[str | None]) -> Tensor:
         with torch.inference_mode():

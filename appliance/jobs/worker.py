@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from appliance.engines.team import asleep
 from appliance.errors import ApplianceError, DatabaseFailed
 from appliance.store.database import Database, utcnow
 from appliance.store.locks import Locked, WriterLock
@@ -152,7 +153,7 @@ def beside(workspace: Workspace) -> Iterator[None]:
 
     def keep() -> None:
         while not ended.is_set():
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=asleep())
             while process.poll() is None and not ended.wait(_STEP):
                 pass
             _end(process)
