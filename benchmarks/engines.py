@@ -30,6 +30,7 @@ import sample
 import weights_quality
 from multi_lora import make_adapters, vllm
 
+from appliance.cli.main import prepare_libraries
 from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
 from appliance.engines.team import stay_awake
@@ -177,6 +178,8 @@ def main() -> None:
     parser = harness.options(__doc__ or "")
     parser.add_argument("--no-vllm", action="store_true", help="ours alone, without claims")
     options = parser.parse_args()
+    # As `serve` does, and before anything imports torch.
+    prepare_libraries()
     stay_awake()
     rounds, tokens = (1, 8) if options.quick else (3, 32)
     loads = [Load(1, 1), Load(8, 8)] if options.quick else [Load(1, 4), Load(8, 16), Load(MOST, MOST)]

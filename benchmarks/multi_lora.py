@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import statistics
 import sys
@@ -28,8 +27,10 @@ from typing import Any
 
 import harness
 
+from appliance.cli.main import prepare_libraries
 from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
+from appliance.engines.team import stay_awake
 from appliance.engines.vllm import words_of
 from appliance.engines.vllm_server import Launch, VllmServer
 from appliance.engines.vllm_started import StartedVllm, context_window, key_of, launch
@@ -224,8 +225,9 @@ def main() -> None:
     parser = harness.options(__doc__ or "")
     parser.add_argument("--engines", default="vllm,local", help="of vllm and local (default: both)")
     options = parser.parse_args()
-    # As the command line does, and before anything imports torch: threads that wait must not keep a core busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # As `serve` does, and before anything imports torch.
+    prepare_libraries()
+    stay_awake()
     size = Sizes(2, 8, 24) if options.quick else Sizes(3, 16, 24)
     skewed = (8,) if options.quick else (2, 4, 8)
     cases = [Case("base", 0), *(Case("1 adapter" if n == 1 else f"{n} adapters", n) for n in (1, 2, 4, 8))]
