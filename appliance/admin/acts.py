@@ -16,7 +16,8 @@ from appliance.adapters.card import facts, moves
 from appliance.adapters.gate_checks import gates_of, last_gate
 from appliance.adapters.gates import rollback
 from appliance.adapters.registry import AdapterVersion, Registry
-from appliance.admin.rights import Forbidden, Missing, Rights, existing, within
+from appliance.admin.key_acts import KeyActs
+from appliance.admin.rights import Forbidden, Missing, existing, within
 from appliance.admin.uploads import Uploads
 from appliance.datasets.registry import Datasets, several
 from appliance.errors import ApplianceError, DatabaseFailed, GateMissed, UsageError
@@ -33,7 +34,7 @@ from retrieval.types import DocumentKey
 logger = logging.getLogger("appliance.admin")
 
 
-class Administration(Rights):
+class Administration(KeyActs):
     """The administration of one workspace; every method is for one caller and blocks while the database is used."""
 
     # --- uploads

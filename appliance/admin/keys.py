@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
@@ -19,7 +19,10 @@ from retrieval.types import Scope
 
 PREFIX = "apl_"
 # What a key may do: ask, bring documents and data sets in, administer (which includes bringing in and judging), judge answers blind.
-SCOPES = ("chat", "ingest", "admin", "expert")
+KeyScope = Literal["chat", "ingest", "admin", "expert"]
+SCOPES = get_args(KeyScope)
+# Days that a key may be made for.
+LONGEST = 36_500
 _NAME_LENGTH = 100
 
 
@@ -44,6 +47,20 @@ class Key:
     @property
     def scope(self) -> Scope:
         return Scope(self.domains, self.labels)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is listed."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "domains": None if self.domains is None else sorted(self.domains),
+            "labels": sorted(self.labels),
+            "scopes": sorted(self.scopes),
+            "expires_at": None if self.expires_at is None else self.expires_at.isoformat(timespec="seconds"),
+            "revoked": self.revoked_at is not None,
+            "requests_per_minute": self.requests_per_minute,
+            "tokens_per_minute": self.tokens_per_minute,
+        }
 
     @property
     def state(self) -> Literal["active", "expired", "revoked"]:

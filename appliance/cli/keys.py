@@ -37,7 +37,7 @@ def _keys(session: Session) -> Keys:
     show_default=True,
     help="What it may do: ask, bring documents and data sets in, administer, judge answers blind. Repeatable.",
 )
-@click.option("--days", type=click.IntRange(1), help="Valid for this many days (default: until revoked).")
+@click.option("--days", type=click.IntRange(1, 36_500), help="Valid for this many days (default: until revoked).")
 @click.option("--requests-per-minute", type=click.IntRange(1, 2**31 - 1), help="More get 429 (default: no quota).")
 @click.option("--tokens-per-minute", type=click.IntRange(1, 2**31 - 1), help="Read and generated ones; more get 429 (default: no quota).")
 @json_option
@@ -77,20 +77,7 @@ def create(
 @pass_session
 def list_keys(session: Session, as_json: bool) -> None:
     """Every key, without its secret."""
-    rows = [
-        {
-            "id": found.id,
-            "name": found.name,
-            "domains": sorted(found.domains) if found.domains is not None else None,
-            "labels": sorted(found.labels),
-            "scopes": sorted(found.scopes),
-            "expires_at": found.expires_at.isoformat(timespec="seconds") if found.expires_at else None,
-            "revoked": found.revoked_at is not None,
-            "requests_per_minute": found.requests_per_minute,
-            "tokens_per_minute": found.tokens_per_minute,
-        }
-        for found in _keys(session).list()
-    ]
+    rows = [found.to_json() for found in _keys(session).list()]
     columns = ("id", "name", "scopes", "domains", "labels", "expires_at", "revoked", "requests_per_minute", "tokens_per_minute")
     emit(rows, as_json, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 

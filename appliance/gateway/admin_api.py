@@ -1,4 +1,4 @@
-"""``/v1/admin``: documents, data sets, training, adapters, trials, approved answers and evaluation of a running appliance."""
+"""``/v1/admin``: documents, data sets, training, adapters, trials, approved answers, evaluation and keys of a running appliance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from appliance.admin.acts import Administration
 from appliance.gateway.admin_jobs import jobs_router
+from appliance.gateway.admin_keys import keys_router
 from appliance.gateway.admin_parts import (
     Answer,
     AskedDomain,
@@ -102,6 +103,7 @@ def admin_router(administration: Administration, lifecycle: Lifecycle, responses
     router.include_router(_knowledge(administration, documented))
     router.include_router(_adapters(administration, documented))
     router.include_router(_quality(administration, documented))
+    router.include_router(keys_router(administration, documented))
     return router
 
 
