@@ -1,4 +1,4 @@
-"""Clients that keep their connection and do nothing, and those that are only slow."""
+"""Clients that keep their connection and do nothing, those that are only slow, and those whose head has no end."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def connected(served: Served) -> Iterator[socket.socket]:
     with socket.socket() as client:
-        # The system would take megabytes for a client that does not read.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # The system would take megabytes for a client that does not read; with much less than this it sends in fits and starts.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         client.settimeout(20)
         host, port = served.url.removeprefix("http://").split(":")
         client.connect((host, int(port)))
@@ -100,3 +100,54 @@ def test_a_body_may_come_slowly(start: Callable[..., Served]) -> None:
             time.sleep(PATIENCE / 4)
             client.sendall(body[place : place + step])
         assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"GET /livez HTTP/1.1\r\nX-A: ", b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"GET /livez?", b"GET /livez HTTP/1.1\r\n\r\nGET /"],
+    ids=["one field", "many fields", "the address", "the second request"],
+)
+def test_a_head_without_end_is_refused(start: Callable[..., Served], piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "patience", 60.0)
+    served = start()
+    more = b"X-A: 1\r\n" * 1000 if piece.endswith(b"a\r\n") else b"a" * 8000
+    with connected(served) as client:
+        sent = 0
+        with suppress(ConnectionError):
+            client.sendall(piece)
+            while sent < 50 << 20:
+                client.sendall(more)
+                sent += len(more)
+        # What the system takes in between, and no more.
+        assert sent < 20 << 20
+    assert served.http("").get("/livez").status_code == 200
+
+
+def test_the_refusal_of_a_head_can_be_read(start: Callable[..., Served]) -> None:
+    served = start()
+    with connected(served) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nX-A: " + b"a" * Connection.head_bytes)
+        answer = client.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 431 ") and b"connection: close" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "head_too_large"
+    assert served.http("").get("/livez", headers={"X-A": "a" * (Connection.head_bytes - 500)}).status_code == 200
+
+
+def test_nor_has_what_follows_a_body(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields after the last chunk are gathered like those before the first; a body of many small chunks is none of them."""
+    monkeypatch.setattr(Connection, "patience", 60.0)
+    served = start(FakeAnswering())
+    head, body = request(served)
+    head = head.replace(f"Content-Length: {len(body)}".encode(), b"Transfer-Encoding: chunked")
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body + b" " * 15_000)
+    with connected(served) as client:
+        client.sendall(head + chunks + b"0\r\n\r\n")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    with connected(served) as client:
+        client.sendall(head + chunks + b"0\r\n")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 50 << 20:
+                client.sendall(b"X-A: 1\r\n" * 1000)
+                sent += 8000
+        assert sent < 20 << 20
