@@ -21,6 +21,8 @@ from appliance.store.lookup import Lookup
 
 _DOMAINS = Lookup(sa.select(schema.domain.c.name).order_by(schema.domain.c.name))
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+# What the API calls other models: a domain of such a name could not be asked there.
+_TAKEN = ("auto", "embedding")
 FOLDERS = ("index", "adapters", "datasets", "models", "runs")
 
 
@@ -113,6 +115,8 @@ class Workspace:
         """Raises UsageError for a name no domain can have."""
         if not _DOMAIN.fullmatch(name):
             raise UsageError(f"{name!r} cannot be a domain's name; use lower-case letters, digits, - and _ (at most 63)")
+        if name in _TAKEN:
+            raise UsageError(f"{name!r} cannot be a domain's name: the API calls a model so; choose another one")
 
     def create_domain(self, name: str) -> str:
         """Create the domain if it is new. Raises UsageError for a name that is not lower-case letters, digits, - and _."""

@@ -36,6 +36,9 @@ def check_domain(answering: Answers, caller: Caller, domain: str, param: str) ->
         raise ApiError(403, f"this key may not ask the domain {domain!r}", param=param, code="domain_not_allowed")
     known = answering.domains(caller)
     if domain not in known:
+        if param == "model":
+            # As OpenAI's clients know it.
+            raise ApiError(404, f"the model {domain!r} does not exist; GET /v1/models lists them", param=param, code="model_not_found")
         listed = ", ".join(known) or "none yet"
         raise ApiError(404, f"unknown domain {domain!r}; known domains: {listed}", param=param, code="domain_not_found")
 
@@ -59,6 +62,10 @@ def resolve(answering: Answers, caller: Caller, model: str, domain: str | None, 
     else:
         if domain not in (None, model_domain):
             raise ApiError(400, f"the model names the domain {model_domain!r}, appliance.domain is {domain!r}", param="appliance.domain")
+        if model == EMBEDDING:
+            raise ApiError(
+                404, f"the model {EMBEDDING!r} is for POST /v1/embeddings and does not chat", param="model", code="model_not_found"
+            )
         wanted, choice = model_domain, arm
         if slash:
             known = next((known for known in ARMS if known == model_arm), None)

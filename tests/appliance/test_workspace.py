@@ -64,7 +64,7 @@ def test_domains(workspace: Workspace) -> None:
         workspace.only_domain(None)
     with pytest.raises(UsageError, match="unknown domain 'law'; known: legal, medical"):
         workspace.check_domain("law")
-    for bad in ("", "Medical", "a b", "../x", "医疗", "x" * 64):
+    for bad in ("", "Medical", "a b", "../x", "医疗", "x" * 64, "auto", "embedding"):
         with pytest.raises(UsageError, match="cannot be a domain's name"):
             workspace.create_domain(bad)
 

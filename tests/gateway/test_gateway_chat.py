@@ -120,6 +120,8 @@ def test_models_are_listed_and_found(served: Served) -> None:
     ("body", "status", "param"),
     [
         ({"model": "cooking"}, 404, "model"),
+        ({"model": "cooking/quote"}, 404, "model"),
+        ({"model": "embedding"}, 404, "model"),
         ({"model": "medical/magic"}, 404, "model"),
         ({"model": "medical/finetuned"}, 404, "model"),
         ({"model": "auto/quote"}, 404, "model"),
@@ -147,6 +149,7 @@ def test_bad_requests_name_the_field(served: Served, body: dict[str, Any], statu
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param), error
     assert set(error) == {"message", "type", "param", "code"} and served.answering.asked == []
+    assert (error["code"] == "model_not_found") == (param == "model" and status == 404)
 
 
 @pytest.mark.parametrize("field", [{"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"logprobs": True}])
