@@ -147,9 +147,16 @@ def quote(
     foreign = lang != detect_lang(question)
     scores = _scores(question, candidates, similarity, foreign)
     ranked = sorted(range(len(candidates)), key=lambda i: -scores[i])
+    # A heading tells what an answer is about and answers nothing itself.
+    ranked = [i for i in ranked if not _is_heading(candidates[i])] or ranked
     chosen = [ranked[0], *(i for i in ranked[1:most] if scores[i] >= 0.8 * scores[ranked[0]])]
     chosen.sort(key=lambda i: (candidates[i].passage.document.id, candidates[i].start) if i != ranked[0] else ("", -1))
     return _joined([candidates[i] for i in chosen])
+
+
+def _is_heading(sentence: Sentence) -> bool:
+    headings = (sentence.passage.document.title, *sentence.passage.chunk.heading)
+    return sentence.text.strip(" \t#*") in headings
 
 
 def _joined(parts: Sequence[Sentence]) -> tuple[str, list[Citation]]:

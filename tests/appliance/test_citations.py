@@ -148,6 +148,23 @@ def test_a_description_leaves_out_instructions_and_other_documents() -> None:
     assert [answer[c.answer_start : c.answer_end] for c in cited] == [c.quote for c in cited]
 
 
+@pytest.mark.parametrize(
+    ("lang", "question", "heading", "text", "expected"),
+    [
+        ("en", "What are the visiting hours?", "Visiting hours", "Adult wards are open from 11:00 to 20:00.", "Adult wards"),
+        ("zh", "探视时间是几点？", "三、探视时间", "成人病房每天11:00至20:00开放。", "成人病房"),
+    ],
+)
+def test_a_heading_alone_is_no_answer(lang: str, question: str, heading: str, text: str, expected: str) -> None:
+    whole = passage(f"## {heading}\n\n{text}\n", lang=lang)
+    below = replace(whole, chunk=replace(whole.chunk, heading=(heading,)))
+    found, cited = quote(question, [below], never)
+    assert found.startswith(expected) and [c.quote for c in cited] == [found]
+    # Where there is nothing else it still says where to look.
+    bare = passage(f"## {heading}\n", lang=lang)
+    assert quote(question, [replace(bare, chunk=replace(bare.chunk, heading=(heading,)))], never)[0].endswith(heading)
+
+
 def test_nothing_to_quote() -> None:
     assert quote("What?", [], never) == ("", [])
     assert quote("What?", [passage("\n\n  \n")], never) == ("", [])
