@@ -18,6 +18,13 @@ _CONTAINED = frozenset({"ingest", "expert"})
 class KeyActs(Rights):
     """The part of `Administration` that is about keys."""
 
+    def own(self, caller: Caller) -> Key:
+        """The key that asks. Raises Forbidden where it was revoked or has expired since."""
+        own = next((key for key in Keys(self.workspace.db).list() if key.id == caller.name and key.state == "active"), None)
+        if own is None:
+            raise Forbidden("the key that asks is no longer one")
+        return own
+
     def keys(self, caller: Caller) -> list[dict[str, Any]]:
         """The keys whose domains and labels are all among the caller's, oldest first, without their secrets."""
         return [key.to_json() for key in Keys(self.workspace.db).list() if _covers(caller, key)]
@@ -37,7 +44,7 @@ class KeyActs(Rights):
 
         What is left out (domains, an end, a quota) is as the caller's own key has it. Raises Forbidden for more than that.
         """
-        own = self._own(caller)
+        own = self.own(caller)
         held = own.scopes | (_CONTAINED if "admin" in own.scopes else frozenset())
         for scope in scopes:
             if scope not in held:
@@ -62,12 +69,6 @@ class KeyActs(Rights):
         if not any(key.id == identity and _covers(caller, key) for key in keys.list()):
             raise Missing(f"no key {identity!r}")
         return keys.revoke(identity).to_json()
-
-    def _own(self, caller: Caller) -> Key:
-        own = next((key for key in Keys(self.workspace.db).list() if key.id == caller.name and key.state == "active"), None)
-        if own is None:
-            raise Forbidden("the key that asks is no longer one")
-        return own
 
 
 def _covers(caller: Caller, key: Key) -> bool:

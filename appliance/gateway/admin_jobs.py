@@ -66,9 +66,10 @@ async def _events(administration: Administration, lifecycle: Lifecycle, caller: 
     before, said = b"", time.monotonic()
     while not lifecycle.draining:
         try:
+            await done(administration.own, caller)
             found = await done(administration.job, caller, id)
         except (ApiError, ApplianceError):
-            # Gone, or the database is: the client asks again and is told what.
+            # The job is gone, the key is revoked, or the database is away: the client asks again and is told what.
             return
         now = {key: value for key, value in found.to_json().items() if key != "heartbeat" or found.ended}
         data = encoded(now)

@@ -88,6 +88,19 @@ def test_keys_that_have_more_are_not_there(site: Administered) -> None:
         assert all(not row["revoked"] for row in boss.get(KEYS).json() if row["id"] in other)
 
 
+def test_a_revoked_key_follows_no_job_any_more(site: Administered) -> None:
+    job = site.jobs.add("retrain", {"domain": "medical"}, "medical", ()).id
+    with site.client("admin") as boss:
+        key = made(boss, scopes=["ingest", "admin"])
+        with site.served.http(key["key"]) as http, http.stream("GET", f"/v1/admin/jobs/{job}/events") as events:
+            lines = events.iter_lines()
+            assert next(lines) == "event: job"
+            boss.delete(f"{KEYS}/{key['id']}")
+            # Else this would wait for the job.
+            assert "event: end" not in list(lines)
+    site.jobs.cancel(job)
+
+
 @pytest.mark.parametrize(
     "body",
     [
