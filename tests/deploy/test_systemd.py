@@ -58,6 +58,14 @@ def test_the_stopping_times_add_up() -> None:
     assert "127.0.0.1" in _value("appliance-engine.service", "ExecStart")
 
 
+def test_a_backup_is_of_the_gateways_workspace() -> None:
+    """With the same settings: where one of them names a PostgreSQL, a copy of the SQLite file beside it would be no backup at all."""
+    gateway, backup = ((UNITS / name).read_text("utf-8") for name in ("appliance.service", "appliance-backup.service"))
+    for key in ("EnvironmentFile", "Environment=APPLIANCE_WORKSPACE", "User"):
+        [line] = re.findall(rf"^{key}=.+$", gateway, re.MULTILINE)
+        assert f"\n{line}\n" in backup
+
+
 def test_the_engine_is_started_as_the_appliance_starts_it() -> None:
     cpu, gpu = (_value(name, "ExecStart") for name in ("appliance-engine.service", "appliance-engine.service.d/gpu.conf"))
     assert " ".join(ON_CPU) in cpu and " ".join(ALWAYS) in cpu
