@@ -243,6 +243,11 @@ def redact(text: str) -> tuple[str, tuple[str, ...]]:
             elif isinstance(value, str) and (bare := _without_password(str(value))) != value:
                 here[key] = bare
                 found.append(name)
+            elif isinstance(value, list):
+                urls = [(at, str(item)) for at, item in enumerate(value) if isinstance(item, str) and _without_password(str(item)) != item]
+                for at, url in urls:
+                    value[at] = _without_password(url)
+                found.extend([name] if urls else [])
 
     clean(document, "")
     return tomlkit.dumps(document), tuple(found)

@@ -518,6 +518,8 @@ def test_secrets_stay_out_of_a_backup() -> None:
     text = '# 注释\n[engines.a]\nurl = "https://me:hunter2@host:8000/v1"\napi_key_env = "KEY"\n[web]\napi_key = "sk-1"\n[database]\nurl = "sqlite:///x"\n'
     clean, found = redact(text)
     assert found == ("engines.a.url", "web.api_key") and "hunter2" not in clean and "sk-1" not in clean
+    several = '[engines.a]\nurls = [\n  "http://one:8000/v1",  # 甲\n  "https://me:hunter2@two:8000/v1",\n]\n'
+    assert redact(several) == (several.replace(":hunter2", ""), ("engines.a.urls",))
     assert 'url = "https://me@host:8000/v1"' in clean and 'api_key_env = "KEY"' in clean and "# 注释" in clean and "sqlite" not in clean
 
 
