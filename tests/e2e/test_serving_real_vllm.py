@@ -1,8 +1,9 @@
-"""`appliance serve` over the real vLLM server: clients that leave, an engine that hangs, the end under load."""
+"""`appliance serve` over the real vLLM server: clients that leave, an engine that hangs, a line that breaks, the end under load."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from troubled_proxy import TroubledProxy, troubled
 
+from appliance.engines.vllm_started import key_of
 from tests.vllm_server import QUESTIONS, WORDS, VllmBench
 from tests.waiting import until
 
@@ -31,12 +34,12 @@ class Gateway:
     def __init__(self, process: subprocess.Popen[str], http: httpx.Client) -> None:
         self.process, self.http = process, http
 
-    def ask(self, arm: str) -> httpx.Response:
-        return self.http.post("/v1/answer", json={"question": QUESTIONS[0], "domain": "medical", "arm": arm})
+    def ask(self, arm: str, question: str = QUESTIONS[0], domain: str = "medical") -> httpx.Response:
+        return self.http.post("/v1/answer", json={"question": question, "domain": domain, "arm": arm})
 
-    def finetuned(self) -> bool:
-        found = self.ask("finetuned")
-        return found.status_code == 200 and found.json()["answer"] == WORDS["medical"]
+    def finetuned(self, domain: str = "medical") -> bool:
+        found = self.ask("finetuned", QUESTIONS[2] if domain == "finance" else QUESTIONS[0], domain)
+        return found.status_code == 200 and found.json()["answer"] == WORDS[domain]
 
     @contextmanager
     def stream(self, arm: str, question: str, tokens: int) -> Iterator[httpx.Response]:
@@ -45,12 +48,13 @@ class Gateway:
             yield response
 
 
-@pytest.fixture(scope="module")
-def gateway(vllm_bench: VllmBench) -> Iterator[Gateway]:
-    """One for all tests; it keeps no answers, so that the engine gives every one."""
-    settings = ["--set", f"engines.default.between_tokens_seconds={BETWEEN}", "--set", "answering.cache_mb=0"]
-    command = [sys.executable, "-c", "from appliance.cli.main import main; main()", "--workspace", str(vllm_bench.root), *settings]
-    process = subprocess.Popen([*command, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True)
+@contextmanager
+def serving(bench: VllmBench, settings: dict[str, str]) -> Iterator[Gateway]:
+    """It keeps no answers, so that the engine gives every one."""
+    flags = [part for name, value in {"answering.cache_mb": "0", **settings}.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-c", "from appliance.cli.main import main; main()", "--workspace", str(bench.root), *flags]
+    environment = {**os.environ, "ENGINE_KEY": key_of(bench.workspace, "default")}
+    process = subprocess.Popen([*command, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
@@ -62,6 +66,24 @@ def gateway(vllm_bench: VllmBench) -> Iterator[Gateway]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def gateway(vllm_bench: VllmBench) -> Iterator[Gateway]:
+    """One for all tests."""
+    with serving(vllm_bench, {"engines.default.between_tokens_seconds": str(BETWEEN)}) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def far(vllm_bench: VllmBench) -> Iterator[tuple[Gateway, TroubledProxy]]:
+    """A gateway that reaches the same server by its address, over a line that is troubled when it is told to."""
+    assert vllm_bench.server.running is not None
+    with troubled(vllm_bench.server.running.url) as line:
+        engine = {"kind": "vllm", "url": line.url, "model": "base", "api_key_env": "ENGINE_KEY", "breaker_seconds": "1"}
+        settings = {**{f"engines.far.{name}": value for name, value in engine.items()}, "engines.far.languages": '["en", "zh"]'}
+        with serving(vllm_bench, {**settings, **{f"domains.{domain}.engine": "far" for domain in WORDS}}) as made:
+            yield made, line
 
 
 def generated(bench: VllmBench) -> float:
@@ -132,6 +154,43 @@ def test_an_engine_that_hangs_is_told_and_is_back_when_it_goes_on(gateway: Gatew
             for process in stopped:
                 process.resume()
     until(gateway.finetuned, 180)
+    until(lambda: gateway.http.get("/readyz").json()["degraded"] == [], 20)
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+def test_an_answer_that_fails_before_it_begins_is_asked_for_once_more(far: tuple[Gateway, TroubledProxy], fault: str) -> None:
+    gateway, line = far
+    line.fault, line.left, line.done = fault, 1, 0
+    assert gateway.finetuned() and line.done == 1
+
+
+@pytest.mark.parametrize("fault", ["reset_later", "half"])
+def test_an_answer_that_breaks_off_is_an_error_and_the_next_is_whole(far: tuple[Gateway, TroubledProxy], fault: str) -> None:
+    gateway, line = far
+    line.fault, line.left, line.done = fault, 1, 0
+    with gateway.stream("base", "Tell a very long story of a lighthouse.", 200) as response:
+        found = list(pieces(response))
+    assert found[-1] == "error" and "[DONE]" not in found and len(found) < 200 and line.done == 1
+    assert gateway.finetuned()
+
+
+def test_an_answer_that_comes_slowly_in_torn_characters_is_whole(far: tuple[Gateway, TroubledProxy]) -> None:
+    gateway, line = far
+    line.fault, line.left, line.done = "bytes", 1, 0
+    assert gateway.finetuned("finance") and line.done == 1
+    assert gateway.http.get("/readyz").json()["degraded"] == []
+
+
+def test_a_server_that_only_fails_is_left_alone_and_back_by_itself(far: tuple[Gateway, TroubledProxy]) -> None:
+    gateway, line = far
+    line.fault, line.left, line.done = "500", 1000, 0
+    for _ in range(3):
+        refused = gateway.ask("finetuned")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_unavailable" and "Retry-After" in refused.headers
+    assert WORDS["medical"] in gateway.ask("quote").json()["answer"]
+    assert 'appliance_engine_state{engine="far",state="closed"} 0.0' in gateway.http.get("/metrics").text
+    line.left = 0
+    until(gateway.finetuned, 60)
     until(lambda: gateway.http.get("/readyz").json()["degraded"] == [], 20)
 
 
