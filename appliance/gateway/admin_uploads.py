@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -14,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from appliance.admin.acts import Administration
 from appliance.admin.uploads import Incoming, Purpose
 from appliance.gateway.admin_parts import Answer, Domain, Name, Strict, Word, Words, done, supplier
-from appliance.gateway.errors import ApiError
 from appliance.types import Caller
 from finetune.types import Task
 
@@ -62,14 +60,9 @@ def uploads_router(administration: Administration, responses: dict[int | str, di
         uploads = administration.receiver(caller)
         with ExitStack() as stack:
             incoming = await done(lambda: stack.enter_context(uploads.receive(name, purpose)))
-            try:
-                await _receive(request, incoming)
-                async with checking:
-                    taken = await done(uploads.release, incoming, caller.name)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise ApiError(503, "there is no space left for the file; the operator has to make some", code="storage_full") from error
+            await _receive(request, incoming)
+            async with checking:
+                taken = await done(uploads.release, incoming, caller.name)
         return taken.to_json()
 
     @router.get("/uploads", summary="This key's files that wait")

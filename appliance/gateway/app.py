@@ -54,7 +54,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "Body too large"},
     429: {"model": ErrorBody, "description": "The key's quota is used up; Retry-After says for how long"},
     500: {"model": ErrorBody, "description": "The server failed"},
-    503: {"model": ErrorBody, "description": "Gateway or engine busy or down, or index unreadable; Retry-After says when to try again"},
+    503: {"model": ErrorBody, "description": "Gateway or engine busy or down, index unreadable, disk full; see Retry-After"},
     "default": {"model": ErrorBody, "description": "Any other failure"},
 }
 

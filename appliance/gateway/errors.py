@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), code="invalid_request")
         case DatabaseFailed():
             return ApiError(503, "the database cannot be used; the operator's log says why", code="database_unavailable")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return ApiError(503, "there is no space left on the server; the operator has to make some", code="storage_full")
         case RetrievalError():
             return ApiError(503, "the index cannot be read; the operator's log says why", code="index_unavailable")
         case _:
@@ -135,7 +138,7 @@ def install_errors(app: FastAPI) -> None:
         response.headers.update({**RESPONSE_HEADERS, "X-Request-ID": trace_of(request.scope).request_id})
         return response
 
-    for kind in (ApiError, EngineError, ApplianceError, RetrievalError):
+    for kind in (ApiError, EngineError, ApplianceError, RetrievalError, OSError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(PlainHTTPException, http)

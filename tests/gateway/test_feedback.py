@@ -160,6 +160,8 @@ def test_a_full_or_locked_disk_costs_feedback_but_no_answer(start: Callable[...,
     monkeypatch.setattr(served.feedback._database, "write", full)
     id = asked(served)
     assert served.feedback.waiting() == 1
+    refused = served.http().post("/v1/feedback", json={"id": id, "rating": "up"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_full") and refused.headers["X-Request-ID"]
     monkeypatch.setattr(served.feedback._database, "write", original)
     assert give(served, id) == 200 and served.feedback.waiting() == 0
 
