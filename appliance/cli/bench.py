@@ -74,6 +74,8 @@ def bench(
         steps = []
     if not steps or min(steps) < 1 or max(steps) > 10_000:
         raise UsageError(f"--concurrency {concurrency}: expected numbers from 1 to 10000 separated by commas, for example 1,4,16")
+    if png is not None and not png.absolute().parent.is_dir():
+        raise UsageError(f"--png {png}: {png.absolute().parent} is no folder")
     if url is None:
         server = session.workspace.config.server
         url = f"http://{_reachable(server.host)}:{server.port}"
@@ -82,8 +84,6 @@ def bench(
     asked = _from_file(questions) if questions is not None else _from_workspace(session.workspace, domain, dataset)
     loads = asyncio.run(measure(url, os.environ.get(key_env), domain, named, asked, steps, seconds, max_tokens, fresh, say))
     limit = limit_ms or _LIMIT_MS
-    if png is not None:
-        write_bytes(png, plot(loads, limit))
     rows = [{**asdict(load), "within_limit": load.within(limit)} for load in loads]
 
     def human() -> None:
@@ -106,6 +106,9 @@ def bench(
         say(f"milliseconds; ! marks a p95 above {limit:g}, more than 1 % of failures, or no answer")
 
     emit({"url": url, "questions": len(asked), "limit_ms": limit, "loads": rows}, as_json, human)
+    if png is not None:
+        # After the figures, which a full disk then does not cost.
+        write_bytes(png, plot(loads, limit))
     if not any(load.answers for load in loads):
         raise SystemExit(FAILURE)
     missed = [f"{load.arm} at {load.concurrency}" for load in loads if not load.within(limit)]
@@ -121,7 +124,7 @@ def _reachable(host: str) -> str:
 
 def _from_file(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--questions {path}: {error}") from error
     if not any(lines):

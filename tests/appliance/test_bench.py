@@ -56,6 +56,22 @@ def test_its_figures_and_picture(
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(
+    site: tuple[Served, LyingEngine, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setenv("APPLIANCE_KEY", site[0].key)
+    monkeypatch.setattr("appliance.files.write_bytes", full)
+    # With the mark that some editors put before a text, which is no part of the question.
+    (tmp_path / "问题.txt").write_text(f"{APPROVED[0]}\n", "utf-8-sig")
+    options = ("--arms", "verified", "--concurrency", "1", "--questions", str(tmp_path / "问题.txt"), "--json")
+    code, out, err = bench(site, capsys, *options, "--png", str(tmp_path / "load.png"))
+    [load] = json.loads(out)["loads"]
+    assert code == 1 and "No space left" in err and load["answers"] and load["errors"] == {}
+
+
 def test_errors_are_counted_by_their_code(
     site: tuple[Served, LyingEngine, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +99,7 @@ def test_errors_are_counted_by_their_code(
         (("--concurrency", "1,x"), 2, "expected numbers"),
         (("--concurrency", "0"), 2, "expected numbers"),
         (("--questions", "/nowhere/at/all"), 2, "nowhere"),
+        (("--png", "/nowhere/at/all/load.png"), 2, "/nowhere/at/all is no folder"),
         (("--dataset", "none"), 2, "none"),
         ((), 1, "wants an API key"),
     ],
