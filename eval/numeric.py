@@ -14,6 +14,8 @@ from typing import Final
 
 # Beyond this relative error an answer that is written with fewer digits than the gold answer is wrong, whatever it was rounded to.
 _COARSE: Final = Decimal("0.005")
+# The same for one with more digits, which must round to the gold answer: 6000万 rounds to 1亿, and is not what was asked for.
+_FINE: Final = Decimal("0.1")
 
 _SCALES: Final = {
     **dict.fromkeys(("thousand", "thousands", "k", "千"), Decimal(10) ** 3),
@@ -87,6 +89,10 @@ _TIES: Final = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 6
 _WORDS: Final = {**_ONES, **_TEENS, **_TIES, "zero": 0, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _TENS: Final = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS: Final = {"万": 10**4, "亿": 10**8}
+# The numerals of contracts and cheques: 人民币伍拾万圆整. One sign alone may be part of a name, so it needs the currency.
+_FORMAL: Final = re.compile(r"(?:[壹贰貳叁參肆伍陆陸柒捌玖拾佰仟][壹贰貳叁參肆伍陆陸柒捌玖拾佰仟零万萬亿億]+|[壹贰貳叁參肆伍陆陸柒捌玖拾])[元圆圓]?")
+_PLAIN: Final = str.maketrans("壹贰貳叁參肆伍陆陸柒捌玖拾佰仟圆圓", "一二二三三四五六六七八九十百千元元")
+_SIMPLE: Final = str.maketrans("萬億兩點", "万亿两点")
 
 
 def _either(words: Sequence[str]) -> str:
@@ -142,7 +148,7 @@ def quantities(text: str) -> list[Quantity]:
     """The quantities of a text, in order. Dates in digits are not quantities; a single number word needs a unit, Chinese numerals two
     characters or a unit.
     """
-    folded = _DATE.sub(" ", unicodedata.normalize("NFKC", text))
+    folded = _FORMAL.sub(_plain, _DATE.sub(" ", unicodedata.normalize("NFKC", text)).translate(_SIMPLE))
     found: list[Quantity] = []
     before: re.Match[str] | None = None
     for match in _QUANTITY.finditer(folded):
@@ -197,6 +203,12 @@ def numeric_f1(gold: str, answer: str, question: str = "") -> float | None:
     named = quantities(question)
     surplus = sum(not any(same(known, other) for known in named) for other in left)
     return 2 * hits / (len(wanted) + hits + surplus)
+
+
+def _plain(formal: re.Match[str]) -> str:
+    """Formal numerals as usual ones, where they are a number."""
+    said = formal[0]
+    return said.translate(_PLAIN) if len(said) > 1 else said
 
 
 def _read(match: re.Match[str]) -> Quantity | None:
@@ -267,7 +279,7 @@ def _is_minus(match: re.Match[str]) -> bool:
 
 def _close(gold: Quantity, answer: Quantity) -> bool:
     apart = abs(gold.value - answer.value)
-    if apart <= gold.step / 2:
+    if apart <= gold.step / 2 and (not gold.value or apart <= _FINE * abs(gold.value)):
         return True
     return apart <= answer.step / 2 and apart <= _COARSE * abs(gold.value)
 
@@ -289,5 +301,10 @@ def _grouped(text: str) -> int:
         elif sign in _TENS:
             section, digit = section + (digit or 1) * _TENS[sign], 0
         else:
-            total, section, digit = (total + section + digit) * _MYRIADS[sign], 0, 0
+            part, factor = section + digit, _MYRIADS[sign]
+            # 万 after 亿 counts what stands between them (一亿二千万), 亿 all that was said (三万亿).
+            total = total + part * factor if total >= 10**8 > factor else (total + part) * factor
+            section = digit = 0
+    if (left_out := (_TENS | _MYRIADS).get(text[-2:-1], 0)) > 10:
+        digit *= left_out // 10  # 三万五 is 35,000; 30,005 is 三万零五
     return total + section + digit
