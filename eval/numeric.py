@@ -90,7 +90,8 @@ _WORDS: Final = {**_ONES, **_TEENS, **_TIES, "zero": 0, "hundred": 100, "thousan
 _TENS: Final = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS: Final = {"万": 10**4, "亿": 10**8}
 # The numerals of contracts and cheques: 人民币伍拾万圆整. One sign alone may be part of a name, so it needs the currency.
-_FORMAL: Final = re.compile(r"(?:[壹贰貳叁參肆伍陆陸柒捌玖拾佰仟][壹贰貳叁參肆伍陆陸柒捌玖拾佰仟零万萬亿億]+|[壹贰貳叁參肆伍陆陸柒捌玖拾])[元圆圓]?")
+_FORMAL_DIGITS: Final = "壹贰貳叁參肆伍陆陸柒捌玖拾"
+_FORMAL: Final = re.compile(rf"(?:[{_FORMAL_DIGITS}佰仟][{_FORMAL_DIGITS}佰仟零万亿]+|[{_FORMAL_DIGITS}])[元圆圓]?")
 _PLAIN: Final = str.maketrans("壹贰貳叁參肆伍陆陸柒捌玖拾佰仟圆圓", "一二二三三四五六六七八九十百千元元")
 _SIMPLE: Final = str.maketrans("萬億兩點", "万亿两点")
 
