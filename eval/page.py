@@ -135,9 +135,9 @@ def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]], group
     """Every arm against the best single one by utility (and the routed answers against it), over the questions that both have.
 
     `measured` maps arm, question and metric to values, `groups` a question to its group. The interval is BCa, paired by question;
-    `first` is the best arm.
+    `first` is the best arm, which `verified` cannot be: it only repeats an expert.
     """
-    singles = {arm: values for arm, values in measured.items() if arm != "routed"}
+    singles = {arm: values for arm, values in measured.items() if arm not in ("routed", "verified")}
     means = {
         arm: sum(row["utility"] for row in rows.values()) / len(rows) for arm, found in singles.items() if (rows := _with(found, "utility"))
     }

@@ -10,6 +10,9 @@ from eval.metrics import of_arm
 from eval.types import AUTO, Item, Outcome, Outcomes
 from eval.utility import Scoring, utility
 
+# What refusing comes to where it was not asked as an arm: it needs no engine.
+_REFUSED = Outcome("refuse", refused=True, tokens=0.0, generated=0.0)
+
 
 def summarise(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None = None) -> dict[str, Any]:
     """``{"n", "arms": {arm: {metric: number}}, "routed", "oracle", "unavailable": {arm: reason}, "errors", "first_error"}``.
@@ -36,18 +39,18 @@ def summarise(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None
 
 
 def oracle(items: Sequence[Item], outcomes: Outcomes, scoring: Scoring | None = None) -> list[tuple[Item, Outcome]]:
-    """For each question the single arm of the highest utility; of equals the one with fewest tokens, then the first asked.
+    """For each question the single arm of the highest utility, refusing included; of equals the one with fewest tokens, then the first.
 
-    Questions whose utility is not known for any arm are left out.
+    `verified` is left out, as it only repeats an expert, and so are failures: nobody chooses those. Questions whose utility is not known
+    for any arm are left out; nothing is chosen where no single arm answered anything.
     """
-    arms = [arm for arm in _asked(outcomes) if arm != AUTO]
+    arms = [arm for arm in _asked(outcomes) if arm not in (AUTO, "verified")]
+    given = {pair: outcome for pair, outcome in outcomes.items() if pair[1] in arms and outcome.error is None}
     chosen: list[tuple[Item, Outcome]] = []
-    for item in items:
-        scored = [
-            (worth, -(outcome.tokens or 0.0), outcome)
-            for arm in arms
-            if (outcome := outcomes.get((item.id, arm))) is not None and (worth := utility(item, outcome, scoring)) is not None
-        ]
+    for item in items if given else ():
+        found = [given[item.id, arm] for arm in arms if (item.id, arm) in given]
+        found += [] if "refuse" in arms else [_REFUSED]
+        scored = [(worth, -(outcome.tokens or 0.0), outcome) for outcome in found if (worth := utility(item, outcome, scoring)) is not None]
         if scored:
             chosen.append((item, max(scored, key=lambda entry: entry[:2])[2]))
     return chosen

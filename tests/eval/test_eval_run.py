@@ -183,6 +183,17 @@ def test_oracle_breaks_ties_by_tokens_and_skips_what_cannot_be_scored():
         ("u", "rag"): Outcome("rag", "there"),
     }
     assert [(one.id, outcome.arm) for one, outcome in oracle([item, unknown], outcomes)] == [("en-1", "quote")]
+    # Refusing is a choice though it was not asked, a failure and an expert's own answer are none.
+    ghost = ITEMS[2]
+    outcomes = {
+        ("en-1", "rag"): Outcome("rag", "something else", tokens=90),
+        ("en-1", "base"): Outcome("base", error="the engine is down"),
+        ("en-1", "verified"): Outcome("verified", item.answer),
+        ("en-2", "rag"): Outcome("rag", "made up", tokens=90),
+    }
+    summary = summarise([item, ghost], outcomes)
+    assert summary["oracle"]["mix"] == {"refuse": 1.0} and summary["oracle"]["utility"] == 0.5 and summary["oracle"]["errors"] == 0
+    assert oracle([item], {("en-1", "base"): outcomes["en-1", "base"], ("en-1", "auto"): Outcome("refuse", refused=True)}) == []
     nothing = {"n": 0, "arms": {}, "routed": {}, "oracle": {}, "unavailable": {}, "errors": 0, "first_error": None}
     assert summarise([], {}) == nothing
 
