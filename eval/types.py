@@ -55,9 +55,10 @@ class Outcome:
     `tokens` counts read and generated ones, of which `generated` were generated. `error` says why there is no answer; one that
     begins with "unavailable: " means that the arm cannot be used for this item, any other is a failure.
 
-    `engine` is the name of the one that generated it, None if none did. `grounded` is the share of the answer's sentences that the
-    passages found support (see `eval.grounded`), None where there are no sentences or no passages. `predicted` is the quality in [0, 1]
-    that the router expected of this arm, `features` what it decided by; both are there for routed questions only.
+    `engine` is the name of the one that generated it and `adapter` that of the version it used, None if there was none. `grounded` is the
+    share of the answer's sentences that the passages found support (see `eval.grounded`), None where there are no sentences or no
+    passages. `predicted` is the quality in [0, 1] that the router expected of this arm, `features` what it decided by; both are there for
+    routed questions only.
     """
 
     arm: str
@@ -74,6 +75,7 @@ class Outcome:
     grounded: float | None = None
     predicted: float | None = None
     features: Mapping[str, float] = field(default_factory=dict)
+    adapter: str | None = None
 
     @property
     def unavailable(self) -> bool:

@@ -19,6 +19,7 @@ from appliance.engines.base import EngineError, Message, Sampling
 from appliance.errors import UsageError
 from appliance.evaluation.cache import keys, known
 from appliance.evaluation.patience import while_busy
+from appliance.evaluation.timing import Timing
 from appliance.experts.tasks import expert_utilities
 from appliance.knowledge.forgetting import forget
 from appliance.service import Service
@@ -123,7 +124,10 @@ async def evaluate(
         settings |= {"temperature": temperature, "seed": seed}
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
 
+    timing = Timing(service)
+
     async def ask(item: Item, arm: str) -> Outcome:
+        await timing.begin(arm)
         return await answered(service, item, arm, item.domain or info.domain, sampling)
 
     def report(done: int, total: int) -> None:
@@ -311,6 +315,7 @@ async def _answered(service: Service, item: Item, request: Request) -> Outcome:
         grounded=None if refused or not texts else await asyncio.to_thread(grounded, answer.text, texts),
         predicted=answer.decision.predicted[answer.arm].quality if answer.arm in answer.decision.predicted else None,
         features=dict(answer.decision.features),
+        adapter=answer.adapter,
     )
 
 

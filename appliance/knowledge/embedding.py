@@ -72,6 +72,13 @@ class Embedders:
             connection.execute(embedding.insert().values(hash=found.hash, reference=self.reference, used_at=utcnow()))
         return found
 
+    def forget_questions(self) -> None:
+        """Forget the vectors of the last questions."""
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.clear()
+
     def _model(self, reference: str) -> QuestionCache:
         with self._lock:
             if reference not in self._models:
@@ -116,6 +123,10 @@ class QuestionCache:
                 self._known.popitem(last=False)
         return found
 
+    def clear(self) -> None:
+        with self._lock:
+            self._known.clear()
+
 
 class SentenceCache:
     """The vectors of the sentences that questions were compared with lately, of one generation. Thread-safe.
@@ -127,6 +138,10 @@ class SentenceCache:
         self._of: tuple[int | None, str] | None = None
         self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._known.clear()
 
     def vectors(self, embedder: QuestionCache, generation_id: int | None, texts: Sequence[str]) -> NDArray[np.float32]:
         """The passage vectors of `texts`, at least one; those that are not known are made."""

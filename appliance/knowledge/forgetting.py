@@ -34,7 +34,7 @@ logger = logging.getLogger("appliance.index")
 _DONE = "forgotten"
 # The page of a run, in its folder: report.html, report.md and its plots.
 REPORT = "report"
-_WHY = f"{UNAVAILABLE}a document that this answer rests on was deleted"
+WITHHELD = f"{UNAVAILABLE}a document that this answer rests on was deleted"
 _ERASED = f"{UNAVAILABLE}a document that this question was written from was deleted"
 # In the place of such a question, by language.
 _QUESTION = {"en": "(deleted)", "zh": "（已删除）"}
@@ -46,10 +46,10 @@ Ledger = Mapping[tuple[str, str], datetime]
 def forget(database: Database, root: Path, *, again: bool = False) -> bool:
     """Take the text of deleted documents out of what the workspace in `root` keeps besides its index; False: nothing new.
 
-    An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document loses
-    its answer and counts as unavailable from then on (the figures of its run stay as they were measured), and so does every outcome of a
-    question that is erased from its data set, which loses its words. `again`: look through everything, also where nothing seems new, as
-    after entries of another ledger were added, which may be older than its own.
+    An approved answer keeps the expert's words and loses the quotations; an outcome of a run that had found or cited the document, or came
+    from an adapter trained on it, loses its answer and counts as unavailable from then on (the figures of its run stay as they were
+    measured), and so does every outcome of a question that is erased from its data set, which loses its words. `again`: look through
+    everything, also where nothing seems new, as after entries of another ledger were added, which may be older than its own.
     """
     # What there was to look through the last time.
     moments = (
@@ -80,14 +80,20 @@ def forget(database: Database, root: Path, *, again: bool = False) -> bool:
         feedback.forget(connection)
         expert_access.forget(connection)
         runs = connection.execute(sa.select(schema.run)).all()
+        adapters = connection.execute(sa.select(schema.adapter.c.name)).scalars().all()
+        deleted = feedback.Deletions(connection, (), adapters)
+        # A finished run may be gone on with, too, to ask what failed.
+        held = frozenset(connection.execute(sa.select(schema.lock.c.resource)).scalars())
     datasets.forget(database, root)
     left = {key: datasets.left(database, root, *key) for key in {(row.dataset, row.dataset_version) for row in runs}}
     for row in runs:
+        resource = f"run:{row.id}"
         try:
             # Broken off, unless somebody holds it: then it is looked through when it ends.
-            with database.lock(f"run:{row.id}") if row.finished_at is None else nullcontext():
+            with database.lock(resource) if row.finished_at is None or resource in held else nullcontext():
                 blank = _blank(root / row.path / "items.jsonl", left[row.dataset, row.dataset_version])
-                _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger, blank)
+                trained = frozenset(name for name in adapters if deleted((), name, row.created_at))
+                _withhold(root / row.path / "outputs.jsonl", row.domain, row.created_at, ledger, trained, blank)
         except Locked:
             state = ""
             continue
@@ -126,15 +132,16 @@ def _blank(path: Path, left: frozenset[str] | None) -> dict[str, str]:
     return blank
 
 
-def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger, blank: Mapping[str, str]) -> None:
-    """Take the answers out of a run's outcomes that rest on documents deleted since it began, or are of `blank` questions."""
+def _withhold(path: Path, domain: str | None, since: datetime, ledger: Ledger, trained: frozenset[str], blank: Mapping[str, str]) -> None:
+    """Take the answers out of a run's outcomes that rest on documents deleted since it began, as those of adapters `trained` on such do, or
+    are of `blank` questions."""
     names: defaultdict[str | None, set[str]] = defaultdict(set)
     for (owner, id), deleted in ledger.items():
         if deleted >= since and domain in (None, owner):
             names[owner].add(id)
     gone = set().union(*names.values()) if names else set()
-    if (gone or blank) and path.is_file():
-        _rewrite(path, lambda line: _without_answer(line, gone, blank))
+    if (gone or trained or blank) and path.is_file():
+        _rewrite(path, lambda line: _without_answer(line, gone, trained, blank))
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -154,15 +161,16 @@ def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
             page.unlink(missing_ok=True)
 
 
-def _without_answer(line: bytes, gone: set[str], blank: Mapping[str, str]) -> bytes:
-    """A line of outputs.jsonl, without the answer if that rests on documents in `gone` or the question is `blank`. Raises what a damaged
-    line raises."""
+def _without_answer(line: bytes, gone: set[str], trained: frozenset[str], blank: Mapping[str, str]) -> bytes:
+    """A line of outputs.jsonl, without the answer if that rests on documents in `gone`, an adapter in `trained` gave it, or the question is
+    `blank`. Raises what a damaged line raises."""
     row = json.loads(line)
     outcome = row["outcome"]
     if (bare := blank.get(row["id"])) is not None:
         if row["item"] == bare:
             return line
         return json.dumps({**row, "item": bare, "outcome": {**outcome, "answer": "", "error": _ERASED}}).encode()
-    if not outcome["answer"] or not gone & {*(outcome["retrieved"] or ()), *outcome["citations"]}:
+    rests = outcome.get("adapter") in trained or gone & {*(outcome["retrieved"] or ()), *outcome["citations"]}
+    if not outcome["answer"] or not rests:
         return line
-    return json.dumps({**row, "outcome": {**outcome, "answer": "", "error": _WHY}}).encode()
+    return json.dumps({**row, "outcome": {**outcome, "answer": "", "error": WITHHELD}}).encode()

@@ -140,6 +140,11 @@ class Knowledge:
         vectors = self._sentences.vectors(embedder, generation, texts)
         return [float(value) for value in vectors @ embedder.encode_queries([question])[0]]
 
+    def forget_vectors(self) -> None:
+        """Forget the vectors of questions and sentences that are kept for the next ones."""
+        self.embedders.forget_questions()
+        self._sentences.clear()
+
     def ingest(
         self,
         paths: Sequence[Path],

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from appliance.errors import ApplianceError, UsageError
 from appliance.evaluation import runs as evaluation
+from appliance.knowledge.forgetting import WITHHELD
 from appliance.service import Service
 from eval.groups import groups_of, said
 from eval.types import AUTO, Item, Outcome
@@ -26,7 +27,7 @@ LEARNT: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm != "verified")
 class Labels:
     """The questions of a domain as they are learnt from. `ruled` is what the rules were worth, by question id, where they decided in
     the run and no approved answer came before; `costs` what each arm that answered cost on average; `words` the digest of each question's
-    words, by its id."""
+    words, by its id; `withheld` how many answers a deletion took, of which nothing can be learnt."""
 
     domain: str
     runs: tuple[str, ...]
@@ -35,6 +36,7 @@ class Labels:
     costs: Mapping[Arm, Costs]
     adapters: Mapping[str, str]
     words: Mapping[str, str]
+    withheld: int = 0
 
 
 def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = None) -> Labels:
@@ -47,6 +49,7 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
     questions: dict[str, Labelled] = {}
     ruled: dict[str, float] = {}
     spent: defaultdict[Arm, list[tuple[float, float]]] = defaultdict(list)
+    withheld = 0
     # Known before the first question is looked at, whichever run it is that names it.
     domain = domain or next((row.domain for row in rows if row.domain is not None), None)
     if domain is None:
@@ -71,6 +74,7 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
             worth["refuse"] = utility(item, Outcome("refuse", refused=True), scoring)
             if worth["refuse"] is None:
                 continue
+            withheld += sum(outcome.error == WITHHELD for outcome in outcomes.values())
             items[item.id] = item
             questions[item.id] = Labelled(item.id, item.id, item.lang, row_of(auto.features), worth)
             ruled.pop(item.id, None)
@@ -89,7 +93,7 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
     grouped = tuple(replace(one, group=groups[one.id]) for one in questions.values())
     adapters = {row.id: (row.settings.get("adapters") or {}).get(domain, "") for row in rows}
     words = {id: words_of(item) for id, item in items.items()}
-    return Labels(domain, tuple(row.id for row in rows), grouped, ruled, costs | {"refuse": Costs(0, 0)}, adapters, words)
+    return Labels(domain, tuple(row.id for row in rows), grouped, ruled, costs | {"refuse": Costs(0, 0)}, adapters, words, withheld)
 
 
 def without_rare_languages(labels: Labels) -> tuple[Labels, dict[str, int]]:

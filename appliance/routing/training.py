@@ -61,7 +61,7 @@ def train_router(
         )
     routers = Routers(service.workspace.db)
     routing = router_of(service.workspace)
-    notes = (*_other_adapters(labels, service.workspace.db.pointer(f"adapter:{labels.domain}")), *_rare(few))
+    notes = (*_other_adapters(labels, service.workspace.db.pointer(f"adapter:{labels.domain}")), *_rare(few), *_withheld(labels))
     now = decided_now(labels, routers, routing)
 
     def kept(gate: Mapping[str, Any], among: Sequence[Family] | None = None) -> RouterVersion:
@@ -101,6 +101,11 @@ def _other_adapters(labels: Labels, live: str | None) -> list[str]:
         for run, name in labels.adapters.items()
         if name != (live or "")
     ]
+
+
+def _withheld(labels: Labels) -> list[str]:
+    said = f"{labels.withheld} answers of the runs rest on documents deleted since, so nothing was learnt of them"
+    return [f"{said}: run appliance eval run again and train from that"] if labels.withheld else []
 
 
 def _rare(few: Mapping[str, int]) -> list[str]:

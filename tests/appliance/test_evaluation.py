@@ -12,6 +12,7 @@ import pytest
 from fake_engine import ScriptedEngine
 from gate_support import Bench, right, rows, wrong
 
+from appliance.adapters.evidence import Link, record
 from appliance.cli.main import run as command
 from appliance.datasets.registry import DatasetInfo
 from appliance.engines.base import EngineBusy, EngineError, Health, Sampling
@@ -22,6 +23,7 @@ from appliance.evaluation.judging import judged
 from appliance.evaluation.page import figures, keep_page, page_of, write_page
 from appliance.evaluation.runs import evaluate, find, finished_run, items, scoring_of
 from appliance.experts.tasks import ExpertTasks, prepare
+from appliance.knowledge.forgetting import WITHHELD
 from appliance.knowledge.knowledge import Knowledge
 from appliance.routing.labels import labels_of
 from appliance.service import Service
@@ -33,6 +35,7 @@ from eval.run import load
 from eval.types import EvalError, Outcome
 from finetune.types import Pair
 from retrieval.types import DocumentKey, Scope
+from tests.retrieval.retrieval_support import HashingEmbedder
 
 QUESTIONS = [
     {"id": "fee", "question": "专家门诊挂号费多少钱？", "answer": "50元", "doc_ids": ["zh/registration.md"], "lang": "zh",
@@ -123,6 +126,21 @@ def test_the_key_holds_all_that_decides(bench: Bench, monkeypatch: pytest.Monkey
     (bench.workspace.root / "synonyms").mkdir(exist_ok=True)
     (bench.workspace.root / "synonyms" / "medical.txt").write_text("费用, 价钱\n", "utf-8")
     assert {arm for arm in before if key(arm) != before[arm]} == {"rag", "finetuned", "auto"}
+
+
+def test_no_arm_is_faster_for_what_another_left_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The routed answers are asked last, and found every question and passage embedded; the first question waited for the models."""
+    embedded: list[str] = []
+    real = HashingEmbedder.encode_queries
+    monkeypatch.setattr(HashingEmbedder, "encode_queries", lambda self, texts: (embedded.extend(texts), real(self, texts))[1])
+    service = bench.service()
+    asyncio.run(evaluate(service, dataset(bench), ("quote",), concurrency=1))
+    assert embedded[0] == "warm up" and engine_of(service).asked[0][0][0]["content"] == "Hello. 你好。"
+    assert [embedded.count(row["question"]) for row in QUESTIONS] == [2] * 4
+    # Nothing is loaded where nothing is asked.
+    embedded.clear()
+    asyncio.run(evaluate(bench.service(), dataset(bench), ("quote",)))
+    assert embedded == []
 
 
 def test_an_outage_is_no_answer_of_the_router(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +235,41 @@ def test_what_a_deletion_took_is_not_taken_over(bench: Bench, monkeypatch: pytes
     assert not any("专家门诊挂号费为50元" in outcome.answer for outcome in run_cache.known(bench.service(), info.name).values())
     write_page(bench.workspace, run, folder / "report.html", None)
     assert "专家门诊挂号费为50元" not in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_deletion_takes_the_answers_of_adapters_trained_on_it(bench: Bench) -> None:
+    """As it does those of experts' tasks and of feedback: the adapter may say the text, whatever the question found."""
+    (bench.folder / "notes.md").write_text("# Notes\n\nThe vault opens at nine.\n", "utf-8")
+    bench.knowledge.ingest([bench.folder / "notes.md"], domain="archive")
+    version = bench.adapter(bench.dataset("pairs", rows(0, 4, "train")), right)
+    other = bench.adapter(bench.dataset("more", rows(4, 8, "train")), right, 2)
+    with bench.workspace.db.write() as connection:
+        record(connection, version.name, [Link("pair-0", "declared", "archive", "notes.md", "0" * 64)])
+    info, ids = dataset(bench), []
+    for name in (version.name, other.name):
+        bench.registry.promote(name, "test")
+        ids.append(ran(bench, info, ("base", "quote", "finetuned"))["run_id"])
+    folder = bench.workspace.root / "runs" / ids[0]
+    assert load(folder).outcomes["fee", "finetuned"].adapter == version.name
+    bench.knowledge.remove([DocumentKey("archive", "notes.md")])
+    outcomes = load(folder).outcomes
+    assert {arm for (_, arm), outcome in outcomes.items() if outcome.error == WITHHELD} == {"finetuned"}
+    assert not any(outcome.answer for (_, arm), outcome in outcomes.items() if arm == "finetuned")
+    assert not any(outcome.error for outcome in load(folder.with_name(ids[1])).outcomes.values())
+    labels = labels_of(bench.service(), [ids[0]])
+    assert labels.withheld == 3 and [one.utility["finetuned"] for one in labels.questions] == [None, None, None, 1.0]
+
+
+def test_a_deletion_waits_for_a_finished_run_that_is_gone_on_with(bench: Bench) -> None:
+    """Whoever goes on appends to the file that would be written anew."""
+    summary = ran(bench, dataset(bench), ("quote",))
+    path = bench.workspace.root / "runs" / summary["run_id"] / "outputs.jsonl"
+    with bench.workspace.db.lock(f"run:{summary['run_id']}"):
+        before = path.stat().st_ino
+        bench.knowledge.remove([DocumentKey("medical", "zh/registration.md")])
+        assert path.stat().st_ino == before and "专家门诊挂号费为50元" in path.read_text("utf-8")
+    run_cache.known(bench.service(), "手册")
+    assert "专家门诊挂号费为50元" not in path.read_text("utf-8")
 
 
 def test_rows_declare_their_metric(bench: Bench) -> None:
