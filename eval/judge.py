@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,10 +109,15 @@ def read_scores(reply: str) -> dict[str, int] | None:
 
 
 def read_preference(reply: str) -> str | None:
-    """The preference of a reply: of JSON, of "preference: a", or of a reply that is only that; None if there is none, or several."""
-    found = {match.lower() for match in _PREFERENCE.findall(reply)}
+    """The preference of a reply: of its JSON, which counts before what was said on the way to it, of "preference: a", or of a reply that
+    is only that; None if there is none, or several."""
+    found: set[str] = set()
+    for said in _JSON.findall(reply):
+        with suppress(ValueError):
+            found |= {str(json.loads(said).get("preference")).strip().lower()} & set(PREFERENCES)
+    found = found or {match.lower() for match in _PREFERENCE.findall(reply)}
     if not found:
-        bare = reply.strip().strip("\"'`.。 ").lower()
+        bare = reply.strip().strip("\"'`*()[].。 ").lower()
         found = {bare} & set(PREFERENCES)
     return found.pop() if len(found) == 1 else None
 

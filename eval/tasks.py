@@ -51,13 +51,14 @@ _ANOTHER: Final = re.compile(r"[)\]]?\s*(?:[/、,&]|or\b|and\b|或|和|及)\s*[(
 # What people say for the three labels, by the label as data sets write it.
 _YES_NO: Final = (("", "yes"), ("", "no"), ("", "maybe"))
 _SAID: Final[Mapping[str, tuple[str, ...]]] = {
-    "yes": ("yes", "是的", "是", "有", "可以", "能", "对"),
-    "no": ("no", "不是", "否", "没有", "不可以", "不能", "不会", "不"),
+    "yes": ("yes", "是的", "是", "有", "可以", "能", "会", "需要", "对"),
+    "no": ("no", "不是", "否", "没有", "不可以", "不能", "不会", "不", "无法", "无需", "并不", "并非"),
     "maybe": ("maybe", "possibly", "perhaps", "unclear", "不确定", "可能", "不一定"),
 }
 # Words that only begin like one of them.
 _ONLY_BEGINS: Final = re.compile(
     r"no (?:doubt|matter|wonder)\b|是否|有关|有些|有时|有的|有没有|能否|可否|对于|对照|对比|不仅|不但|不过|不同|不论|不管"
+    r"|会[议计员诊客场费]|会不会"
 )
 
 
