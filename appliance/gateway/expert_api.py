@@ -16,7 +16,8 @@ from appliance.types import Caller
 from eval.experts import BadScore
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=50_000, pattern=r"^[^\x00]*$")]
-_Score = Annotated[int, Field(ge=1, le=5)]
+# Strict: `true` would be taken for 1, the worst there is.
+_Score = Annotated[int, Field(ge=1, le=5, strict=True)]
 _TaskId = Annotated[str, Path(min_length=1, max_length=80, pattern=r"^[^\x00]*$")]
 _Run = Annotated[str | None, Query(min_length=1, max_length=80, pattern=r"^[^\x00]*$", description="Only tasks of this run.")]
 

@@ -96,6 +96,7 @@ def test_labels_and_scopes(served: Served) -> None:
 BAD_VERDICTS: list[tuple[dict[str, Any], str]] = [
     ({}, "correctness"),
     ({"correctness": 9}, "correctness"),
+    ({**BAD, "correctness": True}, "correctness"),
     ({**BAD, "correctness": "x"}, "correctness"),
     ({"correctness": 5}, "completeness"),
     ({**GOOD, "preference": "a"}, "preference"),
