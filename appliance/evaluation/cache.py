@@ -27,9 +27,11 @@ from appliance.workspace import Workspace
 from eval import grounded, numeric
 from eval.run import kept
 from eval.types import EvalError, Item, Outcome
+from finetune import chat_templates
 
-# The code that makes an answer out of a question, beside the settings: whole packages, and modules of this one.
+# The code that makes an answer out of a question, beside the settings: whole packages, and modules of others and of this one.
 _PACKAGES = (retrieval, router)
+_OTHERS = (chat_templates,)
 _MODULES = (
     "prompts",
     "engines/chat_format",
@@ -143,7 +145,7 @@ def _verified(workspace: Workspace) -> list[str]:
 
 def _code() -> str:
     files = [Path(__file__).parent.parent / f"{name}.py" for name in _MODULES]
-    files += [Path(module.__file__ or "") for module in _MEASURING]
+    files += [Path(module.__file__ or "") for module in (*_OTHERS, *_MEASURING)]
     files += [file for package in _PACKAGES for folder in package.__path__ for file in sorted(Path(folder).rglob("*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
