@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from appliance.engines.base import AdapterRef, Delta, Engine, EngineBusy, EngineDown, EngineError, Health, Message, Sampling
 
 logger = logging.getLogger("appliance.engines")
 
-# Seconds between two questions whether a replica that is out is well again.
+# Seconds between two questions whether a replica is well that is out, or that is waited for and has shown no life for as long.
 _AGAIN = 1.0
+# So many questions in a row that it leaves unanswered show that it hangs; a single one may be late on a busy machine.
+_HANGS = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -23,16 +25,21 @@ class _Replica:
     engine: Engine
     running: int = 0
     out: bool = False
-    asked: float = float("-inf")
+    # When it last showed life, and how often in a row it was too late to say that it is well.
+    alive: float = float("-inf")
+    late: int = 0
     asking: asyncio.Task[None] | None = field(default=None, repr=False)
+    # What ends the waiting of those that have nothing from it yet.
+    waiting: set[asyncio.Timeout] = field(default_factory=set, repr=False)
 
 
 class Replicas:
     """`engines`, all of one base model, as one `Engine`; `connect` and `first_token` are the whole engine's limits, in seconds.
 
     A request goes to the replica with the fewest requests under way, one for an adapter to those that have it. One that fails is out until
-    it says that it is well. A request that fails before its first token is sent once more, to another replica. One that
-    sends no first token in time is out too. The loss of one is a warning in the log; the engine is well as long as one replica is.
+    it says that it is well. A request that fails before its first token is sent once more, to another replica, and so is one that waits
+    for the first token of a replica that turns out to hang. One that sends no first token in time is out too. The loss of one is a
+    warning in the log; the engine is well as long as one replica is.
     May be used from one event loop at a time.
     """
 
@@ -43,6 +50,7 @@ class Replicas:
         self._replicas = [_Replica(number, engine) for number, engine in enumerate(engines, 1)]
         # A replica that does not answer must not make the whole engine late.
         self._connect, self._first_token = connect * 0.7, first_token
+        self._closed = False
 
     @property
     def engines(self) -> list[Engine]:
@@ -51,7 +59,6 @@ class Replicas:
 
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
         """See the contract."""
-        self._ask_those_out()
         tried: list[_Replica] = []
         while True:
             # A server that was started anew has its adapters a little later.
@@ -64,9 +71,12 @@ class Replicas:
             replica.running += 1
             try:
                 async with aclosing(replica.engine.chat(messages, adapter, sampling)) as deltas:
-                    async for delta in deltas:
-                        begun = True
+                    async with self._waiting_for(replica):
+                        delta = await anext(deltas, None)
+                    while delta is not None:
+                        begun, replica.alive = True, time.monotonic()
                         yield delta
+                        delta = await anext(deltas, None)
                 return
             except EngineBusy:
                 if begun or len(tried) == 2 or self._least_busy(tried) is None:
@@ -90,25 +100,55 @@ class Replicas:
     def _eject(self, replica: _Replica, why: str) -> None:
         if not replica.out:
             logger.warning("engine %s: replica %d is out: %s", self.name, replica.number, why)
-        replica.out, replica.asked = True, time.monotonic()
+        replica.out = True
+        self._look_after(replica)
 
-    def _ask_those_out(self) -> None:
-        """Ask the replicas that are out, beside what is being served, whether they are well again."""
-        now = time.monotonic()
-        for replica in self._replicas:
-            if replica.out and now - replica.asked >= _AGAIN and (replica.asking is None or replica.asking.done()):
-                replica.asking = asyncio.get_running_loop().create_task(self._ask(replica))
+    @asynccontextmanager
+    async def _waiting_for(self, replica: _Replica) -> AsyncIterator[None]:
+        """Raises EngineDown once the replica turns out to hang; one that is out already has as long as for a question about its health."""
+        limit = asyncio.timeout(self._connect if replica.out else None)
+        replica.waiting.add(limit)
+        self._look_after(replica)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise EngineDown(f"replica {replica.number} of engine {self.name} does not answer") from error
+        finally:
+            replica.waiting.discard(limit)
+
+    def _look_after(self, replica: _Replica) -> None:
+        """See to it that the replica is asked whether it is well, beside what is being served."""
+        if not self._closed and (replica.asking is None or replica.asking.done()):
+            replica.asking = asyncio.get_running_loop().create_task(self._ask_on(replica))
+
+    async def _ask_on(self, replica: _Replica) -> None:
+        """For as long as it is out, or waited for."""
+        while replica.out or replica.waiting:
+            await asyncio.sleep(_AGAIN)
+            if replica.out or (replica.waiting and time.monotonic() - replica.alive >= _AGAIN):
+                await self._ask(replica)
 
     async def _ask(self, replica: _Replica) -> None:
-        replica.asked = time.monotonic()
+        since = time.monotonic()
         try:
             async with asyncio.timeout(self._connect):
                 found = await replica.engine.health()
         except TimeoutError:
-            found = Health(False, f"it did not answer within {self._connect:g} s")
+            replica.late = 0 if replica.alive >= since else replica.late + 1
+            if replica.late >= _HANGS:
+                self._eject(replica, f"it did not answer within {self._connect:g} s, {_HANGS} times in a row")
+                for limit in [limit for limit in replica.waiting if not limit.expired()]:
+                    limit.reschedule(asyncio.get_running_loop().time())
+            return
+        replica.late = 0
         if not found.ok:
             self._eject(replica, found.detail)
-        elif replica.out:
+            return
+        replica.alive = time.monotonic()
+        if replica.out:
             logger.warning("engine %s: replica %d is back", self.name, replica.number)
             replica.out = False
 
@@ -130,7 +170,7 @@ class Replicas:
     async def load(self, adapter: AdapterRef) -> None:
         """Load it everywhere; a replica that is down lacks it when it is back, until it is loaded again. Raises EngineError where one
         refuses it."""
-        found = await asyncio.gather(*(replica.engine.load(adapter) for replica in self._replicas), return_exceptions=True)
+        found = await asyncio.gather(*(self._load(replica, adapter) for replica in self._replicas), return_exceptions=True)
         for replica, error in zip(self._replicas, found, strict=True):
             if isinstance(error, EngineDown):
                 self._eject(replica, str(error))
@@ -140,8 +180,16 @@ class Replicas:
         if all(isinstance(error, EngineDown) for error in found):
             raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available, so none loads {adapter.name}")
 
+    async def _load(self, replica: _Replica, adapter: AdapterRef) -> None:
+        async with self._waiting_for(replica):
+            await replica.engine.load(adapter)
+
+    async def _unload(self, replica: _Replica, name: str) -> None:
+        async with self._waiting_for(replica):
+            await replica.engine.unload(name)
+
     async def unload(self, name: str) -> None:
-        found = await asyncio.gather(*(replica.engine.unload(name) for replica in self._replicas), return_exceptions=True)
+        found = await asyncio.gather(*(self._unload(replica, name) for replica in self._replicas), return_exceptions=True)
         for replica, error in zip(self._replicas, found, strict=True):
             if isinstance(error, EngineError):
                 self._eject(replica, str(error))
@@ -157,6 +205,7 @@ class Replicas:
         return Health(True, f"{out} of its {len(self._replicas)} replicas are out" if out else "")
 
     async def close(self) -> None:
+        self._closed = True
         tasks = [replica.asking for replica in self._replicas if replica.asking is not None and not replica.asking.done()]
         for task in tasks:
             task.cancel()

@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def over(servers: Sequence[LyingEngine], connect: float = 1.5, first_token: float = 5.0) -> AsyncIterator[Replicas]:
+async def over(servers: Sequence[LyingEngine], connect: float = 15.0, first_token: float = 60.0) -> AsyncIterator[Replicas]:
     engines = [OpenAIEngine("remote", server.url, "m", None, ["zh"], connect_timeout=connect) for server in servers]
     engine = Replicas(engines, connect, first_token)
     yield engine
@@ -102,10 +102,14 @@ async def test_two_that_fail_are_enough_and_none_is_an_error() -> None:
             assert await engine.health() == Health(False, "none of its 3 replicas is available")
 
 
-async def test_one_that_hangs_is_out_when_its_time_is_over_and_holds_no_question_about_health_up() -> None:
+async def test_one_that_hangs_is_out_when_its_time_is_over_and_holds_no_question_about_health_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with lying(fault="hang", sick=True) as bad, lying() as good:
-        async with over([bad, good], connect=0.5, first_token=0.3) as engine:
-            guard = Guarded(engine, TimeLimits(0.5, 0.3, 0.3, 5.0), Breaker(3, 0.2))
+        async with over([bad, good], connect=1.0, first_token=3.0) as engine:
+            guard = Guarded(engine, TimeLimits(1.0, 3.0, 3.0, 30.0), Breaker(3, 0.2))
+            # Nobody finds out before the time is over.
+            monkeypatch.setattr(replicas, "_HANGS", 1000)
             with pytest.raises(EngineLate):
                 await ask(guard)
             assert (bad.chats, good.chats) == (1, 0)
@@ -188,4 +192,65 @@ async def test_adapters_are_loaded_on_all() -> None:
     one.error = two.error = EngineDown("gone")
     with pytest.raises(EngineDown, match="so none loads medical@1"):
         await engine.load(ref)
+    await engine.close()
+
+
+async def test_a_question_does_not_wait_for_a_replica_that_turns_out_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 0.05)
+    with lying(fault="hang", sick=True) as bad, lying(words=400, pause=0.02) as good:
+        async with over([bad, good], connect=0.3, first_token=60.0) as engine:
+            # The other one answers all the time, so that nobody else has reason to ask about health.
+            engine._replicas[0].running = 1
+            talking = engine.chat(ASK, None, Sampling())
+            await anext(talking)
+            engine._replicas[0].running = 0
+            async with asyncio.timeout(30):
+                asked = engine.chat(ASK, None, Sampling())
+                assert (await anext(asked)).text.startswith("第0词")
+            assert (bad.chats, good.chats) == (1, 2) and engine._replicas[0].out and not engine._replicas[1].out
+            await asked.aclose()
+            await talking.aclose()
+
+
+async def test_one_late_answer_about_health_puts_no_replica_out() -> None:
+    with lying(sick=True) as slow, lying() as good:
+        async with over([slow, good], connect=1.0) as engine:
+            assert await engine.health() == Health(True)
+            slow.sick = False
+            for _ in range(4):
+                assert (await engine.health()).ok
+            assert not engine._replicas[0].out
+            slow.sick = True
+            for _ in range(3):
+                await engine.health()
+            assert engine._replicas[0].out and not engine._replicas[1].out
+
+
+class Hangs(OpenAIEngine):
+    """One whose adapters cannot be loaded, nor refused."""
+
+    serves_adapters = True
+
+    def __init__(self) -> None:
+        super().__init__("remote", "http://127.0.0.1:9/v1", "m", None, ["zh"])
+
+    async def load(self, adapter: AdapterRef) -> None:
+        await asyncio.sleep(3600)
+
+    async def health(self) -> Health:
+        await asyncio.sleep(3600)
+        return Health(True)
+
+
+async def test_an_adapter_is_loaded_without_waiting_for_a_replica_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 0.05)
+    ref, good = AdapterRef("medical@1", Path("/a")), Loads()
+    engine = Replicas([Hangs(), good], 0.2, 60.0)
+    async with asyncio.timeout(30):
+        await engine.load(ref)
+        assert engine._replicas[0].out and await engine.adapters() == ["medical@1"]
+        # It is out already: it is given a moment, in case it is back.
+        good.have.clear()
+        await engine.load(ref)
+    assert await engine.adapters() == ["medical@1"]
     await engine.close()
