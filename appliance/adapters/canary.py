@@ -35,7 +35,9 @@ State = Literal["running", "promoted", "rolled_back", "stopped"]
 SideName = Literal["candidate", "live"]
 # Seconds between two looks at what the other processes did.
 _EVERY = 1.0
-_TUNED, _PLAIN = ("finetuned", "hybrid"), ("base", "rag")
+# The arms that an adapter answers, and what answers where none is live.
+TUNED: tuple[Arm, ...] = ("finetuned", "hybrid")
+_PLAIN: tuple[Arm, ...] = ("base", "rag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Side:
 
     def counts(self, arm: Arm) -> bool:
         """Whether an answer of `arm` tells about this side: only what the adapter wrote, or where none is live what the plain model did."""
-        return arm in (_TUNED if self.name == "candidate" or self.has_live else _PLAIN)
+        return arm in (TUNED if self.name == "candidate" or self.has_live else _PLAIN)
 
 
 def start(registry: Registry, name: str, share: float, why: str | None = None) -> Canary:
@@ -158,8 +160,8 @@ def figures(database: Database, canary: Canary) -> dict[str, dict[str, int]]:
     found = {side: {"answered": 0, "failed": 0, "up": 0, "down": 0} for side in ("candidate", "live")}
     has_live = canary.live is not None
     sides = {
-        "candidate": (given.c.adapter == canary.candidate, given.c.arm.in_(_TUNED)),
-        "live": (given.c.adapter == canary.live, given.c.arm.in_(_TUNED))
+        "candidate": (given.c.adapter == canary.candidate, given.c.arm.in_(TUNED)),
+        "live": (given.c.adapter == canary.live, given.c.arm.in_(TUNED))
         if has_live
         else (given.c.adapter.is_(None), given.c.arm.in_(_PLAIN)),
     }
@@ -244,7 +246,7 @@ class Canaries:
 
 def on_trial(decision: Decision, side: Side | None, adapter: AdapterVersion | None, lang: str) -> Decision:
     """The decision with a sentence that says so, where the candidate writes the answer."""
-    if side is None or side.name != "candidate" or adapter is None or decision.arm not in _TUNED:
+    if side is None or side.name != "candidate" or adapter is None or decision.arm not in TUNED:
         return decision
     said = "正在试用，回答一部分问题。" if lang == "zh" else "is on trial and answers a share of the questions."
     return replace(decision, reasons=(*decision.reasons, f"{adapter.name} {said}"))

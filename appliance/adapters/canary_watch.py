@@ -17,8 +17,10 @@ from typing import Any, Literal
 from appliance.adapters import canary as canaries
 from appliance.adapters.canary import Canary
 from appliance.adapters.gate_checks import last_gate
+from appliance.adapters.gates import check_fit
 from appliance.adapters.registry import Registry
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseFailed
+from appliance.models.store import ModelStore
 from appliance.settings import CanaryConfig
 from appliance.store import tables_admin
 from appliance.store.database import utcnow
@@ -37,7 +39,12 @@ def watch(registry: Registry, now: datetime | None = None) -> list[dict[str, Any
         state, why, looks = judge(registry, canary, settings, found, now or utcnow())
         if state == "promoted":
             try:
+                # The engine's settings may be others than when the trial began.
+                check_fit(registry.workspace, ModelStore.default(), registry.get(canary.candidate))
                 registry.promote(canary.candidate, f"canary {canary.id}: {why}", over=canary.live)
+            except DatabaseFailed:
+                # That says nothing about the candidate: the next look promotes it.
+                raise
             except ApplianceError as error:
                 state, why = "stopped", f"could not be promoted: {error}"
         if state is not None:
@@ -56,8 +63,9 @@ def judge(
 ) -> tuple[Literal["promoted", "rolled_back", "stopped"] | None, str, dict[str, list[int]]]:
     """What is to become of the canary (None: it goes on), why, and the looks taken so far, as [number, size of the last]."""
     looks = dict(canary.looks)
-    if registry.workspace.db.pointer(f"adapter:{canary.domain}") != canary.live:
-        return "stopped", "another version became live", looks
+    live = registry.workspace.db.pointer(f"adapter:{canary.domain}")
+    if live != canary.live:
+        return "stopped", "the candidate became live" if live == canary.candidate else "another version became live", looks
     if registry.find(canary.candidate) is None:
         return "stopped", "the candidate was removed", looks
     criteria = (
@@ -97,7 +105,8 @@ def _promotion(
 ) -> tuple[Literal["promoted"] | None, str]:
     answers, hours = settings.promote_after_answers, settings.promote_after_hours
     given = found["candidate"]["answered"]
-    if (answers is None and hours is None) or given < (answers or 0) or now - canary.started_at < timedelta(hours=hours or 0):
+    # One that has answered nothing has shown nothing, however many hours have passed.
+    if (answers is None and hours is None) or given < (answers or 1) or now - canary.started_at < timedelta(hours=hours or 0):
         return None, ""
     gate = last_gate(registry.workspace, canary.candidate)
     if gate is None or not gate.passed:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from appliance.adapters.canary import Canaries, Side, on_trial
+from appliance.adapters.canary import TUNED, Canaries, Side, on_trial
 from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.adapters.tuned_questions import TunedQuestions
 from appliance.answers.availability import adapter_trouble, base_trouble, engine_trouble, forced, readable
 from appliance.answers.rewrite import self_contained
 from appliance.answers.verified import Verified, VerifiedAnswers
 from appliance.engines.base import EngineDown, Usage
+from appliance.engines.guard import Guarded
 from appliance.engines.pool import EnginePool
 from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
@@ -112,6 +113,8 @@ class Deciding:
         verified, (adapter, side) = await self.look(
             lambda: (self.verified.match(query, within), self._version(request, caller, domain, query))
         )
+        if side is not None and side.name == "candidate" and request.arm in ("auto", *TUNED):
+            adapter, side = await self._usable(domain, adapter, side)
         near, facts = None if verified is None else 1.0, None
         if request.arm in ("auto", "verified"):
             # In a thread, since approved questions that are alike are embedded.
@@ -133,6 +136,15 @@ class Deciding:
         if self.canaries is None or request.adapter is not None:
             return adapter, None
         return self.canaries.choose(domain, adapter, caller, query)
+
+    async def _usable(self, domain: str, candidate: AdapterVersion | None, side: Side) -> tuple[AdapterVersion | None, Side | None]:
+        """The candidate; where the engine cannot use it the live version, and it has failed without anybody's question failing."""
+        engine = await self.engines.of(domain)
+        if candidate is None or not isinstance(engine, Guarded) or not await engine.rejects(candidate.ref):
+            return candidate, side
+        if self.canaries is not None:
+            self.canaries.note(side, "finetuned", failed=True)
+        return await self.look(self.registry.live, domain), None
 
     def _check(self, request: Request, caller: Caller) -> None:
         limit = self.config.answering.max_question_chars

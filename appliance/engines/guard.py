@@ -266,6 +266,11 @@ class Guarded:
             self._linted[adapter.name] = time.monotonic()
         return self.problems[adapter.name]
 
+    async def rejects(self, adapter: AdapterRef) -> bool:
+        """Whether this very version is of no use here: its files do not fit, or it could not be loaded, or did not answer."""
+        await self.unfit(adapter)
+        return adapter.name in self.refused or bool(self.problems.get(adapter.name))
+
     async def load(self, adapter: AdapterRef) -> None:
         """See the contract; also raises EngineError for files that cannot be served."""
         if self.serves_adapters and (problem := await self.unfit(adapter)):

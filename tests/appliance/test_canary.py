@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate_support import Bench, right, rows
+from gate_support import Bench, Speaker, right, rows
+from helpers import answering_with
 
 from appliance.adapters import canary as canaries
 from appliance.adapters.canary import Canaries, Canary, Side, place
 from appliance.adapters.canary_watch import judge, watch, worse
-from appliance.adapters.registry import AdapterVersion
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.admin.audit import find
 from appliance.answers.answering import Answering
 from appliance.answers.feedback import Feedback
 from appliance.cli.main import run
 from appliance.engines.base import EngineError
-from appliance.errors import GateMissed, UsageError
+from appliance.engines.breaker import Breaker
+from appliance.engines.guard import Guarded, TimeLimits
+from appliance.errors import DatabaseFailed, GateMissed, UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import CanaryConfig, FeedbackConfig
 from appliance.types import Answer, Caller, Request
@@ -136,6 +139,28 @@ def test_failures_are_counted_and_roll_back(bench: Bench, answering: Answering, 
     assert [entry["action"] for entry in find(bench.workspace.db, "canary")] == ["canary.end", "canary.start"]
 
 
+@pytest.mark.parametrize("trouble", ["refused", "altered template"])
+def test_a_candidate_that_the_engine_cannot_use_is_rolled_back_and_fails_nobody(
+    bench: Bench, versions: tuple[AdapterVersion, AdapterVersion], trouble: str
+) -> None:
+    live, other = versions
+
+    def unfit(folder: Path) -> list[str]:
+        return ["another chat template"] if folder == other.path and trouble != "refused" else []
+
+    guard = Guarded(Speaker(bench.gold, bench.script, bench.base_hash), TimeLimits(), Breaker(3, 5.0), unfit)
+    guard.refused |= {other.name} if trouble == "refused" else set()
+    answering = answering_with(bench.knowledge, guard)
+    answering.canaries = Canaries(answering.registry)
+    canaries.start(bench.registry, other.name, 0.5, "to see")
+    answering.canaries.tend()
+    assert {ask(answering, question).adapter for question in QUESTIONS} == {live.name}
+    answering.canaries.tend()
+    [ended] = watch(bench.registry)
+    assert ended["state"] == "rolled_back" and ended["why"].startswith("failed answers: ")
+    assert ended["figures"]["candidate"]["failed"] >= 10 and ended["figures"]["candidate"]["answered"] == 0
+
+
 def test_bad_feedback_rolls_back(bench: Bench, answering: Answering, versions: tuple[AdapterVersion, AdapterVersion]) -> None:
     _, other = versions
     canaries.start(bench.registry, other.name, 0.5, "to see")
@@ -152,7 +177,9 @@ def test_bad_feedback_rolls_back(bench: Bench, answering: Answering, versions: t
     assert ended["figures"]["live"]["up"] > 8 and ended["figures"]["candidate"]["up"] == 0
 
 
-def test_promoted_only_if_asked_and_after_the_gate(bench: Bench, versions: tuple[AdapterVersion, AdapterVersion]) -> None:
+def test_promoted_only_if_asked_and_after_the_gate(
+    bench: Bench, versions: tuple[AdapterVersion, AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, other = versions
     bench.workspace.save_setting("domains.medical.canary.promote_after_answers", 30)
     bench.workspace.save_setting("domains.medical.canary.promote_after_hours", 2)
@@ -169,9 +196,41 @@ def test_promoted_only_if_asked_and_after_the_gate(bench: Bench, versions: tuple
     assert watch(bench.registry, later) == []
     asyncio.run(_gate(bench, other.name))
     assert watch(bench.registry, made.started_at + timedelta(hours=1)) == []
+    # A database that is in trouble for a moment ends no trial.
+    with monkeypatch.context() as broken, pytest.raises(DatabaseFailed):
+        broken.setattr(Registry, "promote", _fails)
+        watch(bench.registry, later)
     [ended] = watch(bench.registry, later)
     assert ended["state"] == "promoted" and "30 answers in 3.0 hours" in ended["why"]
     assert bench.registry.live("medical").name == other.name  # type: ignore[union-attr]
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise DatabaseFailed("the database is locked")
+
+
+def test_what_cannot_be_served_or_has_answered_nothing_is_not_promoted(
+    bench: Bench, versions: tuple[AdapterVersion, AdapterVersion]
+) -> None:
+    live, other = versions
+    bench.workspace.save_setting("domains.medical.canary.promote_after_hours", 2)
+    made = canaries.start(bench.registry, other.name, 0.5, "to see")
+    asyncio.run(_gate(bench, other.name))
+    later = made.started_at + timedelta(hours=3)
+    assert watch(bench.registry, later) == []
+    counting = Canaries(bench.registry)
+    counting.note(Side(made.id, "candidate", True), "hybrid", failed=False)
+    counting.tend()
+    # The engine takes less than when the trial began.
+    for name, value in (("kind", "vllm"), ("max_lora_rank", 1)):
+        bench.workspace.save_setting(f"engines.default.{name}", value)
+    [ended] = watch(bench.registry, later)
+    assert ended["state"] == "stopped" and "cannot go live" in ended["why"] and "rank" in ended["why"]
+    assert bench.registry.live("medical").name == live.name  # type: ignore[union-attr]
+    # One that somebody makes live by hand is told as that.
+    canaries.start(bench.registry, other.name, 0.5, "to see")
+    bench.registry.promote(other.name)
+    assert [ended["why"] for ended in watch(bench.registry)] == ["the candidate became live"]
 
 
 async def _gate(bench: Bench, name: str) -> None:
