@@ -9,27 +9,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from appliance.adapters import canary as canaries
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.jobs.cron import next_after
 from appliance.jobs.jobs import Jobs
 from appliance.jobs.worker import Task, Tick
 from appliance.settings import DomainConfig
 from appliance.store import schema
 from appliance.store.database import Database, utcnow
+from appliance.store.locks import Busy
 from appliance.workspace import Workspace
 
+T = TypeVar("T")
 # (what, done, total)
 Progress = Callable[..., None]
+# Seconds to wait for a gate that somebody else runs, and between two tries.
+_WAIT, _AGAIN = 3600.0, 5.0
 
 
 class Retraining:
@@ -96,8 +101,9 @@ def _train(workspace: Workspace, domain: str, progress: Progress, row: dict[str,
         "plan": hashlib.sha256(repr(replace(plan, notes=())).encode()).hexdigest(),
     }
     before = _read(workspace.db, _done(domain))
-    if before is not None and before["state"] == state:
-        row |= {"outcome": "skipped", "version": before["version"], "why": "data, settings and base are those of the last time"}
+    same = before if before is not None and before["state"] == state else None
+    if same is not None and not same.get("unfinished"):
+        row |= {"outcome": "skipped", "version": same["version"], "why": "data, settings and base are those of the last time"}
         return
     # A domain has one trial at a time: what is trained now could not begin its own.
     if settings.retrain_then == "canary" and (trials := canaries.running(workspace.db, domain)):
@@ -108,10 +114,24 @@ def _train(workspace: Workspace, domain: str, progress: Progress, row: dict[str,
     def report(stage: str, event: dict[str, Any]) -> None:
         progress(" ".join(filter(None, ("training", domain, stage))), event["step"], event["steps"])
 
-    row["version"] = tune_plan(service, domain, plan, report)[-1][0].name
+    # What was trained the last time, and ended or met an error before the gate was through, is not trained again.
+    if same is not None and _whole(service.registry, same["version"]):
+        row["version"] = same["version"]
+    else:
+        row["version"] = tune_plan(service, domain, plan, report)[-1][0].name
+        _write(workspace.db, _done(domain), {"state": state, "version": row["version"], "unfinished": True})
     found = asyncio.run(_go_on(service, row["version"], settings.retrain_then, progress))
     _write(workspace.db, _done(domain), {"state": state, "version": row["version"]})
     row |= found
+
+
+def _whole(registry: Any, name: str) -> bool:
+    """Whether the version is still registered, with the files that were."""
+    version = registry.find(name)
+    try:
+        return version is not None and registry.check(version) is None
+    except ApplianceError:
+        return False
 
 
 def _report(workspace: Workspace, row: dict[str, Any]) -> None:
@@ -133,15 +153,28 @@ async def _go_on(service: Any, name: str, then: str, progress: Progress) -> dict
         if live is not None and live.name == name:
             return {"outcome": "live", "why": "this very version is live already"}
         if then == "promote":
-            done = await promote(service, name, progress=progress)
+            done = await _patiently(partial(promote, service, name, progress=progress), progress)
             return {"outcome": "live" if done.promoted else "missed", "gate": None if done.gate is None else done.gate.to_json()}
-        trial = await begin(service, name, progress=progress)
+        trial = await _patiently(partial(begin, service, name, progress=progress), progress)
         gate = None if trial.gate is None else trial.gate.to_json()
         if trial.canary is None:
             return {"outcome": "missed", "gate": gate}
         return {"outcome": "trial", "gate": gate, "canary": trial.canary.to_json()}
     finally:
         await service.answering.close()
+
+
+async def _patiently(work: Callable[[], Awaitable[T]], progress: Progress) -> T:
+    """What `work` returns, once no other gate runs in the domain; raises Busy if one still does after an hour."""
+    until = time.monotonic() + _WAIT
+    while True:
+        try:
+            return await work()
+        except Busy:
+            if time.monotonic() >= until:
+                raise
+            progress("waiting for another gate of the domain", 0, 1)
+            await asyncio.sleep(_AGAIN)
 
 
 def _plan(workspace: Workspace, domain: str, settings: DomainConfig) -> Any:

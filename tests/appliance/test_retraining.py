@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gate_support import make_adapter
 
 from appliance.adapters import canary as canaries
-from appliance.adapters.registry import Registry
+from appliance.adapters import retraining
+from appliance.adapters.gates import Promotion
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.adapters.retraining import Retraining, retrain
 from appliance.admin.audit import find
 from appliance.cli.main import run
@@ -25,6 +29,7 @@ from appliance.store import tables_admin
 from appliance.store.database import utcnow
 from appliance.training import stages
 from appliance.workspace import Workspace
+from finetune.version import version_hash
 
 sys.path.append(str(Path(__file__).parents[1] / "finetune"))
 from finetune_model import TOPICS, build_model
@@ -128,6 +133,60 @@ def test_nothing_is_trained_while_a_version_is_on_trial(opened: Callable[[str], 
     rows = [json.loads(line) for line in (workspace.root / "reports" / "bank.jsonl").read_text("utf-8").splitlines()]
     assert [row["outcome"] for row in rows] == ["waiting", "failed", "failed"] and rows[1]["why"] == "显存不足"
     assert [entry["details"]["outcome"] for entry in find(workspace.db, "adapter.retrain")] == ["failed", "failed", "waiting"]
+
+
+def test_what_was_trained_goes_on_to_its_gate_after_another_one_and_after_an_interruption(
+    opened: Callable[[str], Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = opened('retrain_dataset = "fees"\nretrain_then = "promote"')
+    registry, trainings, gates = Registry(workspace), list[str](), list[str]()
+    meets: list[BaseException | None] = [KeyboardInterrupt(), None, None]
+
+    def train(*_: object) -> list[tuple[AdapterVersion, dict[str, Any]]]:
+        version = registered(registry, tmp_path, len(trainings) + 1)
+        trainings.append(version.name)
+        return [(version, {})]
+
+    async def promote(service: object, name: str, **_: object) -> Promotion:
+        if (error := meets.pop(0)) is not None:
+            raise error
+        with workspace.db.lock("gate:bank"):
+            gates.append(name)
+        return Promotion(registry.get(name), True, None, "passed")
+
+    monkeypatch.setattr(stages, "tune_plan", train)
+    monkeypatch.setattr("appliance.adapters.gates.promote", promote)
+    monkeypatch.setattr(retraining, "_AGAIN", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(workspace, "bank", lambda *_: None)
+    # Somebody else's gate is waited for; what was trained before is not trained again.
+    waited = list[str]()
+    with ExitStack() as other:
+        other.enter_context(workspace.db.lock("gate:bank"))
+        row = retrain(workspace, "bank", lambda what, *_: (waited.append(what), other.close()))
+    assert row["outcome"] == "live" and trainings == gates == [row["version"]]
+    assert waited == ["waiting for another gate of the domain"]
+    assert retrain(workspace, "bank", lambda *_: None)["outcome"] == "skipped"
+    # New data, and what was trained from it was damaged before it came to its gate.
+    write_rows(tmp_path / "fees.jsonl", 15)
+    meets[:] = [KeyboardInterrupt(), None]
+    with pytest.raises(KeyboardInterrupt):
+        retrain(workspace, "bank", lambda *_: None)
+    (registry.get(trainings[-1]).path / "adapter_model.safetensors").unlink()
+    assert retrain(workspace, "bank", lambda *_: None)["version"] == trainings[-1] and len(trainings) == 3
+
+
+def registered(registry: Registry, folder: Path, number: int) -> AdapterVersion:
+    """A version with files of its own."""
+    staged = make_adapter(registry.workspace.folder("adapters") / f"staged-{number}", number)
+    sha256 = version_hash(staged)
+    path = staged.rename(staged.with_name(f"bank@{sha256[:8]}"))
+    facts: dict[str, Any] = {"base": "", "base_hash": "", "method": "lora", "dataset": "fees", "dataset_version": "1", "parent": None}
+    version = AdapterVersion(
+        path.name, "bank", path=path, sha256=sha256, labels=frozenset(), config={}, metrics={}, created_at=utcnow(), **facts
+    )
+    registry.register(version, [])
+    return version
 
 
 @pytest.mark.slow
