@@ -99,9 +99,9 @@ class EnginePool:
         for task in self._again.values():
             task.cancel()
         await asyncio.gather(*self._again.values(), return_exceptions=True)
-        for engine in self._engines.values():
-            await engine.close()
-        self._engines.clear()
+        # Beside each other: a server takes seconds to end.
+        engines, self._engines = list(self._engines.values()), {}
+        await asyncio.gather(*(engine.close() for engine in engines))
 
 
 def _guarded(engine: Engine, settings: EngineConfig, lint: Callable[[Path], Sequence[str]]) -> Guarded:
