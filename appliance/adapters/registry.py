@@ -200,6 +200,8 @@ class Registry:
         self.check_adapter(version)
         alias = f"adapter:{version.domain}"
         with self.workspace.db.write() as connection:
+            if connection.execute(sa.select(schema.adapter.c.name).where(schema.adapter.c.name == name)).first() is None:
+                raise UsageError(f"{name} was removed meanwhile; an alias points at no version that is gone")
             live = self.workspace.db.pointer(alias, connection)
             if over is not ... and live != over:
                 raise ApplianceError(
@@ -252,8 +254,8 @@ class Registry:
         """Forget a version and delete its files; with `force` also one that is live (its domain is left without) or that others rest on.
 
         The row goes first, in one transaction with the alias, then the folder gives up its name: a crash leaves the whole version, or files
-        that no reader lists and that removing it again deletes. Raises UsageError (unknown, live, rested on, an engine's base), Locked
-        while its domain is trained or a gate runs.
+        that no reader lists and that removing it again deletes. Raises UsageError (unknown, live, on trial, named by a job that waits or
+        runs, rested on, an engine's base), Locked while its domain is trained or a gate runs.
         """
         named = [self.workspace.root / parent / name for parent in ("adapters", MODELS)]
         left = [folder for path in named for folder in (path, _doomed(path)) if folder.is_dir()] if VERSION_NAME.fullmatch(name) else []
@@ -280,6 +282,13 @@ class Registry:
                 trial = sa.select(tried.c.id).where(tried.c.candidate == name, tried.c.state == "running")
                 if connection.execute(trial).first() is not None and not force:
                     raise UsageError(f"{name} is on trial in {version.domain}; `appliance adapter canary stop` ends that, or use --force")
+                jobs = tables_admin.job
+                open_ones = sa.select(jobs.c.id, jobs.c.arguments).where(jobs.c.state.in_(("queued", "running")))
+                asked = [job.id for job in connection.execute(open_ones) if job.arguments.get("version") == name]
+                if asked and not force:
+                    raise UsageError(
+                        f"{', '.join(asked)} is to promote or try {name}; `appliance job cancel ID` ends that, or use --force, and it fails"
+                    )
                 table = schema.adapter
                 rests = sa.or_(table.c.parent == name, table.c.base == version.reference)
                 children = list(connection.execute(sa.select(table.c.name).where(rests)).scalars())

@@ -128,7 +128,14 @@ def diff(session: Session, first: str, second: str, as_json: bool) -> None:
 
     registry = _registry(session)
     rows = differences(registry, registry.get(first), registry.get(second))
-    emit(rows, as_json, lambda: table(("what", first, second), [list(row.values()) for row in rows]))
+
+    def human() -> None:
+        if rows:
+            table(("what", first, second), [list(row.values()) for row in rows])
+        else:
+            click.echo(f"{first} and {second} do not differ" if first != second else f"{first} is one version; name two that differ")
+
+    emit(rows, as_json, human)
 
 
 @adapter.command()
@@ -262,7 +269,7 @@ def rollback(session: Session, domain: str | None, as_json: bool) -> None:
 
 @adapter.command()
 @click.argument("version")
-@click.option("--force", is_flag=True, help="Also if it is live, or others were trained further from it.")
+@click.option("--force", is_flag=True, help="Also if it is live, on trial or named by a job, or others were trained further from it.")
 @json_option
 @pass_session
 def remove(session: Session, version: str, force: bool, as_json: bool) -> None:

@@ -15,10 +15,12 @@ from appliance.adapters import gates
 from appliance.adapters.card import card_text, differences, facts
 from appliance.adapters.gate_checks import Check, compare, gates_of, ratio
 from appliance.adapters.gates import Promotion
-from appliance.adapters.registry import AdapterVersion
+from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.answers.availability import ArmUnavailable
+from appliance.cli.main import run
 from appliance.engines.base import EngineError
 from appliance.errors import ApplianceError, GateMissed, UsageError
+from appliance.jobs.jobs import Jobs
 from appliance.knowledge.knowledge import Knowledge
 from appliance.settings import GateConfig
 from appliance.store import schema
@@ -312,6 +314,12 @@ def test_a_version_is_removed_with_its_files(bench: Bench) -> None:
         registry.remove(two.name)
     with pytest.raises(UsageError, match=f"{two.name} came after {one.name}"):
         registry.remove(one.name)
+    job = Jobs(bench.workspace.db).add("adapter-promote", {"version": two.name, "why": None}, "medical")
+    registry.promote(one.name)
+    with pytest.raises(UsageError, match=f"{job.id} is to promote or try {two.name}"):
+        registry.remove(two.name)
+    Jobs(bench.workspace.db).cancel(job.id)
+    registry.promote(two.name)
     registry.remove(one.name, force=True)
     assert not one.path.exists() and [version.name for version in registry.versions()] == [two.name]
     assert registry.links(one.name) == [] and gates_of(bench.workspace, one.name) == []
@@ -321,6 +329,15 @@ def test_a_version_is_removed_with_its_files(bench: Bench) -> None:
     assert registry.live("medical") is None
     with pytest.raises(UsageError, match="no adapter version"):
         registry.remove(two.name)
+
+
+def test_no_alias_moves_to_a_version_that_goes_at_that_moment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = bench.adapter(bench.dataset("pairs", SET), right)
+    registry = bench.registry
+    monkeypatch.setattr(Registry, "check_adapter", lambda self, found: bench.registry.remove(found.name))
+    with pytest.raises(UsageError, match="was removed meanwhile"):
+        registry.promote(version.name)
+    assert registry.live("medical") is None
 
 
 def test_what_a_crash_while_removing_left_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,13 +355,15 @@ def test_what_a_crash_while_removing_left_is_removed(bench: Bench, monkeypatch: 
     assert bench.workspace.folder("datasets").is_dir()
 
 
-def test_two_versions_side_by_side(bench: Bench) -> None:
+def test_two_versions_side_by_side(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     one = bench.adapter(bench.dataset("pairs", SET), right, 1)
     two = bench.adapter(bench.dataset("更多", rows(80, 3, "train", "zh")), right, 2, metrics={"eval_loss": 0.5})
     found = {row["what"]: (row["first"], row["second"]) for row in differences(bench.registry, one, two)}
     assert found["config.seed"] == (1, 2) and found["dataset"] == ("pairs", "更多") and found["metrics.eval_loss"] == (1.0, 0.5)
     assert "base_hash" not in found and "path" not in found
     assert differences(bench.registry, one, one) == []
+    assert run(["--workspace", str(bench.workspace.root), "adapter", "diff", one.name, one.name]) == 0
+    assert capsys.readouterr().out == f"{one.name} is one version; name two that differ\n"
     assert facts(bench.registry, one)["dataset_counts"]["pairs"] == len(SET)
 
 
