@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from appliance.admin.uploads import Uploads
 from appliance.jobs.jobs import OUTCOMES, Job, Jobs, State, folder_of
 from appliance.jobs.kinds import KINDS, kept
+from appliance.processes import started
 from appliance.store.audit_log import ACTOR
 from appliance.store.locks import Locked
 from appliance.workspace import Workspace
@@ -162,7 +161,7 @@ class _Child:
                 env={**os.environ, ACTOR: job.actor, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        self.identity = f"{self.process.pid}:{_started(self.process.pid)}"
+        self.identity = f"{self.process.pid}:{started(self.process.pid)}"
         self._reader = threading.Thread(target=self._read, name=f"log of {job.id}", daemon=True)
         self._reader.start()
 
@@ -239,17 +238,10 @@ def _event(line: str) -> dict[str, Any] | None:
     return {name: value for name, value in fields.items() if name != "event"}
 
 
-def _started(pid: int) -> str:
-    try:
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def _end_left_over(process: str | None) -> None:
     """End the process group that a killed worker left, if it is still the one that was noted."""
-    pid, _, started = (process or "").partition(":")
-    if pid and started and _started(int(pid)) == started:
+    pid, _, since = (process or "").partition(":")
+    if pid and since and started(int(pid)) == since:
         try:
             os.killpg(int(pid), signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

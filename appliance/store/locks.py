@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from appliance.errors import ApplianceError
+from appliance.processes import started
 from appliance.store import schema
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class WriterLock:
     def __init__(self, database: Database, resource: str) -> None:
         self._database = database
         self.resource = resource
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{secrets.token_hex(4)}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}:{secrets.token_hex(4)}"
         self._beaten = 0.0
         self._released = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name=f"lock {resource}", daemon=True)
@@ -164,20 +165,9 @@ def advisory_key(name: str) -> int:
 
 
 def _alive(owner: str, heartbeat: datetime) -> bool:
-    host, pid, started, _ = owner.rsplit(":", 3)
+    host, pid, since, _ = owner.rsplit(":", 3)
     # A lock of this very process may be one that could not be given back: only its heartbeat tells.
     if host == socket.gethostname() and int(pid) != os.getpid():
         # The start time tells the owner from a later process that got its number.
-        return _started(int(pid)) == started
+        return started(int(pid)) == since
     return datetime.now(UTC) - heartbeat < _STALE
-
-
-def _started(pid: int) -> str:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        # A killed process whose parent has not taken note yet is no owner any more.
-        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""

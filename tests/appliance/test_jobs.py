@@ -21,6 +21,7 @@ from appliance.errors import DatabaseFailed, UsageError
 from appliance.jobs.jobs import ATTEMPTS, Job, Jobs, folder_of
 from appliance.jobs.kinds import KINDS, kept
 from appliance.jobs.runner import Runner
+from appliance.processes import started
 from appliance.workspace import Workspace
 
 CHECK = {"dataset": "问答"}
@@ -185,7 +186,7 @@ def test_a_killed_workers_jobs_are_taken_up_again_but_not_for_ever(workspace: Wo
     left = subprocess.Popen(["sleep", "300"], start_new_session=True)
     for attempt in range(1, ATTEMPTS + 1):
         # As the runner notes them; its worker then is gone.
-        assert jobs.begin(job.id, f"{left.pid}:{psutil.Process(left.pid).create_time():.2f}" if attempt == 1 else "1:0.00")
+        assert jobs.begin(job.id, f"{left.pid}:{started(left.pid)}" if attempt == 1 else "1:0.00")
         Runner(workspace, lambda job: None)
         expected = "queued" if attempt < ATTEMPTS else "failed"
         assert (jobs.get(job.id).state, jobs.get(job.id).attempt) == (expected, attempt)
