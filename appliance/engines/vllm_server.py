@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.engines import vllm_keeper
+from appliance.engines.vllm_users import Keeper, Users
 from appliance.errors import ApplianceError, DatabaseFailed
 from appliance.store import schema
 from appliance.store.database import Database
@@ -64,17 +64,23 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers: its address, which ends in ``/v1``, and what it was started for."""
+    """A server that answers: its address, which ends in ``/v1``, what it was started for, its keeper and the file of its users.
+
+    See `appliance.engines.vllm_users`.
+    """
 
     url: str
     limits: Limits
+    keeper: tuple[int, str] = (0, "")
+    users: str = ""
 
 
 class VllmServer:
     """Keeps the server of the engine `name` running until `close`, in a thread.
 
     Whichever process of the workspace first needs it on this machine holds the lock ``engine:NAME@HOST`` and starts it; its address stands
-    in the database, where the others read it. When the owner ends, the server ends with it, and one of the others starts its own.
+    in the database, where the others read it. When the owner ends, or loses its lock, one of the others goes on with the same server. It
+    ends when nobody uses it any more (`Users`).
     """
 
     def __init__(self, name: str, launch: Callable[[], Launch], database: Database) -> None:
@@ -82,6 +88,10 @@ class VllmServer:
         self.name = name
         self._how, self._launch, self._database = launch, launch(), database
         self._key = f"engine:{name}@{socket.gethostname()}"
+        # Of the server that is used now, or was the last time.
+        self._users = Users(Path())
+        # What the others have not been told of yet.
+        self._untold: Running | None = None
         self._closing = threading.Event()
         self._running: Running | None = None
         self._detail = "its server is being started"
@@ -101,7 +111,7 @@ class VllmServer:
         return self._detail
 
     def close(self) -> None:
-        """End the server if this process started it; closing twice is fine."""
+        """End the server unless another process uses it; closing twice is fine."""
         self._closing.set()
         self._thread.join()
 
@@ -117,13 +127,24 @@ class VllmServer:
                 logger.error("engine %s: %s", self.name, error, exc_info=not foreseen)
                 self._now(None, "its server cannot be started; the log says why")
             self._closing.wait(1.0)
+        self._users.leave()
         self._now(None, "the engine is closed")
 
     def _own_or_follow(self) -> None:
         try:
             with self._database.lock(self._key) as lock:
-                self._publish(None)
-                self._own(lock)
+                found = self._published()
+                # A copy of another workspace, from a backup, has nothing to do with that one's server.
+                is_ours = Path(found.get("users", "")).parent == self._launch.log.parent
+                keeper = Keeper(*found["keeper"]) if is_ours else None
+                if keeper is None or not keeper.runs():
+                    self._publish(None)
+                    self._own(lock)
+                elif (running := self._usable(found)) is not None:
+                    logger.info("engine %s: its server goes on without the process that owned it", self.name)
+                    self._now(running)
+                    self._own(lock, keeper)
+                # Else others go on with it, or it ends.
         except Locked:
             self._follow()
 
@@ -131,47 +152,97 @@ class VllmServer:
         self._detail = detail
         self._running = running
 
-    def _follow(self) -> None:
-        """Another process owns the server."""
+    def _published(self) -> dict[str, Any]:
+        """What the owner tells of the server, empty if there is none that answers."""
         with self._database.read() as connection:
             query = sa.select(schema.setting.c.value).where(schema.setting.c.key == self._key)
             text = connection.execute(query).scalar_one_or_none()
-        found: dict[str, Any] = json.loads(text) if text else {}
-        if not found:
-            self._now(None, "another process is starting its server")
-        elif found["settings"] != self._launch.settings:
-            self._now(None, "another process runs its server with other settings; use the same ones, or stop that process")
-        else:
-            self._now(Running(found["url"], Limits(**found["limits"])))
+        return json.loads(text) if text else {}
 
-    def _own(self, lock: WriterLock) -> None:
-        """Start the server, again and again, until `close`."""
+    def _follow(self) -> None:
+        """Another process owns the server."""
+        found = self._published()
+        if not found:
+            self._users.leave()
+            self._now(None, "another process is starting its server")
+        elif (running := self._usable(found)) is not None:
+            self._now(running)
+
+    def _usable(self, found: Mapping[str, Any]) -> Running | None:
+        """The server that another process told of, with this process as one of its users; None, and why, if it is not to be used."""
+        if found["settings"] != self._launch.settings:
+            self._users.leave()
+            self._now(None, "another process runs its server with other settings; use the same ones, or stop that process")
+            return None
+        pid, since = found["keeper"]
+        running = Running(found["url"], Limits(**found["limits"]), (pid, since), found["users"])
+        if not self._use(Users(Path(running.users))):
+            self._now(None, "its server is being ended")
+            return None
+        return running
+
+    def _use(self, users: Users, *, first: bool = False) -> bool:
+        if users.file != self._users.file:
+            self._users.leave()
+            self._users = users
+        return self._users.join(first=first)
+
+    def _own(self, lock: WriterLock, keeper: Keeper | None = None) -> None:
+        """Start the server, again and again, until `close` or until it goes on without this process; at first that of `keeper` is there."""
         pause = _FIRST_PAUSE
-        while not self._closing.is_set():
-            self._now(None, "its server is being started")
-            self._launch, port = self._how(), _free_port()
-            process = self._spawn(port)
-            began = time.monotonic()
-            try:
-                why = self._comes_up(process, port, lock)
-                if why is None and not self._closing.is_set():
-                    logger.info("engine %s: its server answers after %.0f s", self.name, time.monotonic() - began)
-                    running = Running(f"http://127.0.0.1:{port}/v1", self._launch.limits)
-                    untold = None if self._told(running) else running
-                    self._now(running)
-                    why = self._watch(process, port, lock, untold)
-            finally:
-                self._now(None, "its server has ended and is being started again")
-                self._end(process)
-                self._publish(None)
-            if self._closing.is_set():
+        while True:
+            began, why = time.monotonic(), self._serve(lock, keeper)
+            if why is None or self._closing.is_set():
                 return
+            keeper = None
             pause = _FIRST_PAUSE if time.monotonic() - began > _STEADY else pause
             self.failures += 1
             logger.error("engine %s: %s; started again in %g s; its log is %s", self.name, why, pause, self._launch.log)
             self._now(None, f"its server has ended and is started again in {pause:g} s")
             self._wait_beating(pause, lock)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            if self._closing.is_set():
+                return
+
+    def _serve(self, lock: WriterLock, keeper: Keeper | None) -> str | None:
+        """Start the server unless `keeper` runs it already, and watch over it: why it must be started again, None if it goes on without
+        this process. Raises Locked when the lock is lost: who has it then goes on with the server, if others were told of it."""
+        goes_on = is_lost = False
+        starting: Running | None = None
+        if keeper is None:
+            keeper, starting = self._start()
+        else:
+            self._untold = None
+        try:
+            why = self._comes_up(keeper, starting, lock) if starting is not None else None
+            if why is None:
+                why = self._watch(keeper, lock)
+            known = self._running is not None and self._untold is None
+            goes_on = known and self._closing.is_set() and self._users.leave()
+        except Locked:
+            is_lost, goes_on = True, self._running is not None and self._untold is None
+            raise
+        finally:
+            if not goes_on:
+                self._now(None, "its server has ended and is being started again")
+                if not keeper.end(_GRACE + 5):
+                    logger.warning("engine %s: its server did not end in time and is killed", self.name)
+                self._users.leave()
+                self._users.file.unlink(missing_ok=True)
+            if not goes_on and not is_lost:
+                self._publish(None)
+        return None if goes_on else why
+
+    def _start(self) -> tuple[Keeper, Running]:
+        self._now(None, "its server is being started")
+        self._untold = None
+        self._launch, port = self._how(), _free_port()
+        users = Users(self._launch.log.with_name(f"engine-{self.name}@{socket.gethostname()}-{port}.users"))
+        users.file.parent.mkdir(parents=True, exist_ok=True)
+        if not self._use(users, first=True):
+            raise ApplianceError(f"{users.file} is locked by a server that is being ended")
+        keeper = self._spawn(port)
+        return keeper, Running(f"http://127.0.0.1:{port}/v1", self._launch.limits, (keeper.pid, keeper.since), str(users.file))
 
     def _wait_beating(self, seconds: float, lock: WriterLock) -> None:
         until = time.monotonic() + seconds
@@ -185,16 +256,16 @@ class VllmServer:
             # A server takes a minute to start: it is not given up for a database that is locked for a moment. Who lost the lock learns it.
             logger.warning("engine %s: the lock on its server cannot be renewed now: %s", self.name, error)
 
-    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, port: int) -> Keeper:
         log = self._launch.log
         log.parent.mkdir(parents=True, exist_ok=True)
         fresh = log.is_file() and log.stat().st_size > _LOG_BYTES
         command = [*self._launch.command, "--host", "127.0.0.1", "--port", str(port)]
-        keeper = [sys.executable, "-I", "-S", vllm_keeper.__file__, str(os.getpid()), str(_GRACE)]
+        keeper = [sys.executable, "-I", "-S", vllm_keeper.__file__, str(os.getpid()), str(self._users.file), str(_GRACE)]
         with log.open("wb" if fresh else "ab") as out:
             out.write(f"\n{time.strftime('%F %T')} {' '.join(command)}\n".encode())
             out.flush()
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 [*keeper, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -202,33 +273,37 @@ class VllmServer:
                 env=dict(self._launch.environment),
                 start_new_session=True,
             )
+        return Keeper.of(child)
 
-    def _comes_up(self, process: subprocess.Popen[bytes], port: int, lock: WriterLock) -> str | None:
+    def _comes_up(self, keeper: Keeper, starting: Running, lock: WriterLock) -> str | None:
         """None once it answers (or this is closing), else why it will not."""
-        until = time.monotonic() + self._launch.start_seconds
+        began = time.monotonic()
         while not self._closing.wait(_LOOK):
-            if process.poll() is not None:
+            if not keeper.runs():
                 return "its server ended before it answered"
-            if time.monotonic() > until:
+            if time.monotonic() > began + self._launch.start_seconds:
                 return f"its server did not answer within {self._launch.start_seconds:g} s (start_seconds)"
             self._beat(lock)
-            if _is_well(port, 1.0):
+            if _is_well(starting.url, 1.0):
+                logger.info("engine %s: its server answers after %.0f s", self.name, time.monotonic() - began)
+                self._untold = None if self._told(starting) else starting
+                self._now(starting)
                 return None
         return None
 
-    def _watch(self, process: subprocess.Popen[bytes], port: int, lock: WriterLock, untold: Running | None) -> str:
-        """Why the server must be started again, once it must; meanwhile the others are told of what is still `untold`."""
+    def _watch(self, keeper: Keeper, lock: WriterLock) -> str:
+        """Why the server must be started again, once it must; meanwhile the others are told of what they have not been told of yet."""
         asked, late = time.monotonic(), 0
         while not self._closing.wait(_LOOK):
-            if process.poll() is not None:
+            if not keeper.runs():
                 return "its server ended"
-            if untold is not None and self._told(untold):
-                untold = None
+            if self._untold is not None and self._told(self._untold):
+                self._untold = None
             self._beat(lock)
-            if time.monotonic() - asked < _ASK:
+            if self._running is None or time.monotonic() - asked < _ASK:
                 continue
             try:
-                if not _is_well(port, _PATIENCE, strict=True):
+                if not _is_well(self._running.url, _PATIENCE, strict=True):
                     return "its server says that it is not well"
                 late = 0
             except TimeoutError:
@@ -237,20 +312,6 @@ class VllmServer:
                     return f"its server did not say for {_HANGS * _PATIENCE:g} s that it is well"
             asked = time.monotonic()
         return "closed"
-
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """End the whole process group: in order if it still runs, whatever is left of it by force."""
-        process.terminate()
-        try:
-            process.wait(_GRACE + 5)
-        except subprocess.TimeoutExpired:
-            logger.warning("engine %s: its server did not end in time and is killed", self.name)
-        try:
-            # The keeper's number is that of its group, also when the keeper itself was killed.
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            logger.debug("engine %s: nothing is left of its server", self.name)
-        process.wait()
 
     def _told(self, running: Running) -> bool:
         try:
@@ -265,7 +326,13 @@ class VllmServer:
         with self._database.write() as connection:
             connection.execute(table.delete().where(table.c.key == self._key))
             if running is not None:
-                value = {"url": running.url, "limits": asdict(running.limits), "settings": self._launch.settings}
+                value = {
+                    "url": running.url,
+                    "limits": asdict(running.limits),
+                    "settings": self._launch.settings,
+                    "keeper": running.keeper,
+                    "users": running.users,
+                }
                 connection.execute(table.insert().values(key=self._key, value=json.dumps(value)))
 
 
@@ -275,12 +342,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _is_well(port: int, seconds: float, strict: bool = False) -> bool:
-    """Whether the server says so; with `strict` raises TimeoutError where it says nothing."""
+def _is_well(url: str, seconds: float, strict: bool = False) -> bool:
+    """Whether the server at `url`, which ends in ``/v1``, says so; with `strict` raises TimeoutError where it says nothing."""
     # No proxy stands between this machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://127.0.0.1:{port}/health", timeout=seconds) as answer:
+        with opener.open(f"{url.removesuffix('/v1')}/health", timeout=seconds) as answer:
             return bool(answer.status == 200)
     except TimeoutError:
         if strict:

@@ -30,7 +30,7 @@ from appliance.engines.vllm_started import StartedVllm, launch, limits
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
-from appliance.store.locks import WriterLock
+from appliance.store.locks import Locked, WriterLock
 from appliance.workspace import Workspace
 from tests.waiting import until
 
@@ -172,7 +172,10 @@ def test_one_that_cannot_start_is_tried_more_and_more_rarely_and_says_so(workspa
     assert processes(base) == []
 
 
-def test_processes_of_a_workspace_share_one_server(workspace: Workspace, models: ModelStore, base: Path, server: VllmServer) -> None:
+def test_processes_of_a_workspace_share_one_server(
+    workspace: Workspace, models: ModelStore, base: Path, server: VllmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "appliance.engines")
     until(lambda: server.running)
     other = VllmServer("default", lambda: launching(workspace, models), workspace.db)
     strange = VllmServer("default", lambda: replace(launching(workspace, models), settings="others"), workspace.db)
@@ -181,16 +184,42 @@ def test_processes_of_a_workspace_share_one_server(workspace: Workspace, models:
         assert other.running == server.running and len(processes(base)) == 3
         until(lambda: "other settings" in strange.detail)
         assert strange.running is None
-        strange.close()
-        # The owner leaves, and the one that still needs it starts its own.
-        before = server.running
+        # The owner leaves, and the one that still needs it goes on with the same server.
+        before, group = server.running, set(processes(base))
         server.close()
-        until(lambda: other.running not in (None, before))
+        until(lambda: "goes on without the process that owned it" in caplog.text)
+        assert other.running == before and set(processes(base)) == group and strange.running is None
+        # It watches over it, too.
+        processes(base)[-1].kill()
+        processes(base)[0].kill()
+        until(lambda: other.failures > 0 and other.running)
+        assert len(processes(base)) == 3 and not group & set(processes(base))
+        # Nobody who shares it is left: the one with other settings starts its own.
+        other.close()
+        until(lambda: strange.running)
         assert len(processes(base)) == 3
     finally:
         other.close()
         strange.close()
-    assert processes(base) == []
+    assert processes(base) == [] and list((workspace.root / "runs" / "logs").glob("*.users")) == []
+
+
+def test_a_lock_that_is_lost_ends_no_server(workspace: Workspace, models: ModelStore, base: Path, server: VllmServer) -> None:
+    until(lambda: server.running)
+    before, group, lost = server.running, set(processes(base)), list[str]()
+
+    def beat(lock: WriterLock) -> None:
+        if not lost:
+            lost.append(lock.resource)
+            raise Locked("the lock was lost with its connection")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WriterLock, "beat", beat)
+        until(lambda: lost)
+        until(lambda: server.running == before)
+    assert set(processes(base)) == group and server.failures == 0
+    server.close()
+    until(lambda: not processes(base))
 
 
 def test_a_database_in_trouble_ends_neither_the_server_nor_those_who_follow_it(
@@ -285,7 +314,7 @@ def test_what_is_no_server_of_the_web_is_not_well() -> None:
 
         talking = threading.Thread(target=answer)
         talking.start()
-        assert vllm_server._is_well(strange.getsockname()[1], 10.0, strict=True) is False
+        assert vllm_server._is_well(f"http://127.0.0.1:{strange.getsockname()[1]}/v1", 10.0, strict=True) is False
         talking.join()
 
 
@@ -309,7 +338,11 @@ def test_a_server_that_hangs_holds_no_load_up(
     asyncio.run(run())
 
 
-def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: ModelStore, base: Path) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_a_killed_owner_takes_its_server_along_unless_somebody_else_uses_it(
+    workspace: Workspace, models: ModelStore, base: Path, used: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "appliance.engines")
     code = (
         "import sys, time; from pathlib import Path; from appliance.workspace import Workspace;"
         "from appliance.models.store import ModelStore;"
@@ -318,16 +351,26 @@ def test_a_killed_owner_takes_its_server_along(workspace: Workspace, models: Mod
         "VllmServer('default', l, w.db); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(workspace.root), str(models.root)])
+    server: VllmServer | None = None
     try:
         until(lambda: len(processes(base)) == 3, 60)
+        if used:
+            server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+            until(lambda: server.running)
     finally:
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
-    until(lambda: not processes(base))
-    # Its lock is taken over.
-    server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
-    until(lambda: server.running)
+    if server is None:
+        until(lambda: not processes(base))
+        # Its lock is taken over.
+        server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+        until(lambda: server.running)
+    else:
+        before, group = server.running, set(processes(base))
+        until(lambda: "goes on without the process that owned it" in caplog.text)
+        assert server.running == before and set(processes(base)) == group and server.failures == 0
     server.close()
+    assert processes(base) == []
 
 
 def test_refused_and_lost_adapters(workspace: Workspace, models: ModelStore, base: Path, tmp_path: Path) -> None:
