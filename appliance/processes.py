@@ -18,10 +18,11 @@ def started(pid: int) -> str:
         state, *rest = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    return "" if state in "ZX" else f"{rest[18]}-{_boot()}"
+    return "" if state in "ZX" else f"{rest[18]}-{boot()}"
 
 
-def _boot() -> str:
+def boot() -> str:
+    """What tells this boot of the machine from others, '' where nothing does; `started` ends with it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
     except OSError:

@@ -138,6 +138,10 @@ class VllmServer:
                 is_ours = Path(found.get("users", "")).parent == self._launch.log.parent
                 keeper = Keeper(*found["keeper"]) if is_ours else None
                 if keeper is None or not keeper.runs():
+                    if keeper is not None and (users := Path(found["users"])).exists():
+                        # A keeper that ended by itself would have taken the file along: it was killed, and its server may be left.
+                        keeper.end(0.0)
+                        users.unlink(missing_ok=True)
                     self._publish(None)
                     self._own(lock)
                 elif (running := self._usable(found)) is not None:

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from appliance.processes import started
+from appliance.processes import boot, started
 
 # Seconds between two looks at a process that is to end.
 _LOOK = 0.02
@@ -83,8 +83,8 @@ class Keeper:
         while self.runs() and time.monotonic() < until:
             time.sleep(_LOOK)
         in_time = not self.runs()
-        # No other process gets this number as long as one of the group is left.
-        if not in_time or not started(self.pid):
+        # No other process gets this number as long as one of the group is left, until the machine is started anew.
+        if not in_time or (self.since.endswith(boot()) and not started(self.pid)):
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         if self._child is not None:

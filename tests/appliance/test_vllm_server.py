@@ -27,6 +27,7 @@ from appliance.engines.pool import EnginePool
 from appliance.engines.replicas import Replicas
 from appliance.engines.vllm_server import Launch, Running, VllmServer
 from appliance.engines.vllm_started import StartedVllm, launch, limits
+from appliance.engines.vllm_users import Keeper
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
@@ -201,6 +202,29 @@ def test_processes_of_a_workspace_share_one_server(
     finally:
         other.close()
         strange.close()
+    assert processes(base) == [] and list((workspace.root / "runs" / "logs").glob("*.users")) == []
+
+
+def test_a_server_whose_keeper_and_owner_were_killed_is_ended_by_the_next(workspace: Workspace, models: ModelStore, base: Path) -> None:
+    killed = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    until(lambda: killed.running)
+    group = set(processes(base))
+    with pytest.MonkeyPatch.context() as patch:
+        # As if this process were gone, too.
+        patch.setattr(VllmServer, "_watch", lambda *_: killed._closing.wait() and "closed")
+        patch.setattr(Keeper, "end", lambda *_: True)
+        patch.setattr(VllmServer, "_publish", lambda *_: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        killed.close()
+        next(one for one in group if "vllm_keeper.py" in " ".join(one.cmdline())).kill()
+        until(lambda: len(processes(base)) == 2)
+    server = VllmServer("default", lambda: launching(workspace, models), workspace.db)
+    try:
+        until(lambda: server.running)
+        until(lambda: not group & set(processes(base)))
+        assert len(processes(base)) == 3
+    finally:
+        server.close()
     assert processes(base) == [] and list((workspace.root / "runs" / "logs").glob("*.users")) == []
 
 
