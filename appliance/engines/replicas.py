@@ -197,8 +197,12 @@ class Replicas:
                 raise error
 
     async def health(self) -> Health:
-        """Asks every replica; well as long as one is."""
-        await asyncio.gather(*(self._ask(replica) for replica in self._replicas))
+        """Well as long as one replica is. Those that are out are asked beside this: one that hangs holds no question up."""
+        for replica in self._replicas:
+            if replica.out:
+                self._look_after(replica)
+        asked = [replica for replica in self._replicas if not replica.out] or self._replicas
+        await asyncio.gather(*(self._ask(replica) for replica in asked))
         out = sum(replica.out for replica in self._replicas)
         if out == len(self._replicas):
             return Health(False, f"none of its {out} replicas is available")

@@ -226,6 +226,19 @@ async def test_one_late_answer_about_health_puts_no_replica_out() -> None:
             assert engine._replicas[0].out and not engine._replicas[1].out
 
 
+async def test_the_health_of_the_others_is_told_without_waiting_for_one_that_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 0.05)
+    with lying(sick=True) as hangs, lying() as good:
+        async with over([hangs, good], connect=30.0) as engine:
+            engine._eject(engine._replicas[0], "it hangs")
+            async with asyncio.timeout(15):
+                assert await engine.health() == Health(True, "1 of its 2 replicas are out")
+            # It is asked all the same.
+            async with asyncio.timeout(30):
+                while hangs.probes == 0:  # noqa: ASYNC110 - another thread counts them
+                    await asyncio.sleep(0.02)
+
+
 class Hangs(OpenAIEngine):
     """One whose adapters cannot be loaded, nor refused."""
 
