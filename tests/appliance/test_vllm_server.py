@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from appliance.engines.vllm_users import Keeper
 from appliance.errors import ApplianceError, DatabaseFailed, UsageError
 from appliance.models.store import ModelStore
 from appliance.settings import EngineConfig
+from appliance.store import locks
+from appliance.store.database import Database
 from appliance.store.locks import Locked, WriterLock
 from appliance.workspace import Workspace
 from tests.waiting import until
@@ -243,6 +246,28 @@ def test_a_lock_that_is_lost_ends_no_server(workspace: Workspace, models: ModelS
         until(lambda: server.running == before)
     assert set(processes(base)) == group and server.failures == 0
     server.close()
+    until(lambda: not processes(base))
+
+
+def test_connections_that_postgresql_ends_cost_no_server(
+    workspace: Workspace, models: ModelStore, base: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.1)
+    with closing(Database(postgres_url)) as database:
+        server = VllmServer("default", lambda: launching(workspace, models), database)
+        try:
+            until(lambda: server.running)
+            before, group = server.running, set(processes(base))
+            with database.session() as session:
+                holder = "SELECT max(pid) FROM pg_locks WHERE locktype = 'advisory'"
+                first = session.exec_driver_sql(holder).scalar_one()
+                session.exec_driver_sql(f"SELECT pg_terminate_backend({first})")
+                # Lost, and taken again.
+                until(lambda: session.exec_driver_sql(holder).scalar_one() not in (None, first))
+            until(lambda: server.running == before)
+            assert set(processes(base)) == group and server.failures == 0
+        finally:
+            server.close()
     until(lambda: not processes(base))
 
 
