@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from appliance.adapters.evidence import FORMER
 from appliance.store import schema
 from appliance.store.database import Database
+from appliance.store.lookup import Lookup
 from retrieval.types import DocumentKey
 
 
@@ -72,14 +73,13 @@ def _links() -> sa.Select[Any]:
 def _state() -> sa.Select[Any]:
     adapter, pointer = schema.adapter, schema.pointer
     registered = sa.select(adapter.c.created_at).where(adapter.c.name == sa.bindparam("version"))
-    return sa.select(
-        registered.scalar_subquery(),
-        *(sa.select(column).where(pointer.c.name == "index").scalar_subquery() for column in (pointer.c.value, pointer.c.updated_at)),
-    )
+    index = [sa.select(column).where(pointer.c.name == sa.literal_column("'index'")) for column in (pointer.c.value, pointer.c.updated_at)]
+    named = zip(("registered", "generation", "moved"), (registered, *index), strict=True)
+    return sa.select(*(query.scalar_subquery().label(name) for name, query in named))
 
 
 # Made once: making a statement takes longer than running it.
-_LINKS, _STATE = _links(), _state()
+_LINKS, _STATE = _links(), Lookup(_state())
 
 
 class Freshness:
@@ -92,11 +92,13 @@ class Freshness:
 
     def of(self, version: str) -> Staleness:
         """What is stale now, the documents with the most pairs first; looked up once while the live documents are the same."""
-        with self._database.read() as connection:
-            # Every change of documents or labels moves the index in its own transaction.
-            state = tuple(connection.execute(_STATE, {"version": version}).one())
-            known = self._known.get(version)
-            if known is None or known[0] != state:
+        # Every change of documents or labels moves the index in its own transaction.
+        state = tuple(self._database.rows(_STATE, version=version)[0])
+        known = self._known.get(version)
+        if known is None or known[0] != state:
+            with self._database.read() as connection:
+                # Both in one snapshot.
+                state = tuple(connection.execute(_STATE.statement, {"version": version}).one())
                 known = self._known[version] = (state, _sorted_out(version, connection.execute(_LINKS, {"version": version})))
         return known[1]
 

@@ -62,6 +62,7 @@ class Answering(Deciding):
 
     async def _warm(self) -> None:
         await asyncio.to_thread(self.knowledge.search, "warm up", Scope(), 1)
+        await asyncio.to_thread(self.verified.match, "warm up", Scope())
         for name in dict.fromkeys(self.config.engine_of(domain)[0] for domain in self.knowledge.workspace.domains()):
             engine = await self.engines.named(name)
             # A server that is still being started is warmed up by what tends it (see `appliance.adapters.life`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage, Scope
-from router.types import ARMS, GENERATING, AdapterFacts, Arm, Decision, Router, Situation
+from router.types import ARMS, GENERATING, AdapterFacts, Arm, Costs, Decision, Router, Situation
 
 T = TypeVar("T")
 _NO_USAGE = Usage(0, 0)
@@ -47,6 +47,26 @@ class Turn:
     clock: Clock
     situation: Situation
     side: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is for a question before any engine is asked how it is: the evidence, who may answer from what, and at which cost.
+
+    `near` is how near the question is to that of `verified` (None without one), `base` the model version that the engine runs, if it is
+    one of ours.
+    """
+
+    domain: str
+    evidence: Evidence
+    adapter: AdapterVersion | None
+    side: Side | None
+    verified: Verified | None
+    near: float | None
+    facts: AdapterFacts | None
+    base: AdapterVersion | None
+    costs: Mapping[Arm, Costs]
+    untimed: frozenset[Arm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +120,60 @@ class Deciding:
         query = self_contained(request.question.strip(), request.history)
         lang = detect_lang(request.question)
         scope = caller.scope if request.domain is None else replace(caller.scope, domains=frozenset({request.domain}))
-        if request.arm == "base" and request.domain is not None:
-            # The plain model reads no passage, and there is no domain to find: a search would only cost time.
-            evidence = Evidence(query, (), None)
-        else:
-            evidence = await asyncio.to_thread(self.knowledge.search, query, scope)
-        domain = request.domain or self._best_domain(evidence, caller)
-        if request.domain is None and len({p.document.domain for p in evidence.passages}) > 1:
-            evidence = await asyncio.to_thread(self.knowledge.search, query, replace(scope, domains=frozenset({domain})))
-        started = clock.mark("retrieval")
-        within = replace(scope, domains=frozenset({domain}))
-        verified, (adapter, side) = await self.look(
-            lambda: (self.verified.match(query, within), self._version(request, caller, domain, query))
-        )
-        if side is not None and side.name == "candidate" and request.arm in ("auto", *TUNED):
-            adapter, side = await self._usable(domain, adapter, side)
-        near, facts = None if verified is None else 1.0, None
-        if request.arm in ("auto", "verified"):
-            # In a thread, since approved questions that are alike are embedded.
-            verified, near, facts = await asyncio.to_thread(self._compared, caller, within, evidence, adapter, verified)
-        situation = await self._situation(request, caller, lang, domain, evidence, adapter, facts, near)
+        # The plain model reads no passage, and with a domain there is none to find: a search would only cost time.
+        plain = request.arm == "base" and request.domain is not None
+        # All in one go: on a busy machine a change of threads takes longer than all that there is to look up.
+        found = await (self.look if plain else asyncio.to_thread)(self._found, request, caller, query, scope, clock, plain)
+        if found.side is not None and found.side.name == "candidate" and request.arm in ("auto", *TUNED):
+            found = await self._usable(request, caller, found, found.side)
+        situation = await self._situation(request, caller, lang, found)
         decision = await self.look(self._chosen, request, situation)
-        decision = on_trial(decision, side, adapter, lang)
-        clock.mark("decision", started)
-        id = f"ans-{secrets.token_hex(8)}"
-        return Turn(id, request, caller, query, lang, domain, evidence, adapter, verified, decision, clock, situation, side)
+        decision = on_trial(decision, found.side, found.adapter, lang)
+        clock.mark("decision", clock.stages["retrieval"])
+        return Turn(
+            id=f"ans-{secrets.token_hex(8)}",
+            request=request,
+            caller=caller,
+            query=query,
+            lang=lang,
+            domain=found.domain,
+            evidence=found.evidence,
+            adapter=found.adapter,
+            verified=found.verified,
+            decision=decision,
+            clock=clock,
+            situation=situation,
+            side=found.side,
+        )
+
+    def _found(self, request: Request, caller: Caller, query: str, scope: Scope, clock: Clock, plain: bool) -> Found:
+        """The evidence, none where the answer is to be `plain`, and what the router must know."""
+        evidence = Evidence(query, (), None) if plain else self.knowledge.search(query, scope)
+        domain = request.domain or self._best_domain(evidence, caller)
+        within = replace(scope, domains=frozenset({domain}))
+        if request.domain is None and len({p.document.domain for p in evidence.passages}) > 1:
+            evidence = self.knowledge.search(query, within)
+        clock.mark("retrieval")
+        verified, near = self.verified.match(query, within), None
+        adapter, side = self._version(request, caller, domain, query)
+        if verified is not None:
+            near = 1.0
+        elif request.arm in ("auto", "verified"):
+            verified, near = self.verified.similar(query, within) or (None, None)
+        facts = self._facts(request, caller, adapter, evidence)
+        engine = self.config.engine_of(domain)[1]
+        return Found(
+            domain=domain,
+            evidence=evidence,
+            adapter=adapter,
+            side=side,
+            verified=verified,
+            near=near,
+            facts=facts,
+            base=self.registry.model_at(engine.base) if engine.has_base else None,
+            costs=self.costs.start(domain) if request.measured else self.costs.expected(domain),
+            untimed=frozenset() if request.measured else self.costs.untimed(domain),
+        )
 
     def _chosen(self, request: Request, situation: Situation) -> Decision:
         """The router's decision, or the caller's own."""
@@ -137,14 +186,27 @@ class Deciding:
             return adapter, None
         return self.canaries.choose(domain, adapter, caller, query)
 
-    async def _usable(self, domain: str, candidate: AdapterVersion | None, side: Side) -> tuple[AdapterVersion | None, Side | None]:
-        """The candidate; where the engine cannot use it the live version, and it has failed without anybody's question failing."""
-        engine = await self.engines.of(domain)
-        if candidate is None or not isinstance(engine, Guarded) or not await engine.rejects(candidate.ref):
-            return candidate, side
+    def _facts(self, request: Request, caller: Caller, adapter: AdapterVersion | None, evidence: Evidence) -> AdapterFacts | None:
+        """What the router must know of the adapter; None where it is not asked or the caller may not use it."""
+        if adapter is None or not adapter.labels <= caller.scope.labels or request.arm not in ("auto", "verified"):
+            return None
+        # How near a question is to an adapter's training questions tells about the documents behind them.
+        near = self._tuned.near(adapter.path, self.knowledge.embedders.of(evidence.generation), evidence.query)
+        return self.registry.facts(adapter, evidence, near)
+
+    async def _usable(self, request: Request, caller: Caller, found: Found, side: Side) -> Found:
+        """With the candidate; where the engine cannot use it with the live version, and it has failed without anybody's question failing."""
+        engine = await self.engines.of(found.domain)
+        if found.adapter is None or not isinstance(engine, Guarded) or not await engine.rejects(found.adapter.ref):
+            return found
         if self.canaries is not None:
             self.canaries.note(side, "finetuned", failed=True)
-        return await self.look(self.registry.live, domain), None
+
+        def with_live() -> Found:
+            live = self.registry.live(found.domain)
+            return replace(found, adapter=live, side=None, facts=self._facts(request, caller, live, found.evidence))
+
+        return await asyncio.to_thread(with_live)
 
     def _check(self, request: Request, caller: Caller) -> None:
         limit = self.config.answering.max_question_chars
@@ -170,61 +232,38 @@ class Deciding:
             support[passage.document.domain] += 1 / (place + 1)
         return max(support, key=lambda name: support[name]) if support else self.domains(caller)[0]
 
-    def _compared(
-        self, caller: Caller, within: Scope, evidence: Evidence, adapter: AdapterVersion | None, verified: Verified | None
-    ) -> tuple[Verified | None, float | None, AdapterFacts | None]:
-        """The approved answer to the question or one like it, how near they are, and what the router must know of the adapter."""
-        found = (verified, 1.0) if verified is not None else self.verified.similar(evidence.query, within) or (None, None)
-        # How near a question is to an adapter's training questions tells about the documents behind them.
-        if adapter is None or not adapter.labels <= caller.scope.labels:
-            return *found, None
-        near = self._tuned.near(adapter.path, self.knowledge.embedders.of(evidence.generation), evidence.query)
-        return *found, self.registry.facts(adapter, evidence, near)
-
-    async def _situation(
-        self,
-        request: Request,
-        caller: Caller,
-        lang: str,
-        domain: str,
-        evidence: Evidence,
-        adapter: AdapterVersion | None,
-        facts: AdapterFacts | None,
-        verified: float | None,
-    ) -> Situation:
+    async def _situation(self, request: Request, caller: Caller, lang: str, found: Found) -> Situation:
         unavailable: dict[Arm, str] = {}
-        engine = await self.engines.of(domain)
+        engine = await self.engines.of(found.domain)
         trouble = await engine_trouble(engine, lang)
         needed = request.arm in GENERATING or (request.arm == "auto" and request.measured)
         if trouble and needed and lang in engine.languages:
             raise EngineDown(trouble)
-        settings = self.config.engine_of(domain)[1]
-        if not trouble and settings.has_base:
-            trouble = base_trouble(await self.look(self.registry.model_at, settings.base), caller)
+        trouble = trouble or base_trouble(found.base, caller)
         for arm in GENERATING if trouble else ():
             unavailable[arm] = trouble
-        if not evidence.passages:
+        if not found.evidence.passages:
             for cited in ("quote", "rag", "hybrid"):
                 unavailable.setdefault(cited, "retrieval found no passage")
-        elif not self.readable(evidence.passages):
+        elif not self.readable(found.evidence.passages):
             for reading in ("rag", "hybrid"):
                 unavailable.setdefault(reading, "every passage found contains instructions to the model ([retrieval] flagged)")
-        reason = await adapter_trouble(adapter, engine, caller)
+        reason = await adapter_trouble(found.adapter, engine, caller)
         for tuned in ("finetuned", "hybrid") if reason else ():
             unavailable.setdefault(tuned, reason)
-        if verified is None:
+        if found.verified is None:
             unavailable["verified"] = "no approved answer to this question"
         return Situation(
-            question=evidence.query,
+            question=found.evidence.query,
             lang=lang,
-            domain=domain,
-            evidence=evidence,
+            domain=found.domain,
+            evidence=found.evidence,
             unavailable=unavailable,
-            adapter=facts,
-            prior=self.config.domain(domain).scenario,
-            verified=verified,
-            costs=await self.look(self.costs.start if request.measured else self.costs.expected, domain),
-            untimed=frozenset() if request.measured else self.costs.untimed(domain),
+            adapter=found.facts,
+            prior=self.config.domain(found.domain).scenario,
+            verified=found.near,
+            costs=found.costs,
+            untimed=found.untimed,
             constraints=request.constraints,
         )
 

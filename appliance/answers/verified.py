@@ -10,13 +10,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from appliance.answers.approved import ApprovedQuestions, changed
 from appliance.answers.citations import align
-from appliance.answers.same_question import Meaning, meaning, same
 from appliance.errors import UsageError
 from appliance.knowledge.knowledge import Knowledge
 from appliance.store import schema
 from appliance.store.database import utcnow
-from appliance.store.lookup import Lookup
 from appliance.types import Citation
 from retrieval.text import detect_lang, normalise_question
 from retrieval.types import DocumentKey, Scope
@@ -24,9 +23,6 @@ from retrieval.types import DocumentKey, Scope
 # The cosine from which two questions that say the same in other words are one; of the pairs that do in
 # ``benchmarks/verified_matches.py`` nearly all reach it.
 SIMILAR = 0.9
-# Approved questions whose meaning is remembered.
-_MEANINGS = 20_000
-_APPROVED = Lookup(sa.select(schema.verified.c.id).where(schema.verified.c.normalised == sa.bindparam("normalised")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class VerifiedAnswers:
     def __init__(self, knowledge: Knowledge) -> None:
         self.knowledge = knowledge
         self.db = knowledge.workspace.db
-        self._meanings: dict[str, Meaning] = {}
+        self._approved = ApprovedQuestions(self.db)
 
     def add(self, domain: str, question: str, answer: str, doc_ids: Sequence[str], approved_by: str, support: float) -> Verified:
         """Approve an answer; it cites the best sentences of `doc_ids`.
@@ -109,6 +105,7 @@ class VerifiedAnswers:
                 )
             )
             facts = {"id": made.id, "domain": domain, "approved_by": made.approved_by, "documents": list(doc_ids), "labels": sorted(labels)}
+            changed(connection)
             self.db.audit(connection, "verified.add", facts)
         return made
 
@@ -124,52 +121,36 @@ class VerifiedAnswers:
         with self.db.write() as connection:
             removed = connection.execute(schema.verified.delete().where(schema.verified.c.id == identity))
             if removed.rowcount:
+                changed(connection)
                 self.db.audit(connection, "verified.remove", {"id": identity})
         if removed.rowcount == 0:
             raise UsageError(f"no verified answer {identity!r}; see: appliance verified list")
 
     def match(self, question: str, scope: Scope) -> Verified | None:
         """The newest servable approved answer to the same question (after normalising) that the caller may see."""
-        normalised = normalise_question(question)
-        # Nearly every question has none.
-        if not self.db.rows(_APPROVED, normalised=normalised):
-            return None
-        return self._servable(schema.verified.c.normalised == normalised, scope)
+        alike = self._approved.worded(normalise_question(question))
+        return self._servable([one.id for one in alike], scope) if alike else None
 
     def similar(self, question: str, scope: Scope) -> tuple[Verified, float] | None:
         """The newest servable approved answer to a question that asks for the same in other words, and how near the two questions are.
 
         See `appliance.answers.same_question`; besides, the cosine of the two must reach `SIMILAR`.
         """
-        table = schema.verified
-        query = sa.select(table.c.id, table.c.question).order_by(table.c.created_at.desc())
-        if scope.domains is not None:
-            query = query.where(table.c.domain.in_(scope.domains))
-        with self.db.read() as connection:
-            rows = connection.execute(query).all()
-        asked = meaning(question) if rows else None
-        alike = [row for row in rows if asked is not None and same(asked, self._meaning(row.question))]
+        domains = scope.domains
+        alike = [one for one in self._approved.meaning(question) if domains is None or one.domain in domains]
         if not alike:
             return None
-        vectors = self.knowledge.embedder.encode_queries([question, *(row.question for row in alike)])
-        for row, near in zip(alike, (vectors[1:] @ vectors[0]).tolist(), strict=True):
-            found = self._servable(table.c.id == row.id, scope) if near >= SIMILAR else None
+        vectors = self.knowledge.embedder.encode_queries([question, *(one.question for one in alike)])
+        for one, near in zip(alike, (vectors[1:] @ vectors[0]).tolist(), strict=True):
+            found = self._servable([one.id], scope) if near >= SIMILAR else None
             if found is not None:
                 return found, min(1.0, near)
         return None
 
-    def _meaning(self, question: str) -> Meaning:
-        known = self._meanings.get(question)
-        if known is None:
-            if len(self._meanings) >= _MEANINGS:
-                self._meanings.clear()
-            known = self._meanings[question] = meaning(question)
-        return known
-
-    def _servable(self, which: sa.ColumnElement[bool], scope: Scope) -> Verified | None:
-        """The newest of the approved answers that are not suspended and that the caller may see."""
+    def _servable(self, ids: Sequence[str], scope: Scope) -> Verified | None:
+        """The newest of these approved answers that is not suspended and that the caller may see."""
         table = schema.verified
-        query = sa.select(table).where(which).order_by(table.c.created_at.desc())
+        query = sa.select(table).where(table.c.id.in_(ids)).order_by(table.c.created_at.desc())
         if scope.domains is not None:
             query = query.where(table.c.domain.in_(scope.domains))
         with self.db.read() as connection:
