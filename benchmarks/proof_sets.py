@@ -69,7 +69,8 @@ def folds(data: Path, chosen: ProofSet, limit: int | None = None, train: int = T
 
     Questions are taken in the order of the hashes of their ids, so that fewer are always the first of more. A third of them have no answer
     in the index: those without one in the set itself, then those of whole groups that share a gold document (so that no other question
-    loses its own) until the third is reached.
+    loses its own) until the third is reached. Of a set without a split of its own, no adapter learns from a question that has
+    the words or a document of one it is asked.
     """
     rows = sorted(rows_of(data / chosen.folder / "qa.jsonl"), key=lambda row: digest(row["id"]))
     asked = [row for row in rows if chosen.folds > 1 or row["split"] == "test"]
@@ -78,7 +79,12 @@ def folds(data: Path, chosen: ProofSet, limit: int | None = None, train: int = T
     for number in range(chosen.folds):
         mine = [row for place, row in enumerate(asked[: chosen.test]) if place % chosen.folds == number]
         other = {row["id"] for row in mine} | {row["id"] for row in rows if row["split"] == "test" and chosen.folds == 1}
-        usable = [row for row in rows if row["id"] not in other and row.get("answerable", True) and len(row["answer"]) <= TRAIN_CHARS]
+        near = frozenset[str]().union(*map(_marks, mine)) if chosen.folds > 1 else frozenset[str]()
+        usable = [
+            row
+            for row in rows
+            if row["id"] not in other and row.get("answerable", True) and len(row["answer"]) <= TRAIN_CHARS and not near & _marks(row)
+        ]
         most = None if limit is None else -(-limit // chosen.folds)
         items = tuple(_item(row, chosen.domain, withheld) for row in mine[:most])
         made.append(Fold(items, withheld, tuple(usable[DEV : DEV + train]), tuple(usable[:DEV])))
@@ -94,6 +100,11 @@ def corpus(data: Path, chosen: ProofSet, fold: Fold, most: int | None = None) ->
     rows.sort(key=lambda row: (row["id"] not in asked, row["id"] not in trained, digest(row["id"])))
     kept = rows if most is None else rows[: max(most, sum(row["id"] in asked for row in rows))]
     return sorted(kept, key=lambda row: digest(row["id"]))
+
+
+def _marks(row: Row) -> frozenset[str]:
+    """What makes two questions hang together (see `eval.groups`)."""
+    return frozenset({"question " + " ".join(row["question"].split()).casefold(), *(f"document {name}" for name in row["doc_ids"])})
 
 
 def _item(row: Row, domain: str, withheld: frozenset[str]) -> Item:

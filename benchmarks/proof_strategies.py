@@ -19,7 +19,7 @@ from eval.statistics import paired_bootstrap
 from eval.types import Outcome
 from eval.utility import utility
 from router.features import FEATURES, Row
-from router.fit import Labelled, cross_validated, train
+from router.fit import Labelled, cross_validated, fold_of, train
 from router.learned import LearnedRouter
 from router.model import RouterModel
 from router.policy import RulePolicy
@@ -134,10 +134,13 @@ def calibration(name: str, found: Labelling) -> list[dict[str, Any]]:
     rows = [_calibrated(name, "no answer", unanswerable, truth, base)]
     best = [max((arm for arm in each if arm != "refuse"), key=lambda arm: each[arm]) for each in expected]
     right = [float(worth(one, arm) > 0) for one, arm in zip(found.questions, best, strict=True)]
-    # The utility of a wrong answer is -0.5; a right one's is spread between 0.2 and 1.
-    good = [value for one, arm in zip(found.questions, best, strict=True) if (value := worth(one, arm)) > 0]
-    of_right = fmean(good) if good else 1.0
-    sure = [min(1.0, max(0.0, (each[arm] + 0.5) / (of_right + 0.5))) for each, arm in zip(expected, best, strict=True)]
+    # The utility of a wrong answer is -0.5; a right one's is spread between 0.2 and 1, about a mean taken from the other folds.
+    good = [(fold_of(one.group), worth(one, arm)) for one, arm in zip(found.questions, best, strict=True) if worth(one, arm) > 0]
+    sure = []
+    for one, each, arm in zip(found.questions, expected, best, strict=True):
+        elsewhere = [value for fold, value in good if fold != fold_of(one.group)]
+        of_right = fmean(elsewhere) if elsewhere else 1.0
+        sure.append(min(1.0, max(0.0, (each[arm] + 0.5) / (of_right + 0.5))))
     rows.append(_calibrated(name, "answer right", sure, right, fmean(right)))
     return rows
 

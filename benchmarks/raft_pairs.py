@@ -151,6 +151,8 @@ def main() -> None:
         parser.error("this needs the data sets: --data DIR")
     questions, train, documents = (12, 8, 60) if given.quick else (given.questions, given.train, given.documents)
     names = ["medquad"] if given.quick else given.sets.split(",")
+    if unknown := set(names) - {one.name for one in SETS}:
+        parser.error(f"--sets: unknown {', '.join(sorted(unknown))}; known: {', '.join(one.name for one in SETS)}")
     rows: list[dict[str, Any]] = []
     claims: list[Claim] = []
     with Progress() as progress:

@@ -181,6 +181,8 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=default_cache() / "router_freshness", help="where answers are kept")
     given = parser.parse_args()
     names = ["sample"] if given.quick else given.sets.split(",")
+    if unknown := set(names) - {"sample", "cuad"}:
+        parser.error(f"--sets: unknown {', '.join(sorted(unknown))}; known: sample, cuad")
     chosen = changed_sets(given.data, names, 12 if given.quick else given.questions, 60 if given.quick else given.documents)
     training = QUICK if given.quick else TRAINING
     state = given.state / "quick" if given.quick else given.state

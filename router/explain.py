@@ -92,7 +92,8 @@ def explanation_json(found: Explanation) -> dict[str, Any]:
 
 
 def _conditions(router: RulePolicy | LearnedRouter, situation: Situation, chosen: Arm) -> Iterator[Condition]:
-    """What holds whatever the features are, each taken away: changes of what the adapter learnt from, limits, an approved answer."""
+    """What holds whatever the features are, each taken away: changes of what the adapter learnt from, limits, an approved answer,
+    the risk that is allowed."""
     lang, adapter, limits = situation.lang, situation.adapter, situation.constraints
     without: list[tuple[str, Situation]] = []
     if adapter is not None and adapter.stale_here:
@@ -110,6 +111,10 @@ def _conditions(router: RulePolicy | LearnedRouter, situation: Situation, chosen
     for said, changed in without:
         if (arm := router.decide(changed).arm) != chosen:
             yield Condition(said, arm)
+    if isinstance(router, LearnedRouter) and router.model.threshold:
+        daring = LearnedRouter(router.version, router.model.at_risk(None), router.policy, router.prices)
+        if (arm := daring.decide(situation).arm) != chosen:
+            yield Condition(say("if_any_risk", lang), arm)
 
 
 def _changes_of_rules(policy: RulePolicy, situation: Situation, chosen: Arm) -> list[Change]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from router.features import NAMES, row_of, say_feature
-from router.model import RouterModel
+from router.model import NEVER, RouterModel
 from router.policy import RulePolicy, View, about_staleness, verified_match
 from router.predict import costs_of
 from router.settings import Prices
@@ -110,6 +110,8 @@ class LearnedRouter:
         numbers: dict[str, float | str] = {"questions": self.model.questions, "arm": choice.arm, "utility": choice.utility[choice.arm]}
         if choice.refused is not None:
             arm, lead = choice.refused
+            if self.model.threshold == NEVER:
+                return [say("never_sure", lang, questions=self.model.questions)]
             return [say("not_sure_enough", lang, arm=arm, lead=lead, threshold=self.model.threshold)]
         if other is None:
             return [say("learned_alone", lang, **numbers)]

@@ -103,6 +103,10 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "{arm} promises only {lead:.2f} more than refusing; the risk that was allowed asks for {threshold:.2f}, so no answer is given.",
             "{arm} 的预期价值只比不回答高 {lead:.2f}；所设的风险上限要求至少高 {threshold:.2f}，因此不作回答。",
         ),
+        "never_sure": (
+            "None of the {questions} evaluated questions shows how sure an answer must be for the risk that was allowed, so none is given.",
+            "{questions} 个已评测的问题都没有显示回答要多有把握才符合所设的风险上限，因此不作回答。",
+        ),
         "not_measured": (
             "The trained router {version} has seen no question in this language, so the rules decided.",
             "训练所得的路由器 {version} 没有见过这种语言的问题，因此按规则决定。",
@@ -138,6 +142,10 @@ _SENTENCES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "if_uncited": (
             "citations were not required",
             "不要求给出引用",
+        ),
+        "if_any_risk": (
+            "any risk were allowed",
+            "允许任何风险",
         ),
         "if_unapproved": (
             "there were no approved answer",

@@ -24,6 +24,7 @@ from appliance.store import schema, tables_admin
 from appliance.store.database import utcnow
 from appliance.store.locks import WriterLock
 from appliance.store.lookup import Lookup
+from appliance.store.pointers import ROLLBACK, named
 from appliance.workspace import Workspace
 from finetune.settings import yields
 from finetune.types import Task
@@ -32,8 +33,6 @@ from router.types import AdapterFacts
 
 # Where model versions are, below the workspace.
 MODELS = "models"
-# Why an alias moved, where what it was before is live again.
-ROLLBACK = "rollback"
 # What a version is called: domain and content hash.
 VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*@[0-9a-f]{8}")
 _NAMED = Lookup(sa.select(schema.adapter).where(schema.adapter.c.name == sa.bindparam("name")))
@@ -218,7 +217,7 @@ class Registry:
         version; the alias moves only then. Raises UsageError (no promotion is left to take back, the version was removed), ApplianceError.
         """
         with self.workspace.db.read() as connection:
-            stack = self._promoted(connection, domain)
+            stack = named(connection, f"adapter:{domain}")
         if len(stack) == 1:
             raise UsageError(f"{domain} has no promoted adapter to roll back; see `appliance adapter list`")
         before = stack[-2]
@@ -232,23 +231,10 @@ class Registry:
             if fits is not None:
                 fits(version)
         with self.workspace.db.write() as connection:
-            if self._promoted(connection, domain) != stack:
+            if named(connection, f"adapter:{domain}") != stack:
                 raise ApplianceError(f"{stack[-1] or 'no adapter'} is no longer live in {domain}; look at what is, and roll back again")
             self.workspace.db.move_pointer(connection, f"adapter:{domain}", before, ROLLBACK)
         return version
-
-    @staticmethod
-    def _promoted(connection: sa.Connection, domain: str) -> list[str | None]:
-        """What was live one after the other, up to now, without what was taken back; None stands for no adapter."""
-        table, stack = schema.pointer_move, list[str | None]([None])
-        query = sa.select(table.c.new, table.c.why).where(table.c.name == f"adapter:{domain}").order_by(table.c.id)
-        for new, why in connection.execute(query):
-            if why == ROLLBACK and new in stack:
-                while stack[-1] != new:
-                    stack.pop()
-            elif stack[-1] != new:
-                stack.append(new)
-        return stack
 
     def remove(self, name: str, *, force: bool = False) -> AdapterVersion:
         """Forget a version and delete its files; with `force` also one that is live (its domain is left without) or that others rest on.

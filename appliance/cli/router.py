@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.session import Progress, Session, domain_option, emit, json_option, pass_session, say, table
+from appliance.cli.session import Progress, Session, as_option, domain_option, emit, held, json_option, pass_session, say, table
 from appliance.errors import DONE, GATE_MISSED
 
 
@@ -22,15 +22,21 @@ def router() -> None:
 @pass_session
 def show(session: Session, as_json: bool) -> None:
     """What decides in each domain, and the thresholds of the rules."""
+    from appliance.routing.routers import Routers
     from appliance.service import router_of, thresholds
 
     routing = router_of(session.workspace)
     settings = asdict(thresholds(session.workspace))
     live = {domain: routing.of(domain).version for domain in session.workspace.domains()}
-    data = {"router": routing.version, "domains": live, "thresholds": settings}
+    routers = Routers(session.workspace.db)
+    promoted = {domain: name for domain in live if (name := routers.live(domain)) is not None}
+    unused = {domain: trouble for domain, name in promoted.items() if (trouble := routers.trouble(name))}
+    data = {"router": routing.version, "domains": live, "unused": unused, "thresholds": settings}
 
     def human() -> None:
         table(("domain", "router"), live.items())
+        for domain, trouble in unused.items():
+            click.echo(f"the rules decide in {domain}: {trouble}")
         table(("threshold", "value"), settings.items(), title=routing.policy.version)
 
     emit(data, as_json, human)
@@ -124,14 +130,32 @@ def rollback(session: Session, domain: str | None, as_json: bool) -> None:
 @router.command()
 @click.argument("question")
 @domain_option
+@click.option("--must-cite", is_flag=True, help="As if only answers whose citations are checked were wanted.")
+@click.option("--max-latency-ms", type=click.FloatRange(min=0, min_open=True), help="As if the answer had to be there within this time.")
+@as_option
 @json_option
 @pass_session
-def explain(session: Session, question: str, domain: str | None, as_json: bool) -> None:
+def explain(
+    session: Session,
+    question: str,
+    domain: str | None,
+    must_cite: bool,
+    max_latency_ms: float | None,
+    labels: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """What is decided for a question and why, what each arm promises and costs, and what would have changed the choice."""
+    from appliance.evaluation.runs import evaluator
     from appliance.routing.explain import explained
     from appliance.service import open_service
+    from appliance.types import Caller, Request
+    from retrieval.types import Scope
+    from router.types import Constraints
 
-    data = asyncio.run(explained(open_service(session.workspace), question, domain))
+    service = open_service(session.workspace)
+    request = Request(question, domain=domain, constraints=Constraints(must_cite, max_latency_ms))
+    caller = Caller(Scope(None, held(labels, evaluator(service).scope.labels)))
+    data = asyncio.run(explained(service, request, caller))
     emit(data, as_json, lambda: _show_explanation(data))
 
 

@@ -43,12 +43,15 @@ def drift(workspace: Workspace, domain: str, days: int = 30) -> dict[str, Any]:
     }
     if live is None:
         return found
+    if trouble := routers.trouble(live):
+        return {**found, "router": "rules", "relabel": [f"the rules decide: {trouble}"]}
     version = routers.get(live)
     reasons: list[str] = []
     trained_with = {name for name in version.training["adapters"].values() if name}
     adapter = database.pointer(f"adapter:{domain}")
-    if adapter is not None and adapter not in trained_with:
-        reasons.append(f"the adapter {adapter} is live, the router learnt what {', '.join(sorted(trained_with)) or 'no adapter'} does")
+    if adapter not in trained_with and (adapter or trained_with):
+        knows = ", ".join(sorted(trained_with)) or "no adapter"
+        reasons.append(f"{f'the adapter {adapter}' if adapter else 'no adapter'} is live, the router learnt what {knows} does")
     if len(rows) < FEWEST:
         reasons_later = f"{len(rows)} decisions in {days} days are too few to tell; {FEWEST} are needed"
         return {**found, "relabel": reasons, "note": reasons_later}

@@ -36,7 +36,8 @@ class RouteLog:
         self._writing = threading.Lock()
 
     def note(self, answer: Answer) -> None:
-        """Keep a decision for the next write; one the caller made themselves is none of the router's."""
+        """Keep a decision for the next write, with the arm that was chosen, whatever it led to; one the caller made themselves is none of
+        the router's."""
         decision = answer.decision
         if decision.rule != "forced":
             row = list(recorded(row_of(decision.features)))
@@ -44,7 +45,7 @@ class RouteLog:
                 {
                     "domain": answer.domain,
                     "router": decision.router_version,
-                    "arm": answer.arm,
+                    "arm": decision.arm,
                     "feature_version": VERSION,
                     "row": row,
                     "created_at": utcnow(),

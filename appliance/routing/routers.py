@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from appliance.errors import UsageError
 from appliance.routing.costs import newest_run
-from appliance.store import schema
 from appliance.store.database import Database, utcnow
+from appliance.store.pointers import ROLLBACK, named
 from appliance.store.tables_router import router as table
 from router.learned import LearnedRouter
 from router.model import ModelError, RouterModel, model_from_json
@@ -97,15 +97,25 @@ class Routers:
         return version
 
     def rollback(self, domain: str) -> str | None:
-        """Go back to what decided before the last move; None: the rules. Raises UsageError where nothing was ever promoted."""
-        moves = schema.pointer_move
+        """Go back to what decided before the live one was promoted, past those that cannot be used any more; None: the rules.
+
+        A rollback is no promotion: the next one goes further back. Raises UsageError where no promotion is left to take back.
+        """
         with self._database.write() as connection:
-            query = sa.select(moves.c.old).where(moves.c.name == f"router:{domain}").order_by(moves.c.id.desc()).limit(1)
-            row = connection.execute(query).one_or_none()
-            if row is None:
+            before = named(connection, f"router:{domain}")[:-1]
+            if not before:
                 raise UsageError(f"{domain} has no promoted router to roll back; the rules decide")
-            self._database.move_pointer(connection, f"router:{domain}", row.old, "rollback")
-        return str(row.old) if row.old is not None else None
+            name = next(name for name in reversed(before) if name is None or not self.trouble(name))
+            self._database.move_pointer(connection, f"router:{domain}", name, ROLLBACK)
+        return name
+
+    def trouble(self, name: str) -> str:
+        """Why the version called `name` cannot decide; '' if it can."""
+        try:
+            loaded(self.get(name))
+        except UsageError as error:
+            return str(error)
+        return ""
 
 
 def loaded(version: RouterVersion) -> RouterModel:

@@ -25,7 +25,6 @@ from appliance.experts.review import Share
 from appliance.knowledge.knowledge import Knowledge
 from appliance.routing.adoption import newest
 from appliance.routing.drift import drift
-from appliance.routing.explain import explained
 from appliance.routing.gate import decided_now, measure
 from appliance.routing.labels import labels_of, without_rare_languages
 from appliance.routing.log import RouteLog, rows_since
@@ -266,6 +265,40 @@ def test_a_damaged_router_leaves_the_rules(tuned: Tuned, caplog: pytest.LogCaptu
     assert "the rules decide instead" in caplog.text
 
 
+def test_each_rollback_goes_further_back_past_what_cannot_be_used(tuned: Tuned) -> None:
+    first, workspace = saved(tuned), tuned.bench.workspace
+    routers, names = Routers(workspace.db), [first.name]
+    for number in range(3):
+        version = routers.save("medical", loaded(first), {**first.training, "number": number}, first.gate)
+        names.append(routers.promote(version.name, "for the test").name)
+    assert routers.rollback("medical") == names[2]
+    with workspace.db.write() as connection:
+        connection.execute(router_table.update().where(router_table.c.name == names[1]).values(model={"format": 1}))
+    assert routers.rollback("medical") == names[0] == routers.live("medical")
+    assert routers.rollback("medical") is None
+    with pytest.raises(UsageError, match="medical has no promoted router to roll back"):
+        routers.rollback("medical")
+
+
+def test_a_router_of_another_release_is_told(tuned: Tuned) -> None:
+    version, database = saved(tuned), tuned.bench.workspace.db
+    assert invoke(tuned, "show")[1]["unused"] == {}
+    with database.write() as connection:
+        older = {**version.model, "feature_version": 0}
+        connection.execute(router_table.update().where(router_table.c.name == version.name).values(model=older))
+    shown = invoke(tuned, "show")[1]
+    assert "other features" in shown["unused"]["medical"] and shown["domains"]["medical"].startswith("rules-")
+    told = invoke(tuned, "drift")[1]
+    assert told["router"] == "rules" and len(told["relabel"]) == 1 and "train it again" in told["relabel"][0]
+
+
+def test_an_adapter_that_is_gone_is_a_reason_to_label_anew(tuned: Tuned) -> None:
+    saved(tuned)
+    assert drift(tuned.bench.workspace, "medical")["relabel"] == []
+    tuned.bench.registry.rollback("medical")
+    assert any("no adapter is live" in reason for reason in drift(tuned.bench.workspace, "medical")["relabel"])
+
+
 def test_a_running_server_notices_within_a_second(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     routing: Routing = router_of(tuned.bench.workspace)
     now = [100.0]
@@ -277,12 +310,23 @@ def test_a_running_server_notices_within_a_second(tuned: Tuned, monkeypatch: pyt
     assert routing.of("medical").version == version.name
 
 
-def test_an_explanation_of_a_learnt_decision(tuned: Tuned) -> None:
+def test_an_explanation_of_a_learnt_decision(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.service.open_service", lambda _: tuned.service())
     train_router(tuned.service(), [tuned.run()])
-    data = asyncio.run(explained(tuned.service(), "丙丁21号药柜的钥匙由谁保管？", "medical"))
+    asked = ("explain", "丙丁21号药柜的钥匙由谁保管？", "--domain", "medical")
+    data = invoke(tuned, *asked)[1]
     assert data["decision"]["arm"] == "base" and data["lang"] == "zh"
     assert {part["feature"] for part in data["arms"]["base"]["because"]} & {"q_zh", "q_words"}
     assert data["arms"]["base"]["cost"]["tokens"] > 0 and "utility" in data["decision"]["predicted"]["base"]
+    # As it is under a caller's conditions, and for one who sees less.
+    cited = invoke(tuned, *asked, "--must-cite")[1]
+    assert cited["decision"]["arm"] != "base" and {"if": "不要求给出引用", "arm": "base"} in cited["conditions"]
+    quick = invoke(tuned, *asked, "--max-latency-ms", "0.001")[1]
+    assert "base" in quick["decision"]["unavailable"] and quick["conditions"]
+    with tuned.bench.workspace.db.write() as connection:
+        connection.execute(schema.adapter.update().values(labels=["board"]))
+    assert "finetuned" in invoke(tuned, *asked)[1]["decision"]["predicted"]
+    assert "may not see" in invoke(tuned, *asked, "--label", "")[1]["decision"]["unavailable"]["finetuned"]
 
 
 def test_questions_that_share_a_document_or_their_words_are_one_group() -> None:
@@ -317,7 +361,7 @@ def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned, monke
     told = drift(tuned.bench.workspace, "medical")
     moved = told["arms"]["psi"]
     for _ in range(40):
-        log.note(replace(answer, arm="verified"))
+        log.note(replace(answer, decision=replace(answer.decision, arm="verified")))
     log.flush()
     with monkeypatch.context() as patch:
         patch.setattr("appliance.routing.log._READ", 5)
@@ -325,7 +369,12 @@ def test_decisions_are_logged_without_text_and_drift_is_told(tuned: Tuned, monke
     told = drift(tuned.bench.workspace, "medical")
     # What experts have answered is not the router's choice.
     assert told["mix"]["verified"] > 0.3 and told["arms"]["psi"] == pytest.approx(moved, abs=0.05)
-    ruled = replace(answer, arm="quote", decision=replace(answer.decision, router_version="rules-1-12345678"))
+    # What a choice led to, as where its answer could not be cited, is no other choice.
+    log.note(replace(answer, arm="refuse"))
+    log.flush()
+    told = drift(tuned.bench.workspace, "medical")
+    assert told["refused"] == 0
+    ruled = replace(answer, decision=replace(answer.decision, arm="quote", router_version="rules-1-12345678"))
     for _ in range(60):
         log.note(ruled)
     log.flush()

@@ -86,8 +86,16 @@ def test_a_language_it_never_saw_is_left_to_the_rules(model, situation):
 
 
 def test_the_allowed_risk_makes_it_refuse(model, situation, adapter):
-    decision = router(replace(model, threshold=NEVER)).decide(situation(ASKED, adapter=adapter()))
-    assert decision.arm == "refuse" and "risk" in decision.reasons[0]
+    never, asked = replace(model, threshold=NEVER), situation(ASKED, adapter=adapter())
+    decision = router(never).decide(asked)
+    assert decision.arm == "refuse" and "None of the 120 evaluated questions" in decision.reasons[0] and "3.00" not in decision.reasons[0]
+    assert "120 个已评测的问题都没有" in router(never).decide(situation(CHINESE, "zh")).reasons[0]
+    high = router(replace(model, threshold=1.9)).decide(asked)
+    assert high.arm == "refuse" and "asks for 1.90" in high.reasons[0]
+    free = router(model).decide(asked).arm
+    found = explain(router(never), asked)
+    assert free != "refuse" and [(one.said, one.arm) for one in found.conditions] == [("any risk were allowed", free)]
+    assert "允许任何风险" in explain(router(never), situation(CHINESE, "zh", adapter=adapter())).conditions[0].said
 
 
 def test_cost_decides_between_equals():
