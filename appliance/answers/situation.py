@@ -195,7 +195,7 @@ class Deciding:
         return self.registry.facts(adapter, evidence, near)
 
     async def _usable(self, request: Request, caller: Caller, found: Found, side: Side) -> Found:
-        """With the candidate; where the engine cannot use it with the live version, and it has failed without anybody's question failing."""
+        """With the candidate; where the engine cannot use it the live version: it has failed, and nobody's question has."""
         engine = await self.engines.of(found.domain)
         if found.adapter is None or not isinstance(engine, Guarded) or not await engine.rejects(found.adapter.ref):
             return found
