@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from appliance.adapters.registry import AdapterVersion
 from appliance.engines.base import Engine
@@ -12,6 +12,40 @@ from appliance.types import Caller
 from retrieval.text import normalise_question
 from retrieval.types import Evidence, Passage
 from router.types import Arm, Decision, Situation
+from router.wording import say
+
+# Why an arm cannot answer, in the language of the question; what an engine says of itself stays as it is.
+_WHY: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "language": "engine {engine} answers in {declared}, the question is in {lang}",
+        "engine": "engine {engine} is not available: {detail}",
+        "forced": "arm {arm} cannot answer this: {reason}",
+        "no_adapters": "engine {engine} serves no adapters",
+        "other_base": "{adapter} was trained for another base model ({base}) than engine {engine} runs",
+        "adapter_labels": "the adapter was trained on documents this caller may not see",
+        "unfit": "engine {engine} cannot serve {adapter}: {problem}",
+        "refused": "engine {engine} cannot use {adapter}; the log says why",
+        "base_labels": "the engine's model was trained on documents this caller may not see",
+        "flagged": "every passage found contains instructions to the model ([retrieval] flagged)",
+    },
+    "zh": {
+        "language": "引擎 {engine} 只用 {declared} 回答，而问题的语言是 {lang}",
+        "engine": "引擎 {engine} 不可用：{detail}",
+        "forced": "{arm} 不能回答这个问题：{reason}",
+        "no_adapters": "引擎 {engine} 不支持适配器",
+        "other_base": "{adapter} 是为另一个基础模型（{base}）训练的，不是引擎 {engine} 所用的",
+        "adapter_labels": "适配器的训练文档中有调用者无权查看的",
+        "unfit": "引擎 {engine} 不能使用 {adapter}：{problem}",
+        "refused": "引擎 {engine} 不能使用 {adapter}，原因见日志",
+        "base_labels": "引擎的模型用调用者无权查看的文档训练过",
+        "flagged": "找到的段落都含有写给模型的指令（[retrieval] flagged）",
+    },
+}
+
+
+def why(key: str, lang: str, /, **facts: str) -> str:
+    """A reason of the table above, for a question in `lang`."""
+    return _WHY.get(lang, _WHY["en"])[key].format(**facts)
 
 
 class ArmUnavailable(UsageError):
@@ -22,44 +56,44 @@ async def engine_trouble(engine: Engine, lang: str) -> str:
     """Why the engine cannot answer a question in `lang` now; '' if it can."""
     if lang not in engine.languages:
         declared = ", ".join(sorted(engine.languages))
-        return f"engine {engine.name} answers in {declared}, the question is in {lang}"
+        return why("language", lang, engine=engine.name, declared=declared, lang=lang)
     state = await engine.health()
-    return "" if state.ok else f"engine {engine.name} is not available: {state.detail}"
+    return "" if state.ok else why("engine", lang, engine=engine.name, detail=state.detail)
 
 
 def forced(arm: Arm, situation: Situation, version: str) -> Decision:
     """The caller named the arm. Raises ArmUnavailable with the reason if it cannot answer here."""
     if arm in situation.unavailable:
-        raise ArmUnavailable(f"arm {arm} cannot answer this: {situation.unavailable[arm]}")
+        raise ArmUnavailable(why("forced", situation.lang, arm=arm, reason=situation.unavailable[arm]))
     if situation.constraints.must_cite and arm in ("base", "finetuned"):
         raise ArmUnavailable(f"arm {arm} cannot cite, and must_cite was asked for; use quote, rag, hybrid or verified")
     reason = f"调用者指定了 {arm}。" if situation.lang == "zh" else f"The caller asked for {arm}."
     return Decision(arm, situation.domain, "forced", (reason,), {}, situation.unavailable, {}, version)
 
 
-async def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller) -> str:
+async def adapter_trouble(adapter: AdapterVersion | None, engine: Engine, caller: Caller, lang: str) -> str:
     """Why the domain's adapter cannot be used by this caller on this engine; '' if it can."""
     if adapter is None:
-        return "no adapter is live in this domain"
+        return say("no_adapter", lang)
     if not engine.serves_adapters:
-        return f"engine {engine.name} serves no adapters"
+        return why("no_adapters", lang, engine=engine.name)
     if engine.base_hash != adapter.base_hash:
-        return f"{adapter.name} was trained for another base model ({adapter.base}) than engine {engine.name} runs"
+        return why("other_base", lang, adapter=adapter.name, base=adapter.base, engine=engine.name)
     if not adapter.labels <= caller.scope.labels:
-        return "the adapter was trained on documents this caller may not see"
+        return why("adapter_labels", lang)
     if isinstance(engine, Guarded):
         if problem := await engine.unfit(adapter.ref):
-            return f"engine {engine.name} cannot serve {adapter.name}: {problem}"
+            return why("unfit", lang, engine=engine.name, adapter=adapter.name, problem=problem)
         if adapter.name in engine.refused:
-            return f"engine {engine.name} cannot use {adapter.name}; the log says why"
+            return why("refused", lang, engine=engine.name, adapter=adapter.name)
     return ""
 
 
-def base_trouble(base: AdapterVersion | None, caller: Caller) -> str:
+def base_trouble(base: AdapterVersion | None, caller: Caller, lang: str) -> str:
     """Why the engine cannot generate for this caller: `base`, a model version it runs, was trained on what the caller may not see."""
     if base is None or base.labels <= caller.scope.labels:
         return ""
-    return "the engine's model was trained on documents this caller may not see"
+    return why("base_labels", lang)
 
 
 def readable(passages: Sequence[Passage], flagged: str) -> list[Passage]:

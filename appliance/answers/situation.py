@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from appliance.adapters.canary import TUNED, Canaries, Side, on_trial
 from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.adapters.tuned_questions import TunedQuestions
-from appliance.answers.availability import adapter_trouble, base_trouble, engine_trouble, forced, readable
+from appliance.answers.availability import adapter_trouble, base_trouble, engine_trouble, forced, readable, why
 from appliance.answers.rewrite import self_contained
 from appliance.answers.verified import Verified, VerifiedAnswers
 from appliance.engines.base import EngineDown, Usage
@@ -25,6 +25,7 @@ from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage, Scope
 from router.types import ARMS, GENERATING, AdapterFacts, Arm, Costs, Decision, Router, Situation
+from router.wording import say
 
 T = TypeVar("T")
 _NO_USAGE = Usage(0, 0)
@@ -239,20 +240,20 @@ class Deciding:
         needed = request.arm in GENERATING or (request.arm == "auto" and request.measured)
         if trouble and needed and lang in engine.languages:
             raise EngineDown(trouble)
-        trouble = trouble or base_trouble(found.base, caller)
+        trouble = trouble or base_trouble(found.base, caller, lang)
         for arm in GENERATING if trouble else ():
             unavailable[arm] = trouble
         if not found.evidence.passages:
             for cited in ("quote", "rag", "hybrid"):
-                unavailable.setdefault(cited, "retrieval found no passage")
+                unavailable.setdefault(cited, say("no_passages", lang))
         elif not self.readable(found.evidence.passages):
             for reading in ("rag", "hybrid"):
-                unavailable.setdefault(reading, "every passage found contains instructions to the model ([retrieval] flagged)")
-        reason = await adapter_trouble(found.adapter, engine, caller)
+                unavailable.setdefault(reading, why("flagged", lang))
+        reason = await adapter_trouble(found.adapter, engine, caller, lang)
         for tuned in ("finetuned", "hybrid") if reason else ():
             unavailable.setdefault(tuned, reason)
         if found.verified is None:
-            unavailable["verified"] = "no approved answer to this question"
+            unavailable["verified"] = say("no_verified", lang)
         return Situation(
             question=found.evidence.query,
             lang=lang,

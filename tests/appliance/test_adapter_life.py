@@ -167,8 +167,8 @@ def test_trouble_with_one_version_holds_no_other_up(bench: Bench, versions: list
     asyncio.run(run())
     assert engine.loaded == [two.name]
     # Nobody is sent to it, and the reason is told.
-    assert asyncio.run(adapter_trouble(one, guard, Caller())) == f"engine default cannot use {one.name}; the log says why"
-    assert asyncio.run(adapter_trouble(two, guard, Caller())) == ""
+    assert asyncio.run(adapter_trouble(one, guard, Caller(), "en")) == f"engine default cannot use {one.name}; the log says why"
+    assert asyncio.run(adapter_trouble(two, guard, Caller(), "en")) == ""
     said = [one.getMessage() for one in caplog.records if one.levelname == "ERROR" and one.name.startswith("appliance.adapters")]
     assert said == [f"{one.name}: the adapter does not fit"]
 

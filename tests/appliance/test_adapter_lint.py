@@ -92,7 +92,7 @@ def test_another_template_after_promotion_is_noticed(
     workspace.save_setting("engines.default.chat_template", "alpaca")
     service = started(light, models)
     problem = "trained with another chat template"
-    with pytest.raises(ArmUnavailable, match=rf"engine default cannot serve {name}: {problem}"):
+    with pytest.raises(ArmUnavailable, match=rf"引擎 default 不能使用 {name}：{problem}"):
         ask(service, "finetuned", "挂号费第1档是多少？")
     # Whoever named no arm is answered without it.
     answer = ask(service, "auto", "When may visitors come?")
@@ -131,8 +131,8 @@ def test_what_does_not_fit_is_never_loaded_and_looked_at_once(light: Knowledge, 
             await guard.load(good.ref)
             with pytest.raises(EngineError, match=rf"engine \S+ cannot serve {bad.name}: modules_to_save .*has shape \(2, 8\)"):
                 await guard.load(bad.ref)
-            assert "modules_to_save" in await adapter_trouble(bad, guard, Caller())
-            assert await adapter_trouble(good, guard, Caller()) == ""
+            assert "modules_to_save" in await adapter_trouble(bad, guard, Caller(), "en")
+            assert await adapter_trouble(good, guard, Caller(), "en") == ""
 
     asyncio.run(run())
     assert set(engine.loaded) == {good.name} and sorted(looked) == sorted([good.path, bad.path])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_labels_hide_documents_from_every_arm(knowledge: Knowledge) -> None:
 
 def test_a_language_the_engine_does_not_declare_is_not_generated(knowledge: Knowledge) -> None:
     answering = answering_with(knowledge, ScriptedEngine("x", languages=["en"]))
-    with pytest.raises(ArmUnavailable, match="answers in en, the question is in zh"):
+    with pytest.raises(ArmUnavailable, match="只用 en 回答，而问题的语言是 zh"):
         ask(answering, "普通门诊挂号费是多少？", arm="rag")
     answer = ask(answering, "普通门诊挂号费是多少？")
     assert answer.arm == "quote" and "20元" in answer.text
@@ -159,14 +160,25 @@ def test_closing_the_stream_stops_the_engine(knowledge: Knowledge) -> None:
         ({"question": "药" * 100_000}, "100000 characters, at most 8000"),
         ({"question": "x", "domain": "law"}, "unknown domain 'law'; known: medical"),
         ({"question": "x", "arm": "magic"}, "unknown arm 'magic'; known: auto, base"),
-        ({"question": "When may visitors come?", "arm": "finetuned"}, "no adapter is live in this domain"),
-        ({"question": "When may visitors come?", "arm": "verified"}, "no approved answer"),
+        ({"question": "When may visitors come?", "arm": "finetuned"}, "there is no adapter for this domain"),
+        ({"question": "When may visitors come?", "arm": "verified"}, "there is no verified answer"),
         ({"question": "When may visitors come?", "arm": "base", "constraints": Constraints(must_cite=True)}, "cannot cite"),
     ],
 )
 def test_what_cannot_be_answered_says_why(knowledge: Knowledge, fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         asyncio.run(answering_with(knowledge, ScriptedEngine()).ask(Request(**fields)))  # type: ignore[arg-type]
+
+
+def test_a_chinese_question_gets_every_reason_in_chinese(knowledge: Knowledge) -> None:
+    engine = ScriptedEngine()
+    engine.languages = frozenset({"en"})
+    answer = ask(answering_with(knowledge, engine), "专家门诊的挂号费是多少？")
+    assert set(answer.decision.unavailable) >= {"base", "rag", "finetuned", "hybrid", "verified"}
+    for reason in (*answer.decision.reasons, *answer.decision.unavailable.values()):
+        assert re.search("[\u4e00-\u9fff]", reason), reason
+    with pytest.raises(UsageError, match="rag 不能回答这个问题"):
+        ask(answering_with(knowledge, engine), "专家门诊的挂号费是多少？", arm="rag")
 
 
 def test_a_key_for_another_domain_sees_none(knowledge: Knowledge) -> None:

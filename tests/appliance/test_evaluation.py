@@ -149,7 +149,7 @@ def test_an_outage_is_no_answer_of_the_router(bench: Bench, monkeypatch: pytest.
     down = bench.service()
     engine_of(down).state = Health(False, "it is being restarted")
     first = asyncio.run(evaluate(down, info, ("quote", "rag")))
-    assert first["errors"] == 8 and first["first_error"] == "engine default is not available: it is being restarted"
+    assert first["errors"] == 8 and first["first_error"] == "引擎 default 不可用：it is being restarted"
     assert first["routed"]["errors"] == 4 and first["routed"]["answered"] == 0 and first["arms"]["quote"]["errors"] == 0
     asked.since()
     again = ran(bench, info, ("quote", "rag"), run_id=first["run_id"])
@@ -484,7 +484,7 @@ def test_failures_and_how_to_go_on(
     code, out, err = call("run", "--dataset", "手册", "--arms", "base", "--split", "all", "--max-tokens", "7")
     run_id = out.split()[1].rstrip(",")
     assert code == 3 and "errors" in out
-    assert "8 answers failed, the first with: engine default is not available: stopped" in err
+    assert "8 answers failed, the first with: 引擎 default 不可用：stopped" in err
     assert f"ask these again with: appliance eval run --resume {run_id}\n" in err
     gate = tmp_path / "gate.toml"
     gate.write_text('[[check]]\nmetric = "answered"\narm = "base"\nmin = 0\n', "utf-8")
