@@ -98,7 +98,7 @@ def test_from_documents_to_a_base_and_adapters_on_it(service: Service, tmp_path:
         registry.promote(model.name)
 
     on_it = _service(workspace, knowledge, model.reference, tmp_path)
-    with pytest.raises(ArmUnavailable, match="the engine's model was trained on documents this caller may not see"):
+    with pytest.raises(ArmUnavailable, match="引擎的模型用调用者无权查看的文档训练过"):
         _ask(on_it, frozenset())
     assert _ask(_service(workspace, knowledge, model.reference, tmp_path), frozenset({"management"})).arm == "base"
 

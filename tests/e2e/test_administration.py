@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,8 @@ def admin(appliance, tmp_path: Path, start: Start) -> Iterator[httpx.Client]:  #
         if len(found) == 2:
             break
     assert len(found) == 2, "the server did not start"
+    # Its log fills the pipe otherwise, and a server whose log nobody reads stands still.
+    threading.Thread(target=process.stderr.read, daemon=True).start()
     with httpx.Client(base_url=found[1], headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
         assert httpx.get(f"{found[0]}/v1/admin/jobs", headers=client.headers).status_code == 404
         try:
