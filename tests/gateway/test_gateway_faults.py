@@ -82,9 +82,7 @@ def test_a_dead_engine_is_a_clear_error_at_once_and_the_rest_goes_on(both: tuple
         assert "'quote'" in error["message"] and "127.0.0.1" not in response.text
     still_served(served)
     answer = ask(served, "auto").json()
-    assert (
-        answer["arm"] == "quote" and "127.0.0.1" not in json.dumps(answer) and "not available" in answer["decision"]["unavailable"]["rag"]
-    )
+    assert answer["arm"] == "quote" and "127.0.0.1" not in json.dumps(answer) and "不可用" in answer["decision"]["unavailable"]["rag"]
     assert 'appliance_engine_state{engine="default",state="closed"} 0.0' in served.http("").get("/metrics").text
     lie.up()
     until(lambda: ask(served, "rag").status_code == 200)
