@@ -155,7 +155,8 @@ class SessionLock(WriterLock):
         try:
             with self._alone:
                 self._session.execute(sa.select(1))
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            # Whoever comes second to a broken connection meets no error of the database but one of its transaction.
             raise Locked(f"the lock on {self.resource} was lost with its connection; nothing was committed, start again") from error
 
 

@@ -289,9 +289,9 @@ def test_a_version_is_named_only_by_whoever_measures(bench: Bench) -> None:
         return asyncio.run(answering.ask(Request("When may visitors come?", arm="finetuned", domain="medical", **changes)))
 
     assert ask(adapter=version.name).adapter == version.name
-    with pytest.raises(ArmUnavailable, match="no adapter is live"):
+    with pytest.raises(ArmUnavailable, match="there is no adapter for this domain"):
         ask(adapter="")
-    with pytest.raises(ArmUnavailable, match="may not see"):
+    with pytest.raises(ArmUnavailable, match=r"may not see|无权查看"):
         ask(adapter=secret.name)
     with pytest.raises(UsageError, match="no adapter version"):
         ask(adapter="medical@00000000")

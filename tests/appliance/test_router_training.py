@@ -326,7 +326,7 @@ def test_an_explanation_of_a_learnt_decision(tuned: Tuned, monkeypatch: pytest.M
     with tuned.bench.workspace.db.write() as connection:
         connection.execute(schema.adapter.update().values(labels=["board"]))
     assert "finetuned" in invoke(tuned, *asked)[1]["decision"]["predicted"]
-    assert "may not see" in invoke(tuned, *asked, "--label", "")[1]["decision"]["unavailable"]["finetuned"]
+    assert "无权查看" in invoke(tuned, *asked, "--label", "")[1]["decision"]["unavailable"]["finetuned"]
 
 
 def test_questions_that_share_a_document_or_their_words_are_one_group() -> None:

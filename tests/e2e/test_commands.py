@@ -96,7 +96,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("ask", "药" * 100_000), 2, "100000 characters"),
         (("ask", ""), 2, "the question is empty"),
         (("ask", "x", "--arm", "magic"), 2, "unknown arm"),
-        (("ask", "x", "--arm", "finetuned"), 2, "no adapter is live"),
+        (("ask", "x", "--arm", "finetuned"), 2, "there is no adapter for this domain"),
         (("tune", "--domain", "medical", "--dataset", "none"), 2, "no data set 'none'"),
         (("adapter", "promote", "medical@00000000"), 2, "no adapter version"),
         (("adapter", "promote", "medical@00000000", "--force"), 2, "--why TEXT"),
