@@ -42,9 +42,9 @@ from eval.utility import utility
 from finetune.settings import TrainSettings
 from router.features import row_of
 from router.fit import Labelled, cross_validated, train
-from router.learned import TUNED, LearnedRouter
+from router.learned import LearnedRouter
 from router.policy import RulePolicy
-from router.types import Decision, Router, Situation
+from router.types import TUNED, Decision, Router, Situation
 
 # Until the adapter knows its pairs: what is measured is whether it is trusted with what it knows.
 TRAINING = TrainSettings(epochs=8, batch_size=4, learning_rate=1e-3, patience=0)

@@ -11,12 +11,11 @@ from router.model import NEVER, RouterModel
 from router.policy import RulePolicy, View, about_staleness, verified_match
 from router.predict import costs_of
 from router.settings import Prices
-from router.types import Arm, Costs, Decision, Prediction, Situation
+from router.types import TUNED, Arm, Costs, Decision, Prediction, Situation
 from router.wording import name_some, say
 
 # So many features are named in a reason.
 _NAMED: Final = 3
-TUNED: Final[tuple[Arm, ...]] = ("finetuned", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 from router.predict import costs_of, predict, support
 from router.settings import PolicySettings
 from router.signals import features as all_features
-from router.types import ARMS, CITING, AdapterFacts, Arm, Decision, Prediction, Situation
+from router.types import ARMS, CITING, TUNED, AdapterFacts, Arm, Decision, Prediction, Situation
 from router.wording import name_some, say
 
 
@@ -206,7 +206,7 @@ def exclusions(situation: Situation) -> dict[Arm, str]:
     if situation.verified is None:
         out.setdefault("verified", say("no_verified", lang))
     if situation.adapter is None:
-        out |= {arm: say("no_adapter", lang) for arm in ("finetuned", "hybrid") if arm not in out}
+        out |= {arm: say("no_adapter", lang) for arm in TUNED if arm not in out}
     elif situation.adapter.stale_here:
         documents = name_some(situation.adapter.stale_here, lang)
         out.setdefault("finetuned", say("not_chosen_stale", lang, documents=documents))

@@ -11,6 +11,8 @@ from retrieval.types import Evidence
 Arm = Literal["base", "quote", "rag", "finetuned", "hybrid", "verified", "refuse"]
 ARMS: tuple[Arm, ...] = ("base", "quote", "rag", "finetuned", "hybrid", "verified", "refuse")
 GENERATING: frozenset[Arm] = frozenset({"base", "rag", "finetuned", "hybrid"})
+# What an adapter answers.
+TUNED: tuple[Arm, ...] = ("finetuned", "hybrid")
 CITING: frozenset[Arm] = frozenset({"quote", "rag", "hybrid", "verified"})
 
 Scenario = Literal["rag", "finetuning", "hybrid"]

@@ -27,7 +27,7 @@ from appliance.store import schema, tables_admin
 from appliance.store.database import Database, utcnow
 from appliance.types import Caller
 from retrieval.text import normalise_question
-from router.types import Arm, Decision
+from router.types import TUNED, Arm, Decision
 
 logger = logging.getLogger("appliance.adapters.canary")
 
@@ -35,8 +35,7 @@ State = Literal["running", "promoted", "rolled_back", "stopped"]
 SideName = Literal["candidate", "live"]
 # Seconds between two looks at what the other processes did.
 _EVERY = 1.0
-# The arms that an adapter answers, and what answers where none is live.
-TUNED: tuple[Arm, ...] = ("finetuned", "hybrid")
+# What answers where no adapter is live.
 _PLAIN: tuple[Arm, ...] = ("base", "rag")
 
 

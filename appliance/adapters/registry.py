@@ -243,8 +243,8 @@ class Registry:
         that no reader lists and that removing it again deletes. Raises UsageError (unknown, live, on trial, named by a job that waits or
         runs, rested on, an engine's base), Locked while its domain is trained or a gate runs.
         """
-        named = [self.workspace.root / parent / name for parent in ("adapters", MODELS)]
-        left = [folder for path in named for folder in (path, _doomed(path)) if folder.is_dir()] if VERSION_NAME.fullmatch(name) else []
+        folders = [self.workspace.root / parent / name for parent in ("adapters", MODELS)]
+        left = [folder for path in folders for folder in (path, _doomed(path)) if folder.is_dir()] if VERSION_NAME.fullmatch(name) else []
         if left and self.find(name) is None:
             # A training of the domain may be about to register it.
             with self.workspace.db.lock(f"tune:{name.split('@')[0]}"):

@@ -28,7 +28,7 @@ from appliance.knowledge.knowledge import Knowledge, state
 from appliance.routing.costs import CostBook
 from appliance.types import Answer, Caller, Citation, Decided, Event, Finished, Prompted, Request, Text
 from retrieval.types import DocumentKey, Passage, RetrievalError, Scope
-from router.types import ARMS, GENERATING, Arm, Router
+from router.types import ARMS, GENERATING, TUNED, Arm, Router
 
 
 class Answering(Deciding):
@@ -48,7 +48,7 @@ class Answering(Deciding):
         """The arms that can be named in a request: those of adapters only where one is live that the caller may use."""
         live = self.registry.live(domain)
         tuned = live is not None and live.labels <= caller.scope.labels
-        return [arm for arm in ARMS if tuned or arm not in ("finetuned", "hybrid")]
+        return [arm for arm in ARMS if tuned or arm not in TUNED]
 
     async def warm(self) -> None:
         """Load index, embedding model and every engine in use, so that the first question does not wait.
@@ -210,7 +210,7 @@ class Answering(Deciding):
 
     def _adapter(self, turn: Turn) -> str | None:
         """The version that generates, None for the base model."""
-        return turn.adapter.name if turn.decision.arm in ("finetuned", "hybrid") and turn.adapter is not None else None
+        return turn.adapter.name if turn.decision.arm in TUNED and turn.adapter is not None else None
 
     def _sampling(self, turn: Turn) -> Sampling:
         return turn.request.sampling or Sampling(max_tokens=self.config.answering.max_tokens)
@@ -227,7 +227,7 @@ class Answering(Deciding):
         """The prompt within the engine's window, the passages in it, and its tokens."""
         request, arm = turn.request, turn.decision.arm
         history = prompts.recent(request.history, self.config.answering.max_history_messages)
-        task = request.task or (turn.adapter.task if turn.adapter is not None and arm in ("finetuned", "hybrid") else "qa")
+        task = request.task or (turn.adapter.task if turn.adapter is not None and arm in TUNED else "qa")
         passages = self.within_budget(self.readable(turn.evidence.passages)) if arm in ("rag", "hybrid") else []
         # An answer may use all that the prompt leaves, but no more is left out of the prompt for it than for a usual one.
         room = engine.context_window - min(sampling.max_tokens, self.config.answering.max_tokens, engine.context_window // 2)

@@ -14,38 +14,39 @@ from retrieval.types import Evidence, Passage
 from router.types import Arm, Decision, Situation
 from router.wording import say
 
-# Why an arm cannot answer, in the language of the question; what an engine says of itself stays as it is.
-_WHY: Mapping[str, Mapping[str, str]] = {
-    "en": {
-        "language": "engine {engine} answers in {declared}, the question is in {lang}",
-        "engine": "engine {engine} is not available: {detail}",
-        "forced": "arm {arm} cannot answer this: {reason}",
-        "no_adapters": "engine {engine} serves no adapters",
-        "other_base": "{adapter} was trained for another base model ({base}) than engine {engine} runs",
-        "adapter_labels": "the adapter was trained on documents this caller may not see",
-        "unfit": "engine {engine} cannot serve {adapter}: {problem}",
-        "refused": "engine {engine} cannot use {adapter}; the log says why",
-        "base_labels": "the engine's model was trained on documents this caller may not see",
-        "flagged": "every passage found contains instructions to the model ([retrieval] flagged)",
-    },
-    "zh": {
-        "language": "引擎 {engine} 只用 {declared} 回答，而问题的语言是 {lang}",
-        "engine": "引擎 {engine} 不可用：{detail}",
-        "forced": "{arm} 不能回答这个问题：{reason}",
-        "no_adapters": "引擎 {engine} 不支持适配器",
-        "other_base": "{adapter} 是为另一个基础模型（{base}）训练的，不是引擎 {engine} 所用的",
-        "adapter_labels": "适配器的训练文档中有调用者无权查看的",
-        "unfit": "引擎 {engine} 不能使用 {adapter}：{problem}",
-        "refused": "引擎 {engine} 不能使用 {adapter}，原因见日志",
-        "base_labels": "引擎的模型用调用者无权查看的文档训练过",
-        "flagged": "找到的段落都含有写给模型的指令（[retrieval] flagged）",
-    },
+# Why an arm cannot answer, in English and Chinese; what an engine says of itself stays as it is. The router says the rest.
+_WHY: Mapping[str, tuple[str, str]] = {
+    "language": (
+        "engine {engine} answers in {declared}, the question is in {lang}",
+        "引擎 {engine} 只用 {declared} 回答，而问题的语言是 {lang}",
+    ),
+    "engine": ("engine {engine} is not available: {detail}", "引擎 {engine} 不可用：{detail}"),
+    "forced": ("arm {arm} cannot answer this: {reason}", "{arm} 不能回答这个问题：{reason}"),
+    "no_adapters": ("engine {engine} serves no adapters", "引擎 {engine} 不支持适配器"),
+    "other_base": (
+        "{adapter} was trained for another base model ({base}) than engine {engine} runs",
+        "{adapter} 是为另一个基础模型（{base}）训练的，不是引擎 {engine} 所用的",
+    ),
+    "adapter_labels": (
+        "the adapter was trained on documents this caller may not see",
+        "适配器的训练文档中有调用者无权查看的",
+    ),
+    "unfit": ("engine {engine} cannot serve {adapter}: {problem}", "引擎 {engine} 不能使用 {adapter}：{problem}"),
+    "refused": ("engine {engine} cannot use {adapter}; the log says why", "引擎 {engine} 不能使用 {adapter}，原因见日志"),
+    "base_labels": (
+        "the engine's model was trained on documents this caller may not see",
+        "引擎的模型用调用者无权查看的文档训练过",
+    ),
+    "flagged": (
+        "every passage found contains instructions to the model ([retrieval] flagged)",
+        "找到的段落都含有写给模型的指令（[retrieval] flagged）",
+    ),
 }
 
 
 def why(key: str, lang: str, /, **facts: str) -> str:
     """A reason of the table above, for a question in `lang`."""
-    return _WHY.get(lang, _WHY["en"])[key].format(**facts)
+    return _WHY[key][lang == "zh"].format(**facts)
 
 
 class ArmUnavailable(UsageError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from appliance.adapters.canary import TUNED, Canaries, Side, on_trial
+from appliance.adapters.canary import Canaries, Side, on_trial
 from appliance.adapters.registry import AdapterVersion, Registry
 from appliance.adapters.tuned_questions import TunedQuestions
 from appliance.answers.availability import adapter_trouble, base_trouble, engine_trouble, forced, readable, why
@@ -24,7 +24,7 @@ from appliance.routing.costs import CostBook
 from appliance.types import Caller, Citation, Clock, Request
 from retrieval.text import detect_lang
 from retrieval.types import Evidence, Passage, Scope
-from router.types import ARMS, GENERATING, AdapterFacts, Arm, Costs, Decision, Router, Situation
+from router.types import ARMS, GENERATING, TUNED, AdapterFacts, Arm, Costs, Decision, Router, Situation
 from router.wording import say
 
 T = TypeVar("T")
@@ -250,7 +250,7 @@ class Deciding:
             for reading in ("rag", "hybrid"):
                 unavailable.setdefault(reading, why("flagged", lang))
         reason = await adapter_trouble(found.adapter, engine, caller, lang)
-        for tuned in ("finetuned", "hybrid") if reason else ():
+        for tuned in TUNED if reason else ():
             unavailable.setdefault(tuned, reason)
         if found.verified is None:
             unavailable["verified"] = say("no_verified", lang)

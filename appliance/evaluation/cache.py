@@ -28,6 +28,7 @@ from eval import grounded, numeric
 from eval.run import kept
 from eval.types import EvalError, Item, Outcome
 from finetune import chat_templates
+from router.types import TUNED
 
 # The code that makes an answer out of a question, beside the settings: whole packages, and modules of others and of this one.
 _PACKAGES = (retrieval, router)
@@ -70,7 +71,7 @@ def state_of_arm(service: Service, arm: str, domains: list[str]) -> dict[str, An
     if arm != "base":
         state |= {"generation": service.knowledge.store.live_generation(), "retrieval": config.retrieval.model_dump(mode="json")}
         state |= {"fusion": service.knowledge.rankings.tuned(), "words": _words(service.workspace, domains)}
-    if arm in ("finetuned", "hybrid", "auto"):
+    if arm in (*TUNED, "auto"):
         live = {name: service.registry.live(name) for name in domains}
         state["adapters"] = {name: (version.name, version.sha256) for name, version in live.items() if version is not None}
     if arm in ("verified", "auto"):

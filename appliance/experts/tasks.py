@@ -29,6 +29,7 @@ from eval.experts import Judged, Judgement, Kind, Task, blind_tasks, judgement_o
 from eval.run import load
 from eval.types import Item
 from retrieval.types import Scope
+from router.types import TUNED
 
 # Work that somebody asked for and did not do is given to others after this time.
 _LEASE = timedelta(days=7)
@@ -86,7 +87,7 @@ def prepare(
                 rests = [result.outcomes[task.item.id, arm] for side in task.sides for arm in side.arms]
                 found = {name for outcome in rests for name in (*(outcome.retrieved or ()), *outcome.citations)}
                 domain = task.item.domain or run.domain
-                trained = {outcome.arm for outcome in rests} & {"finetuned", "hybrid"}
+                trained = {outcome.arm for outcome in rests} & set(TUNED)
                 adapters = run.settings.get("adapters", {}) if trained else {}
                 documents = _documents(connection, domain, found)
                 versions = sorted(name for owner, name in adapters.items() if domain in (None, owner))

@@ -12,11 +12,11 @@ from appliance.routing.routers import Routers, Routing
 from eval.statistics import paired_bootstrap
 from router.features import NAMES
 from router.fit import Family, Labelled, cross_validated, train
-from router.learned import TUNED, LearnedRouter, pick
+from router.learned import LearnedRouter, pick
 from router.model import RouterModel
 from router.predict import ASSUMED_COSTS
 from router.settings import Prices
-from router.types import Arm, Costs
+from router.types import TUNED, Arm, Costs
 
 
 def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: Sequence[Family] | None = None) -> dict[str, Any]:
