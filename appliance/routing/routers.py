@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import EllipsisType
 from typing import Any
 
 import sqlalchemy as sa
 
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UsageError
 from appliance.routing.costs import newest_run
 from appliance.store.database import Database, utcnow
 from appliance.store.pointers import ROLLBACK, named
@@ -88,11 +89,20 @@ class Routers:
         """The name of the live version; None where the rules decide."""
         return self._database.pointer(f"router:{domain}")
 
-    def promote(self, name: str, why: str) -> RouterVersion:
-        """Make a version decide in its domain. Raises UsageError (unknown, or of another release's features)."""
+    def promote(self, name: str, why: str, *, over: str | EllipsisType | None = ...) -> RouterVersion:
+        """Make a version decide in its domain; with `over` only while that version does (None: while the rules do).
+
+        Raises UsageError (unknown, or of another release's features), ApplianceError (another one decides).
+        """
         version = self.get(name)
         loaded(version)
         with self._database.write() as connection:
+            live = self._database.pointer(f"router:{version.domain}", connection)
+            if over is not ... and live != over:
+                raise ApplianceError(
+                    f"{live or 'the rule policy'} came to decide in {version.domain} while {name} was compared with "
+                    f"{over or 'the rule policy'}; train again, it will be compared with what decides now"
+                )
             self._database.move_pointer(connection, f"router:{version.domain}", name, f"promote: {why}")
         return version
 

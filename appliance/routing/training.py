@@ -42,7 +42,7 @@ def train_router(
 
     With `best_single`, where it did not pass, the arm that is worth most on average decides instead (the next one where that cannot be
     used), if that is worth more than what decides now. Raises as `labels_of`, and ApplianceError with fewer than `router.fit.FEWEST`
-    questions. Nothing changes where the gate was missed.
+    questions. Nothing changes where the gate was missed, or where another router came to decide meanwhile (ApplianceError).
     """
     labels = labels_of(service, run_ids, domain)
     if len(labels.questions) < FEWEST:
@@ -62,6 +62,7 @@ def train_router(
     routers = Routers(service.workspace.db)
     routing = router_of(service.workspace)
     notes = (*_other_adapters(labels, service.workspace.db.pointer(f"adapter:{labels.domain}")), *_rare(few), *_withheld(labels))
+    live = routers.live(labels.domain)
     now = decided_now(labels, routers, routing)
 
     def kept(gate: Mapping[str, Any], among: Sequence[Family] | None = None) -> RouterVersion:
@@ -82,16 +83,15 @@ def train_router(
     gate = measure(labels, routing, now)
     version = kept(gate)
     if force is not None or version.passed:
-        routers.promote(version.name, f"forced: {force}" if force is not None else "beats the best single arm")
+        routers.promote(version.name, f"forced: {force}" if force is not None else "beats the best single arm", over=live)
         return Trained(version, True, str(gate["why"]), notes)
     mean = families()[:1]
     if best_single and (single := measure_single(labels, routing, now, mean))["passed"]:
         version = kept(single, mean)
-        routers.promote(version.name, "the best single arm, as no router beats it")
+        routers.promote(version.name, "the best single arm, as no router beats it", over=live)
         return Trained(version, True, f"{gate['why']}; so the best arm on average decides: {single['why']}", notes)
-    live = routers.live(labels.domain) or "the rule policy"
     hint = "" if best_single else f": appliance router train {' '.join(f'--run {run}' for run in labels.runs)} --best-single"
-    return Trained(version, False, f"{gate['why']}; {live} stays. {_better(gate, hint)}", notes)
+    return Trained(version, False, f"{gate['why']}; {live or 'the rule policy'} stays. {_better(gate, hint)}", notes)
 
 
 def _other_adapters(labels: Labels, live: str | None) -> list[str]:

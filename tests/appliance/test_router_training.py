@@ -217,6 +217,19 @@ def test_another_adapter_and_a_language_hardly_asked_are_told(tuned: Tuned) -> N
     assert few == {"zh": 1} and {question.lang for question in kept.questions} == {"en"}
 
 
+def test_another_router_that_comes_to_decide_meanwhile_stays(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, others = tuned.run(), []
+
+    def meanwhile(*given: Any) -> dict[str, Any]:
+        others.append(saved(tuned).name)
+        return measure(*given)
+
+    monkeypatch.setattr("appliance.routing.training.measure", meanwhile)
+    with pytest.raises(ApplianceError, match=r"medical@\w+ came to decide in medical while medical@\w+ was compared with the rule policy"):
+        train_router(tuned.service(), [run])
+    assert [Routers(tuned.bench.workspace.db).live("medical")] == others
+
+
 def test_too_few_questions_unfinished_runs_and_other_domains(tuned: Tuned) -> None:
     run = tuned.run(limit=10)
     with pytest.raises(ApplianceError, match="10 labelled questions are too few"):
