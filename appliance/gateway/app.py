@@ -98,6 +98,7 @@ def create_app(
     administration: Administration | None = None,
     shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple,
     jobs: Callable[[], Mapping[tuple[str, str], int]] = dict,
+    refreshes: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
     """The gateway over `answering`; it warms it up in the background when the server starts and closes it when the server ends.
 
@@ -106,12 +107,12 @@ def create_app(
     `audit` gets the trace and status of every request that was routed to an answer. What is `beside` runs as long as the server.
     `settled` is called when the warm-up is over.
     `administration` is what ``/v1/admin`` does; without one there is none, nor ``/v1/review`` and ``/v1/expert``. `shares` are those of
-    the versions on trial, `jobs` the number of jobs by kind and state.
+    the versions on trial, `jobs` the number of jobs by kind and state, `refreshes` what came of each domain's last scheduled refresh.
     Without `auth_required`, requests without a key are `anonymous` (by default one who holds no labels), and only requests
     addressed to a loopback name are served. ``app.state.lifecycle`` is the `Lifecycle` that ``/readyz`` reports.
     """
     queues, lifecycle = Queues.of(limits.running, limits.queued, limits.queue_seconds), Lifecycle()
-    metrics = Metrics(answering, queues, shares, jobs)
+    metrics = Metrics(answering, queues, shares, jobs, refreshes)
     desk = Desk(answering, queues, feedback)
 
     async def warm() -> None:

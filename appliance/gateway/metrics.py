@@ -15,6 +15,7 @@ from appliance.gateway.admission import Queues
 from appliance.gateway.errors import CLIENT_GONE
 from appliance.gateway.events import Answers
 from appliance.gateway.trace import Trace
+from appliance.jobs.schedule import OUTCOMES
 
 # Since the question was taken up; `queue` is all it waited for its turns, of which the one for the model is part of the later stages.
 STAGES = ("retrieval", "decision", "first_token", "total")
@@ -33,8 +34,10 @@ class Metrics:
         queues: Queues,
         shares: Callable[[], Sequence[tuple[str, str, float]]] = tuple,
         jobs: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        refreshes: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """`shares` are (domain, version, share of the questions) of the versions on trial, `jobs` the number of jobs by (kind, state)."""
+        """`shares` are (domain, version, share of the questions) of the versions on trial, `jobs` the number of jobs by (kind, state),
+        `refreshes` what came of the last scheduled refresh by domain."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "appliance_requests",
@@ -62,7 +65,7 @@ class Metrics:
         )
         self.over_quota = Counter("appliance_quota_exceeded", "Requests refused with 429, by the quota.", ["quota"], registry=self.registry)
         self.in_progress = Gauge("appliance_requests_in_progress", "Requests being served now.", registry=self.registry)
-        self.registry.register(_State(answering, queues, shares, jobs))
+        self.registry.register(_State(answering, queues, shares, jobs, refreshes))
         ProcessCollector(registry=self.registry)
 
     def count(self, route: str, trace: Trace, status: int, seconds: float) -> None:
@@ -89,7 +92,7 @@ class Metrics:
 
 
 class _State(Collector):
-    """What is read at the moment of a scrape: the queues, the engines, the versions on trial and the jobs."""
+    """What is read at the moment of a scrape: the queues, the engines, the versions on trial, the jobs and the scheduled refreshes."""
 
     def __init__(
         self,
@@ -97,8 +100,9 @@ class _State(Collector):
         queues: Queues,
         shares: Callable[[], Sequence[tuple[str, str, float]]],
         jobs: Callable[[], Mapping[tuple[str, str], int]],
+        refreshes: Callable[[], Mapping[str, str]],
     ) -> None:
-        self.answering, self.queues, self.shares, self.jobs = answering, queues, shares, jobs
+        self.answering, self.queues, self.shares, self.jobs, self.refreshes = answering, queues, shares, jobs, refreshes
 
     def collect(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("appliance_answers_running", "Answers and embeddings that have their turn.", labels=["queue"])
@@ -136,3 +140,10 @@ class _State(Collector):
         for (kind, state_of_job), count in self.jobs().items():
             counts.add_metric([kind, state_of_job], count)
         yield counts
+        last = GaugeMetricFamily(
+            "appliance_refresh_state", "1 for what came of a domain's last scheduled refresh.", labels=["domain", "outcome"]
+        )
+        for domain, outcome in self.refreshes().items():
+            for known in OUTCOMES:
+                last.add_metric([domain, known], float(outcome == known))
+        yield last

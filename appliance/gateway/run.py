@@ -51,7 +51,7 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
     service = open_service(workspace, patient=False)
     log, canaries, routes = AnswerLog(workspace.db), Canaries(service.registry), RouteLog(workspace.db)
     service.answering.canaries = canaries
-    jobs = JobCounts(workspace.db)
+    jobs = JobCounts(workspace.db, [name for name, domain in workspace.config.domains.items() if domain.refresh is not None])
     cache = AnswerCache(workspace.db, workspace.config.answering.cache_mb << 20)
     service.answering.cache = cache if workspace.config.answering.cache_mb else None
 
@@ -81,6 +81,7 @@ def run_gateway(workspace: Workspace, host: str, port: int, say: Callable[[str],
         administration=Administration(service),
         shares=canaries.shares,
         jobs=jobs.found,
+        refreshes=jobs.refreshes,
         audit=audit,
         settled=settle,
     )

@@ -17,12 +17,14 @@ from appliance.jobs.cron import next_after
 from appliance.jobs.worker import Stopped, Task
 from appliance.knowledge.knowledge import Knowledge, Progress
 from appliance.store import schema
-from appliance.store.database import utcnow
+from appliance.store.database import Database, utcnow
 from appliance.store.locks import Locked
 from appliance.workspace import Workspace
 
 # Files that failed or were skipped which are kept of a run.
 _NAMED = 20
+# What may come of a scheduled refresh; `partly`: some files failed.
+OUTCOMES = ("done", "partly", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,7 @@ class Schedule:
 
     def last(self, domain: str) -> dict[str, Any] | None:
         """The last run of a domain, None before the first."""
-        found = self._database.setting(_key(domain))
-        return None if found is None else json.loads(found)
+        return last_refresh(self._database, domain)
 
     def status(self) -> list[dict[str, Any]]:
         """For each plan: domain, cron line, last run (or None) and next time (now or earlier: it is due)."""
@@ -102,6 +103,12 @@ class Schedule:
         with self._database.write() as connection:
             connection.execute(sa.delete(table).where(table.c.key == key))
             connection.execute(table.insert().values(key=key, value=json.dumps(row, ensure_ascii=False)))
+
+
+def last_refresh(database: Database, domain: str) -> dict[str, Any] | None:
+    """What became of the last scheduled refresh of a domain (its `outcome` is one of OUTCOMES), None before the first."""
+    found = database.setting(_key(domain))
+    return None if found is None else json.loads(found)
 
 
 def plans(workspace: Workspace) -> list[Plan]:

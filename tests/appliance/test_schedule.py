@@ -14,6 +14,7 @@ import pytest
 from appliance.cli import main as cli
 from appliance.config import load
 from appliance.errors import UsageError
+from appliance.jobs.counts import JobCounts
 from appliance.jobs.schedule import Plan, Schedule, plans
 from appliance.jobs.worker import work
 from appliance.knowledge import documents
@@ -100,6 +101,22 @@ def look(schedule: Schedule, stopped: Callable[[], bool] = lambda: False) -> lis
 
 def found(schedule: Schedule, query: str, labels: frozenset[str] = frozenset()) -> list[str]:
     return [passage.document.id for passage in schedule.knowledge.search(query, Scope(None, labels)).passages]
+
+
+def test_the_metrics_tell_what_came_of_the_last_run(opened: Callable[[str], Schedule], folder: Path) -> None:
+    schedule = opened(WARD + LAW)
+    counts = JobCounts(schedule.knowledge.workspace.db, ["medical", "legal"])
+    counts.look()
+    assert counts.refreshes() == {}
+    (folder / "law").rename(folder / "away")
+    look(schedule)
+    counts.look()
+    assert counts.refreshes() == {"medical": "done", "legal": "failed"}
+    (folder / "away").rename(folder / "law")
+    schedule._clock.now += timedelta(days=1)
+    look(schedule)
+    counts.look()
+    assert counts.refreshes() == {"medical": "done", "legal": "done"}
 
 
 def test_what_is_due_is_done_once_and_again_at_the_next_time(opened: Callable[[str], Schedule], folder: Path) -> None:

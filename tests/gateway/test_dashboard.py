@@ -74,7 +74,10 @@ class OneGuard(FakeAnswering):
 @pytest.fixture
 def served(start: Callable[..., Served]) -> Served:
     return start(
-        OneGuard(), shares=lambda: [("medical", "medical@1a2b3c4d", 0.1)], jobs=lambda: {("tune", "running"): 1, ("tune", "failed"): 2}
+        OneGuard(),
+        shares=lambda: [("medical", "medical@1a2b3c4d", 0.1)],
+        jobs=lambda: {("tune", "running"): 1, ("tune", "failed"): 2},
+        refreshes=lambda: {"medical": "failed"},
     )
 
 
