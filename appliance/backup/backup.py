@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -226,7 +226,7 @@ def _passing(name: str) -> bool:
 
 
 def redact(text: str) -> tuple[str, tuple[str, ...]]:
-    """A configuration without secrets: passwords in URLs and settings named like one; and which settings lost theirs."""
+    """A configuration without secrets: passwords in URLs, settings and options of a command named like one; and what lost theirs."""
     document = tomlkit.parse(text)
     found: list[str] = []
     # The copy's database is beside it, whatever was configured.
@@ -244,13 +244,28 @@ def redact(text: str) -> tuple[str, tuple[str, ...]]:
                 here[key] = bare
                 found.append(name)
             elif isinstance(value, list):
-                urls = [(at, str(item)) for at, item in enumerate(value) if isinstance(item, str) and _without_password(str(item)) != item]
-                for at, url in urls:
-                    value[at] = _without_password(url)
-                found.extend([name] if urls else [])
+                words = [item if isinstance(item, str) else "" for item in value]
+                secret = _secret_words(words)
+                urls = [at for at, word in enumerate(words) if _without_password(word) != word]
+                for at in urls:
+                    value[at] = _without_password(words[at])
+                for at in reversed(secret):
+                    del value[at]
+                found.extend([name] if urls or secret else [])
 
     clean(document, "")
     return tomlkit.dumps(document), tuple(found)
+
+
+def _secret_words(words: Sequence[str]) -> list[int]:
+    """The places of ``--api-key VALUE`` or ``--api-key=VALUE`` and of options named like it."""
+    found: list[int] = []
+    for at, word in enumerate(words):
+        option, joined, _ = word.partition("=")
+        if option.startswith("--") and option.replace("-", "_").lower().endswith(_SECRETS):
+            follows = not joined and at + 1 < len(words) and not words[at + 1].startswith("--")
+            found += [at, at + 1] if follows else [at]
+    return found
 
 
 def _without_password(value: str) -> str:
