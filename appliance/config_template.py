@@ -19,7 +19,7 @@ TEMPLATE = """# The appliance's configuration. Every setting is optional; what i
 # abstain = false                       # true for models of about 1B parameters and more: they may say "not in the passages"
 # max_batch = 8                         # requests generated together
 # max_queue = 64                        # waiting requests before "busy"
-# weights = "float32"                   # local only: "int8" is faster and takes less memory, and costs a little quality
+# weights = "float32"                   # local only: "bfloat16" (newer processors) and "int8" are faster, and take less memory
 # merge = false                         # local only: true puts an adapter that is loaded alone into the weights
 # prompt_cache_mb = 64                  # local only: memory for how prompts begin; 0: none
 # url = "http://127.0.0.1:8000/v1"      # openai, and a vllm server that somebody else starts; several: urls = ["…", "…"]

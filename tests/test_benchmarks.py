@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from appliance.engines.layers import multiplies_bfloat16
 from tests.needs import absent
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -187,7 +188,8 @@ def test_engines_without_the_peer(tmp_path: Path) -> None:
     found = _run("engines", tmp_path / "engines.json", "--no-vllm")
     _check_form(found)
     speeds = [row for row in found["rows"] if "tokens_a_s" in row]
-    asked = {(name, answers, at) for name in ("local", "local int8") for answers in ("base", "adapter") for at in (1, 8)}
+    names = ("local", "local bfloat16", "local int8") if multiplies_bfloat16() else ("local", "local int8")
+    asked = {(name, answers, at) for name in names for answers in ("base", "adapter") for at in (1, 8)}
     assert {(row["engine"], row["answers"], row["concurrent"]) for row in speeds} == asked
     assert all(row["tokens_a_s"] > 0 and row["first_token_ms"] > 0 for row in speeds) and not found["claims"]
     coarse = [row for row in found["rows"] if "loss_ratio" in row]

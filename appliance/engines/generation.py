@@ -12,10 +12,11 @@ from torch import Tensor
 
 from appliance.engines.base import EngineError
 from appliance.engines.cache import SlotCache
-from appliance.engines.layers import Rows, Weights, serve_linears, weights_of
+from appliance.engines.layers import Rows, serve_linears, weights_of
 from appliance.engines.prompt_cache import PromptCache
 from appliance.engines.team import Team
 from appliance.engines.variants import Layer, read_config, read_lora, read_prefix
+from appliance.settings import Weights
 from retrieval.loading import ONE_AT_A_TIME
 from retrieval.threads import cores, take
 

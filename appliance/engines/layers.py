@@ -1,14 +1,15 @@
 """Linear layers as they are served: weights in a layout that the processor likes, and each row with its own adapter. Loads torch.
 
 Products go to oneDNN, with the weights reordered once: MKL, which torch takes for float32, has its fast kernels for one maker's
-processors only. Weights can be 8-bit integers, with a scale for each output; what is multiplied is then made 8-bit with a scale for each
-row, so that a row's result does not depend on the rows beside it. Adapters stay float32.
+processors only. Weights can be bfloat16, where the processor multiplies that, with sums in float32. Or they can be 8-bit integers, with a
+scale for each output; what is multiplied is then made 8-bit with a scale for each row, so that a row's result does not depend on the rows
+beside it. Adapters stay float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from torch.nn import Linear, Module
 from torch.nn.functional import linear
 
 from appliance.engines.base import EngineError
+from appliance.settings import Weights
 from finetune.fused import matmul
 
-Weights = Literal["float32", "int8"]
 # For how many rows the layout of the weights is chosen; measured, it serves 1 to 256 rows as well as their own.
 _ROWS = 8
 # Name, first and last column + 1 of what each adapter has in a layer.
@@ -38,6 +39,15 @@ class _Float32:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         made: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
         return made
+
+
+class _BFloat16:
+    def __init__(self, weight: Tensor) -> None:
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16().contiguous(), _ROWS)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self._weight, None, "none", [], "").float()
+        return made if bias is None else made.add_(bias)
 
 
 class _Plain:
@@ -86,11 +96,24 @@ class _Int8:
         return made if bias is None else made.add_(bias)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch._C._has_mkldnn and native)
+
+
 def _product(weight: Tensor, weights: Weights, codes: _Codes) -> Product:
     if weights == "int8":
         if not torch._C._has_mkldnn:
             raise EngineError('weights = "int8" needs a torch that was built with oneDNN; set weights = "float32"')
         return _Int8(weight, codes)
+    if weights == "bfloat16":
+        if not multiplies_bfloat16():
+            raise EngineError(
+                'weights = "bfloat16" needs a processor that multiplies it (AVX512_BF16 or AMX): here it would be slower than float32; '
+                'set weights = "float32" or "int8"'
+            )
+        return _BFloat16(weight)
     return _Float32(weight) if torch._C._has_mkldnn else _Plain(weight)
 
 

@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Message, PromptTooLong, Sampling
 from appliance.engines.worker import Row, Worker
+from appliance.settings import Weights
 
 if TYPE_CHECKING:
     from appliance.engines.chat_format import ChatFormat
@@ -45,7 +46,7 @@ class LocalEngine:
         max_queue: int = 64,
         threads: int | None = None,
         chat_template: str | None = None,
-        weights: Literal["float32", "int8"] = "float32",
+        weights: Weights = "float32",
         merge: bool = False,
         prompt_cache_mb: int = 64,
         context_window: int | None = None,

@@ -14,6 +14,7 @@ from test_engines_variants import make_dora, make_prefix
 
 from appliance.engines.base import AdapterRef, EngineError, Message, PromptTooLong, Sampling
 from appliance.engines.build import check
+from appliance.engines.layers import multiplies_bfloat16
 from appliance.engines.local import LocalEngine
 from appliance.engines.prompt_cache import PromptCache, in_common
 from appliance.errors import UsageError
@@ -40,7 +41,7 @@ async def with_system(engine: LocalEngine, system: str, question: str, adapter: 
     return "".join([delta.text async for delta in engine.chat(messages, adapter, Sampling(max_tokens=20))])
 
 
-# --- 8-bit weights
+# --- bfloat16 and 8-bit weights
 
 
 async def test_eight_bit_answers_do_not_depend_on_the_batch(base: Path, adapters: dict[str, AdapterRef]) -> None:
@@ -55,7 +56,26 @@ async def test_eight_bit_answers_do_not_depend_on_the_batch(base: Path, adapters
     await engine.close()
 
 
-def test_eight_bit_layers_are_near_to_the_plain_ones() -> None:
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor multiplies no bfloat16")
+async def test_bfloat16_answers_with_every_adapter(base: Path, adapters: dict[str, AdapterRef]) -> None:
+    engine = engine_on(base, weights="bfloat16")
+    for adapter in adapters.values():
+        await engine.load(adapter)
+    asked = [(question, name) for question in QUESTIONS[:3] for name in (None, *adapters)]
+    together = await asyncio.gather(*(ask(engine, question, name) for question, name in asked))
+    assert all(got.text for got in together) and len({got.text for got in together}) == len(asked)
+    await engine.close()
+
+
+async def test_bfloat16_is_refused_where_the_processor_would_imitate_it(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.engines.layers.multiplies_bfloat16", lambda: False)
+    engine = engine_on(base, weights="bfloat16")
+    with pytest.raises(EngineError, match=r'weights = "bfloat16" needs a processor that multiplies it .* "float32" or "int8"'):
+        await engine.start()
+    await engine.close()
+
+
+def test_narrow_layers_are_near_to_the_plain_ones() -> None:
     import torch
     from torch.nn import Linear
 
@@ -72,10 +92,13 @@ def test_eight_bit_layers_are_near_to_the_plain_ones() -> None:
         right = plain(x)
         exact = ServedLinear(plain.weight, plain.bias, "float32", rows)(x)
         coarse = ServedLinear(plain.weight, plain.bias, "int8", rows)(x)
+        half = ServedLinear(plain.weight, plain.bias, "bfloat16", rows)(x) if multiplies_bfloat16() else right
     assert torch.allclose(exact, right, rtol=1e-5, atol=1e-5 * 1000)
     # Each row has its own scale: a large one takes nothing from the others.
     for row in range(4):
         assert float((coarse[row] - right[row]).norm() / right[row].norm()) < 0.02
+        # Eight bits of each number's own.
+        assert float((half[row] - right[row]).norm() / right[row].norm()) < 0.006
     assert torch.equal(coarse[4], right[4])
 
 
@@ -111,7 +134,10 @@ async def test_an_adapter_of_other_parts_is_refused(base: Path, tmp_path: Path) 
 # --- an adapter in the weights
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+WEIGHTS = ["float32", "bfloat16", "int8"] if multiplies_bfloat16() else ["float32", "int8"]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
 async def test_a_merged_adapter_changes_no_answer(base: Path, adapters: dict[str, AdapterRef], weights: str) -> None:
     engine, plain = engine_on(base, merge=True, weights=weights), engine_on(base, weights=weights)
     first, second, _ = adapters.values()
