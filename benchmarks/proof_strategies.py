@@ -55,7 +55,14 @@ def labelling(asked: Sequence[Asked]) -> Labelling:
     refusal = Outcome("refuse", refused=True, generated=0.0, tokens=0.0, latency_ms=0.0)
     outcomes: list[dict[Arm, Outcome]] = [{**one.outcomes, "refuse": refusal} for one in asked]
     questions = tuple(
-        Labelled(one.item.id, groups[one.item.id], one.item.lang, one.row, {arm: utility(one.item, found[arm]) for arm in found})
+        Labelled(
+            one.item.id,
+            groups[one.item.id],
+            one.item.lang,
+            one.row,
+            {arm: utility(one.item, found[arm]) for arm in found},
+            frozenset(arm for arm in found if found[arm].declined),
+        )
         for one, found in zip(asked, outcomes, strict=True)
     )
     generated = tuple({arm: outcome.generated or 0.0 for arm, outcome in found.items()} for found in outcomes)
@@ -91,7 +98,9 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
     for label, each in values.items():
         gain = paired_bootstrap(each, values[single], groups=groups)
         behind = paired_bootstrap(values["router"], each, groups=groups)
-        given = [value for value, arm in zip(each, chosen.get(label, ()), strict=False) if arm != "refuse"]
+        given = [
+            value for value, arm, one in zip(each, chosen.get(label, ()), found.questions, strict=False) if one.answered(arm)
+        ]  # fmt: skip
         rows.append(
             {
                 "set": name,
@@ -157,17 +166,19 @@ def risk(name: str, found: Labelling) -> list[dict[str, Any]]:
     for model, one in zip(models, found.questions, strict=True):
         expected = model.expected(one.row)
         arm = max((arm for arm in expected if arm != "refuse"), key=lambda each: expected[each])
-        leads.append(expected[arm] - expected["refuse"])
-        losses.append(float(worth(one, arm) < 0))
-    points = risk_coverage(leads, losses)
+        if one.answered(arm):
+            leads.append(expected[arm] - expected["refuse"])
+            losses.append(float(worth(one, arm) < 0))
+    points, most = risk_coverage(leads, losses), len(leads) / len(found.questions)
     rows: list[dict[str, Any]] = []
     for coverage in (0.1, 0.25, 0.5, 0.75, 1.0):
-        point = min(points, key=lambda each: abs(each.coverage - coverage))
-        rows.append({"set": name, "what": "surest first", "target": None, "coverage": point.coverage, "wrong": point.risk, "margin": None})
+        point = min(points, key=lambda each: abs(most * each.coverage - coverage))
+        shown = {"coverage": most * point.coverage, "wrong": point.risk}
+        rows.append({"set": name, "what": "surest first", "target": None, **shown, "margin": None})
     for target in TARGETS:
         told = cross_validated(found.questions, lambda inside, target=target: train(inside, target_risk=target))  # type: ignore[misc]
         arms = [choose(model, one, found.costs, Prices(), STALE) for model, one in zip(told, found.questions, strict=True)]
-        given = [worth(one, arm) < 0 for one, arm in zip(found.questions, arms, strict=True) if arm != "refuse"]
+        given = [worth(one, arm) < 0 for one, arm in zip(found.questions, arms, strict=True) if one.answered(arm)]
         share = sum(given) / len(given) if given else None
         margin = 1.96 * (target * (1 - target) / len(given)) ** 0.5 if given else None
         rows.append(

@@ -86,6 +86,11 @@ class Outcome:
         """The answer as far as it counts: a refusal's wording and a failure's remains are no answer."""
         return "" if self.refused or self.error is not None else self.answer
 
+    @property
+    def declined(self) -> bool:
+        """Whether no answer was given: it was refused, failed, or is empty."""
+        return not self.text.strip()
+
 
 Outcomes = Mapping[tuple[str, str], Outcome]  # (item id, arm asked for, which may be "auto")
 

@@ -71,10 +71,9 @@ def utility(item: Item, outcome: Outcome, scoring: Scoring | None = None) -> flo
         return None
     if outcome.error is not None:
         return 0.0
-    refused = outcome.refused or not outcome.answer.strip()
     if not item.answerable:
-        return worth.refuse_unanswerable if refused else worth.answer_unanswerable
-    if refused:
+        return worth.refuse_unanswerable if outcome.declined else worth.answer_unanswerable
+    if outcome.declined:
         return worth.refuse_answerable
     value = declared(item, outcome.answer, metric_of(item, worth))
     return worth.wrong if value < worth.wrong_below else value

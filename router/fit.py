@@ -29,7 +29,8 @@ FEWEST_GROUPS: Final = 10
 class Labelled:
     """One question as it is learnt from: its features, what each arm was worth, None where an arm could not be asked.
 
-    Questions of one `group` (that share a document, or the wording) are never on both sides of a fold. `lang` is the question's.
+    Questions of one `group` (that share a document, or the wording) are never on both sides of a fold. `lang` is the question's. The arms
+    that `declined` were asked and gave no answer.
     """
 
     id: str
@@ -37,6 +38,11 @@ class Labelled:
     lang: str
     row: Row
     utility: Mapping[Arm, float | None]
+    declined: frozenset[Arm] = frozenset()
+
+    def answered(self, arm: Arm) -> bool:
+        """Whether choosing the arm is to give an answer, which may be wrong."""
+        return arm != "refuse" and self.utility.get(arm) is not None and arm not in self.declined
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +98,16 @@ def cross_validated(questions: Sequence[Labelled], fit: Callable[[Sequence[Label
 
 
 def leads_of(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats]) -> Leads:
-    """How far the best answer to each question leads refusing, and whether it is wrong, which is to be worth less than nothing."""
+    """How far the best arm for each question leads refusing, and whether its answer is wrong, which is to be worth less than nothing;
+    without questions where it gives none."""
     leads: list[tuple[float, bool]] = []
     for place, question in enumerate(questions):
         open_arms = [arm for arm in predicted if arm != "refuse" and question.utility.get(arm) is not None]
         if open_arms:
             arm = max(open_arms, key=lambda name: predicted[name][place])
             worth = question.utility[arm]
-            leads.append((float(predicted[arm][place] - predicted["refuse"][place]), bool(worth is not None and worth < 0)))
+            if question.answered(arm):
+                leads.append((float(predicted[arm][place] - predicted["refuse"][place]), bool(worth is not None and worth < 0)))
     return tuple(sorted(leads, reverse=True))
 
 

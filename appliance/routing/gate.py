@@ -25,7 +25,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
 
     Passed where the lower bound of the gain lies above 0, the mean is not below that of what decides now, and the share of wrong answers
     among those given (`risk`) is not shown to be above the target: the lower bound of its interval is not above it. An arm that was
-    unavailable for a question counts as a refusal there.
+    unavailable for a question counts as a refusal there, and one that declined has given no answer.
     """
     questions, target = labels.questions, routing.target_risk
     stale_limit, costs = routing.policy.settings.stale_limit, {**ASSUMED_COSTS, **labels.costs}
@@ -44,7 +44,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
         gained = paired_bootstrap([values[place] for place in both], live, groups=[groups[place] for place in both])
         of_single = fmean(arms[single][place] for place in both)
         over = {**gained._asdict(), "questions": len(both), "live": fmean(live), "best_single": of_single}
-    given = [place for place, arm in enumerate(chosen) if arm != "refuse"]
+    given = [place for place, (question, arm) in enumerate(zip(questions, chosen, strict=True)) if question.answered(arm)]
     wrong = [float(values[place] < 0) for place in given]
     risk = fmean(wrong) if wrong else 0.0
     mean, of_single, of_oracle = fmean(values), fmean(arms[single]), fmean(oracle)

@@ -76,7 +76,8 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
                 continue
             withheld += sum(outcome.error == WITHHELD for outcome in outcomes.values())
             items[item.id] = item
-            questions[item.id] = Labelled(item.id, item.id, item.lang, row_of(auto.features), worth)
+            declined = frozenset(arm for arm, outcome in outcomes.items() if outcome.declined)
+            questions[item.id] = Labelled(item.id, item.id, item.lang, row_of(auto.features), worth, declined)
             ruled.pop(item.id, None)
             if rules and auto.arm != "verified" and (value := utility(item, auto, scoring)) is not None:
                 ruled[item.id] = value

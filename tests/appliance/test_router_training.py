@@ -192,6 +192,18 @@ def test_a_router_that_takes_more_risk_than_is_allowed_misses_its_gate(tuned: Tu
     assert gate["risk"] == 0.5 and gate["too_risky"] and not gate["passed"] and "50% of the answers given are wrong, 10%" in gate["why"]
 
 
+def test_an_arm_that_declines_has_given_no_answer(tuned: Tuned) -> None:
+    tuned.bench.script[None] = lambda gold: wrong(gold) if "护士长" not in gold else "I don't know."
+    labels = labels_of(tuned.service(), [tuned.run()])
+    assert {question.lang for question in labels.questions if "base" in question.declined} == {"zh"}
+    routers, routing = Routers(tuned.bench.workspace.db), router_of(tuned.bench.workspace)
+    now = decided_now(labels, routers, routing)
+    gate = measure(labels, routing, now)
+    silent = tuple(replace(question, declined=frozenset(question.utility)) for question in labels.questions)
+    nothing = measure(replace(labels, questions=silent), routing, now)
+    assert gate["answered"] > 0 and (nothing["answered"], nothing["risk"]) == (0, 0) and nothing["mix"] == gate["mix"]
+
+
 def test_the_risk_allowed_now_decides(tuned: Tuned) -> None:
     version = saved(tuned)
     workspace = tuned.bench.workspace

@@ -123,6 +123,22 @@ def test_the_threshold_keeps_the_risk_where_that_can_be_done() -> None:
     assert model_from_json(model.to_json()).threshold == 0.0 and model_from_json(model.to_json()).at_risk(0.05) == model
 
 
+def test_who_declines_gives_no_answer_that_could_be_right() -> None:
+    """Ninety that decline, and ten answers of which half are wrong: that half is the risk."""
+    questions = [
+        Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": -0.5 if n % 20 == 0 else 0.5, "refuse": 0.0}, frozenset())
+        for n in range(0, 100, 10)
+    ]
+    declined = [replace(one, id=f"d{one.id}.{k}", utility={"rag": 0.0}, declined=frozenset({"rag"})) for one in questions for k in range(9)]
+    asked = [*questions, *declined]
+    leads = {"rag": np.full(100, 0.5), "refuse": np.zeros(100)}
+    found = leads_of(asked, leads)  # type: ignore[arg-type]
+    assert len(found) == 10 and sum(wrong for _, wrong in found) == 5
+    assert risk_threshold(found, 0.3) == NEVER and risk_threshold(found, 0.6) == 0.5
+    assert questions[0].answered("rag") and not declined[0].answered("rag") and not questions[0].answered("refuse")
+    assert not questions[0].answered("base")
+
+
 def test_answers_of_equal_leads_are_given_or_refused_together() -> None:
     # Twenty good ones surely, then thirty of one and the same lead, of which half are wrong.
     questions = [
