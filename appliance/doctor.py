@@ -67,6 +67,7 @@ def _enough(check: str, have: int, want: int, remedy: str) -> Finding:
 def _cpu() -> Finding:
     import torch
 
+    from appliance.engines.layers import multiplies_bfloat16
     from retrieval.threads import cores
 
     capability = torch.backends.cpu.get_cpu_capability()
@@ -74,7 +75,7 @@ def _cpu() -> Finding:
     return Finding(
         "cpu",
         "ok" if good else "warning",
-        f"{capability}, {cores()} threads",
+        f"{capability}{', multiplies bfloat16' if multiplies_bfloat16() else ''}, {cores()} threads",
         "" if good else "a CPU with AVX2 is several times faster",
     )
 
