@@ -49,8 +49,10 @@ def collect(workspace: Workspace, folder: Path, chosen: ProofSet, fold: Fold, pr
     found = {"rag": asyncio.run(asked(workspace, folder / "outcomes-rag", "rag", chosen, fold.items, progress))}
     for kind in KINDS:
         rows = pairs(fold) if kind == "plain" else [with_passages(service, chosen.domain, row) for row in pairs(fold)]
-        Datasets(workspace).add(write_jsonl(folder / f"{kind}.jsonl", rows), domain=chosen.domain, name=kind)
-        version, _ = tune(service, chosen.domain, kind, TRAINING, lambda event: progress("training", event["step"], event["steps"]))
+        info = Datasets(workspace).add(write_jsonl(folder / f"{kind}.jsonl", rows), domain=chosen.domain, name=kind).info
+        version = next((one for one in service.registry.versions(chosen.domain) if one.dataset_version == info.version), None)
+        if version is None:
+            version, _ = tune(service, chosen.domain, kind, TRAINING, lambda event: progress("training", event["step"], event["steps"]))
         service.registry.promote(version.name, f"{kind} pairs")
         found[kind] = asyncio.run(asked(workspace, folder / f"outcomes-{kind}", "hybrid", chosen, fold.items, progress))
     return found
