@@ -101,8 +101,6 @@ class SentenceTransformerEmbedder:
     def _load(self) -> Any:
         with self._lock:
             if self._model is None:
-                from sentence_transformers import SentenceTransformer
-
                 from retrieval.threads import alone
 
                 if not (self.path / "modules.json").is_file():
@@ -111,6 +109,8 @@ class SentenceTransformerEmbedder:
                     )
                 alone()
                 with ONE_AT_A_TIME:
+                    from sentence_transformers import SentenceTransformer
+
                     self._model = SentenceTransformer(str(self.path), local_files_only=True)
             return self._model
 

@@ -46,12 +46,12 @@ class CrossEncoderReranker:
 
     def _load(self) -> Any:
         if self._model is None:
-            from sentence_transformers import CrossEncoder
-
             path = self._find()
             if not (path / "config.json").is_file():
                 raise RetrievalError(f"{path}: no cross-encoder here (config.json is missing); check [retrieval] reranker")
             with ONE_AT_A_TIME:
+                from sentence_transformers import CrossEncoder
+
                 model = CrossEncoder(str(path), local_files_only=True)
             if model.num_labels != 1:
                 raise RetrievalError(

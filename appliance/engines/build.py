@@ -14,6 +14,7 @@ from appliance.settings import EngineConfig
 from appliance.workspace import Workspace
 from finetune.lint import MAX_RANK, EngineKind
 from finetune.types import TrainingError
+from retrieval.loading import ONE_AT_A_TIME
 
 # Settings by what heeds them: the local engine, a server that is started here, both of these, vLLM's adapters, and a server elsewhere.
 _LOCAL = ("weights", "merge", "prompt_cache_mb", "max_queue")
@@ -77,7 +78,9 @@ def lint(settings: EngineConfig, models: ModelStore, workspace: Workspace, adapt
     serving: EngineKind = kind or ("vllm" if settings.kind == "vllm" else "local")
     most, template = settings.max_lora_rank or MAX_RANK, settings.template(workspace.root)
     try:
-        return lint_adapter(adapter, base, engine=serving, max_rank=most, chat_template=template)
+        # It builds the base without its weights.
+        with ONE_AT_A_TIME:
+            return lint_adapter(adapter, base, engine=serving, max_rank=most, chat_template=template)
     except TrainingError as error:
         raise ApplianceError(str(error)) from error
 

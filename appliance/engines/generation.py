@@ -174,9 +174,9 @@ class Generation:
 
 
 def _loaded(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
     with ONE_AT_A_TIME:
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa")
     return model.eval()
 

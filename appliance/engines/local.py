@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Message, PromptTooLong, Sampling
 from appliance.engines.worker import Row, Worker
 from appliance.settings import Weights
+from retrieval.loading import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from appliance.engines.chat_format import ChatFormat
@@ -165,7 +166,8 @@ class LocalEngine:
         return worker
 
     def _make(self) -> Generation:
-        from appliance.engines.generation import Generation
+        with ONE_AT_A_TIME:
+            from appliance.engines.generation import Generation
 
         return Generation(self._path, self._max_batch, self._threads, self._weights, self._merge, self._prompt_cache)
 

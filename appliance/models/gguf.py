@@ -18,7 +18,6 @@ def convert_gguf(source: Path, target: Path, chat_template: str = "") -> None:
     """
     import torch
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         reader = GGUFReader(source)
@@ -26,6 +25,8 @@ def convert_gguf(source: Path, target: Path, chat_template: str = "") -> None:
         splits_digits = _field(reader, "tokenizer.ggml.pre") == "smollm"
         del reader
         with _quiet(), ONE_AT_A_TIME:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
             model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
