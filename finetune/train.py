@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.building import build_model, build_trainer, context_of, half_precision, micro_batch, quiet, repeatable
 from finetune.distributed import Helped, is_main, processes, sharded, wait
+from finetune.memory import give_back
 from finetune.methods import method_of
 from finetune.near import group
 from finetune.proposals import expect
@@ -148,6 +149,9 @@ def train(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainRes
             raise
         raise TrainingError(f"out of memory; {expected.remedy()}") from error
     memory = expected.facts()
+    # What comes next in this process, a gate or another stage, needs it.
+    del trainer
+    give_back()
     if not sharded() and (warning := expected.exceeded(memory)):
         logger.warning("%s", warning)
     return TrainResult(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from architectures import build
 from finetune_model import QUICK, job_for, make_job, smollm2
@@ -88,6 +90,22 @@ def test_weights_are_counted_as_they_are_loaded(
     assert counted.gradients == pytest.approx(
         sum(size for size, learns, _ in sizes if learns) / (2 if half and method == "qlora" else 1), rel=0.02
     )
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_what_was_freed_is_given_back() -> None:
+    """Pieces below glibc's own limit for giving back at once, under one that is still used."""
+    import torch
+
+    def resident() -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    before = resident()
+    pieces = [torch.ones(20_000) for _ in range(4000)]
+    pieces = pieces[-1:]
+    kept = resident() - before
+    memory.give_back()
+    assert kept > 200 << 20 and resident() - before < 100 << 20
 
 
 def test_half_precision_is_for_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
