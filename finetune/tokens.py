@@ -48,13 +48,10 @@ def load_tokenizer(base: Path, chat_template: str | None = None) -> Any:
 
 def read_tokenizer(base: Path, chat_template: str | None = None) -> Any:
     """The same, also where there is no template. Raises TrainingError if there is no tokenizer."""
-    from retrieval.loading import ONE_AT_A_TIME
+    from transformers import AutoTokenizer
 
     try:
-        with ONE_AT_A_TIME:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{base}: the tokenizer cannot be loaded ({error}); the folder must hold a complete model") from error
     template = chat_template or tokenizer.chat_template

@@ -12,6 +12,7 @@ from appliance.engines.prompt_cache import in_common
 from finetune.chat_templates import control_words, defuse
 from finetune.tokens import load_tokenizer
 from finetune.types import TrainingError
+from retrieval.loading import ONE_AT_A_TIME
 
 
 class ChatFormat:
@@ -19,7 +20,8 @@ class ChatFormat:
 
     def __init__(self, path: Path, chat_template: str | None) -> None:
         try:
-            self._tokenizer: Any = load_tokenizer(path, chat_template)
+            with ONE_AT_A_TIME:
+                self._tokenizer: Any = load_tokenizer(path, chat_template)
         except TrainingError as error:
             raise EngineError(str(error)) from error
         self._words = control_words(self._tokenizer)

@@ -15,6 +15,7 @@ from appliance.engines.openai import OpenAIEngine, UnknownModel, message_of
 from finetune.chat_templates import control_words, defuse
 from finetune.tokens import read_tokenizer
 from finetune.types import TrainingError
+from retrieval.loading import ONE_AT_A_TIME
 
 # Seconds that a server has to load an adapter or to count tokens, and to say that it is well; one that hangs must not hold up the others.
 _PATIENCE, _WELL = 60.0, 5.0
@@ -216,7 +217,8 @@ class VllmEngine(OpenAIEngine):
 def words_of(path: Path, chat_template: str | None) -> list[str]:
     """What no message to the model in `path` may spell, see `control_words`. Raises EngineError if it has no tokenizer."""
     try:
-        return control_words(read_tokenizer(path, chat_template))
+        with ONE_AT_A_TIME:
+            return control_words(read_tokenizer(path, chat_template))
     except TrainingError as error:
         raise EngineError(str(error)) from error
 
