@@ -102,7 +102,7 @@ async def local(models: ModelStore, weights: Weights, adapter: AdapterRef) -> As
 
 async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], rounds: int, tokens: int, peer: bool) -> list[dict[str, Any]]:
     """One row for each engine, what it answers as, load and round."""
-    # Loads torch, whose settings of the environment come first.
+    # Loads torch, which is to find the settings that `main` makes.
     from appliance.engines.layers import multiplies_bfloat16
 
     found: list[dict[str, Any]] = []
@@ -125,7 +125,9 @@ async def compare(models: ModelStore, folder: Path, loads: Sequence[Load], round
             if weights != "bfloat16" or halves:
                 engines[name] = partial(local, models, weights, adapter)
         for turn in range(rounds):
-            for load in loads if turn == 0 else [load for load in loads if load.concurrent != MOST]:
+            for load in loads:
+                if turn and load.concurrent == MOST:
+                    continue
                 asked, before = list(itertools.islice(source, load.requests)), list(itertools.islice(source, load.concurrent))
                 for name in engines if turn % 2 == 0 else reversed(engines):
                     async with engines[name]() as engine:

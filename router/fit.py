@@ -105,9 +105,8 @@ def leads_of(questions: Sequence[Labelled], predicted: Mapping[Arm, Floats]) -> 
         open_arms = [arm for arm in predicted if arm != "refuse" and question.utility.get(arm) is not None]
         if open_arms:
             arm = max(open_arms, key=lambda name: predicted[name][place])
-            worth = question.utility[arm]
             if question.answered(arm):
-                leads.append((float(predicted[arm][place] - predicted["refuse"][place]), bool(worth is not None and worth < 0)))
+                leads.append((float(predicted[arm][place] - predicted["refuse"][place]), bool((question.utility[arm] or 0.0) < 0)))
     return tuple(sorted(leads, reverse=True))
 
 

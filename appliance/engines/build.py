@@ -78,7 +78,7 @@ def lint(settings: EngineConfig, models: ModelStore, workspace: Workspace, adapt
     serving: EngineKind = kind or ("vllm" if settings.kind == "vllm" else "local")
     most, template = settings.max_lora_rank or MAX_RANK, settings.template(workspace.root)
     try:
-        # It builds the base without its weights.
+        # It builds the base, though without its weights.
         with ONE_AT_A_TIME:
             return lint_adapter(adapter, base, engine=serving, max_rank=most, chat_template=template)
     except TrainingError as error:

@@ -1,7 +1,7 @@
 """Linear layers as they are served: weights in a layout that the processor likes, and each row with its own adapter. Loads torch.
 
 Products go to oneDNN, with the weights reordered once: MKL, which torch takes for float32, has its fast kernels for one maker's
-processors only. Weights can be bfloat16, where the processor multiplies that, with sums in float32. Or they can be 8-bit integers, with a
+processors only. Weights can be bfloat16, where the processor multiplies that, summing in float32. Or they can be 8-bit integers, with a
 scale for each output; what is multiplied is then made 8-bit with a scale for each row, so that a row's result does not depend on the rows
 beside it. Adapters stay float32.
 """

@@ -166,6 +166,7 @@ class LocalEngine:
         return worker
 
     def _make(self) -> Generation:
+        # It imports from transformers.
         with ONE_AT_A_TIME:
             from appliance.engines.generation import Generation
 

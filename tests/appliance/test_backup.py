@@ -519,13 +519,13 @@ def test_secrets_stay_out_of_a_backup() -> None:
     text = '# 注释\n[engines.a]\nurl = "https://me:hunter2@host:8000/v1"\napi_key_env = "KEY"\n[web]\napi_key = "sk-1"\n[database]\nurl = "sqlite:///x"\n'
     clean, found = redact(text)
     assert found == ("engines.a.url", "web.api_key") and "hunter2" not in clean and "sk-1" not in clean
+    assert 'url = "https://me@host:8000/v1"' in clean and 'api_key_env = "KEY"' in clean and "# 注释" in clean and "sqlite" not in clean
     several = '[engines.a]\nurls = [\n  "http://one:8000/v1",  # 甲\n  "https://me:hunter2@two:8000/v1",\n]\n'
     assert redact(several) == (several.replace(":hunter2", ""), ("engines.a.urls",))
     given = '[engines.a]\nserver_args = ["--seed", "1", "--api-key", "k1", "--hf-token=k2", "--max-num-batched-tokens", "8"]\n'
     kept, lost = redact(given)
     assert tomllib.loads(kept)["engines"]["a"]["server_args"] == ["--seed", "1", "--max-num-batched-tokens", "8"]
     assert lost == ("engines.a.server_args",)
-    assert 'url = "https://me@host:8000/v1"' in clean and 'api_key_env = "KEY"' in clean and "# 注释" in clean and "sqlite" not in clean
 
 
 def test_the_database_of_a_backup_is_one_file(packed: Path) -> None:

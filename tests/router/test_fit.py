@@ -126,8 +126,7 @@ def test_the_threshold_keeps_the_risk_where_that_can_be_done() -> None:
 def test_who_declines_gives_no_answer_that_could_be_right() -> None:
     """Ninety that decline, and ten answers of which half are wrong: that half is the risk."""
     questions = [
-        Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": -0.5 if n % 20 == 0 else 0.5, "refuse": 0.0}, frozenset())
-        for n in range(0, 100, 10)
+        Labelled(str(n), str(n), "en", (0.0,) * len(NAMES), {"rag": -0.5 if n % 20 == 0 else 0.5, "refuse": 0.0}) for n in range(0, 100, 10)
     ]
     declined = [replace(one, id=f"d{one.id}.{k}", utility={"rag": 0.0}, declined=frozenset({"rag"})) for one in questions for k in range(9)]
     asked = [*questions, *declined]
