@@ -227,7 +227,7 @@ def test_multi_lora(tmp_path: Path) -> None:
     found = _run("multi_lora", tmp_path / "lora.json")
     _check_form(found)
     assert {row["engine"] for row in found["rows"]} == {"vllm", "local"} and all(row["tokens_a_s"] > 0 for row in found["rows"])
-    assert [claim["name"] for claim in found["claims"]] == ["lora8_over_lora1"]
+    assert [claim["name"] for claim in found["claims"]] == ["lora8_over_lora1", "lora8_over_lora1.local"]
 
 
 def test_verified_matches(tmp_path: Path) -> None:

@@ -17,13 +17,11 @@ from torch.nn import Linear, Module
 from torch.nn.functional import linear
 
 from appliance.engines.base import EngineError
+from appliance.engines.low_rank import Plan, Stack, planned
 from appliance.settings import Weights
-from finetune.fused import matmul
 
 # For how many rows the layout of the weights is chosen; measured, it serves 1 to 256 rows as well as their own.
 _ROWS = 8
-# Name, first and last column + 1 of what each adapter has in a layer.
-Spans = tuple[tuple[str, int, int], ...]
 
 
 class Product(Protocol):
@@ -126,12 +124,12 @@ class Rows:
         self.codes = _Codes()
         self._given: Tensor | None = None
         self._flat = torch.empty(0)
-        self._shares: dict[Spans, tuple[int, int, Tensor | None] | None] = {}
+        self._plans: dict[tuple[str, ...], list[Plan]] = {}
 
     def set(self, adapters: Sequence[str | None]) -> None:
         if list(adapters) != self.adapters:
             self.adapters = list(adapters)
-            self._shares.clear()
+            self._plans.clear()
 
     def flat(self, x: Tensor) -> Tensor:
         """[rows, positions, inputs] -> [rows x positions, inputs], the same object for the same one."""
@@ -141,46 +139,30 @@ class Rows:
 
     def merge(self, name: str | None) -> None:
         self.merged = name
-        self._shares.clear()
+        self._plans.clear()
 
     def having(self, name: str) -> list[int]:
         return [row for row, adapter in enumerate(self.adapters) if adapter == name]
 
-    def shares(self, spans: Spans) -> tuple[int, int, Tensor | None] | None:
-        """The columns [first, last) that any row needs, and how much of each a row needs, [rows, last - first]: 1, 0, or -1 where the
-        weights contain what the row must not have. None for all of them once; None alone if no row needs any."""
-        if spans not in self._shares:
-            self._shares[spans] = self._computed(spans)
-        return self._shares[spans]
-
-    def _computed(self, spans: Spans) -> tuple[int, int, Tensor | None] | None:
-        table = torch.zeros(len(self.adapters), spans[-1][2])
-        for name, first, last in spans:
-            for row, adapter in enumerate(self.adapters):
-                table[row, first:last] = (adapter == name) - (self.merged == name)
-        used = table.any(dim=0).nonzero()
-        if not len(used):
-            return None
-        first, last = int(used[0]), int(used[-1]) + 1
-        table = table[:, first:last].contiguous()
-        return first, last, None if bool((table == 1).all()) else table
+    def plans(self, names: tuple[str, ...]) -> list[Plan]:
+        """What the rows take of the adapters `names`: their own, and, where the weights contain one that they must not have, less of it."""
+        if names not in self._plans:
+            numbers = {name: number for number, name in enumerate(names)}
+            own = [numbers.get(name) if name and name != self.merged else None for name in self.adapters]
+            foreign = [numbers.get(self.merged) if self.merged and name != self.merged else None for name in self.adapters]
+            self._plans[names] = [plan for plan in (planned(own), planned(foreign, -1.0)) if plan is not None]
+        return self._plans[names]
 
 
 class ServedLinear(Module):
-    """x [rows, positions, inputs] -> W x + bias + scale B A x, with A and B of the row's adapter (LoRA, arXiv:2106.09685).
-
-    The matrices of all adapters stand one below another, so that whatever the rows have costs three operations. `rows` is shared by all
-    layers of a model.
-    """
+    """x [rows, positions, inputs] -> W x + bias and what the row's adapter adds to it. `rows` is shared by all layers of a model."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, weights: Weights, rows: Rows) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._weights, self._rows = weights, rows
         self._bias = None if bias is None else bias.detach()
-        self._spans: Spans = ()
-        # [all ranks, inputs] and [all ranks, outputs].
-        self._down, self._up = torch.empty(0, self.in_features), torch.empty(0, self.out_features)
+        self._adapters = Stack(self.in_features, self.out_features)
         # For DoRA: by what the layer's own output is multiplied, [outputs].
         self._factors: dict[str, Tensor] = {}
         self.set_weight(weight)
@@ -192,42 +174,33 @@ class ServedLinear(Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = self._rows.flat(x)
         made = self._product(flat, self._bias)
+        if self._adapters.names:
+            self._adapt(flat, made)
+        return made.view(*x.shape[:-1], self.out_features)
+
+    def _adapt(self, flat: Tensor, made: Tensor) -> None:
+        rows = len(self._rows.adapters)
+        own = made.view(rows, -1, self.out_features)
         for name, factor in self._factors.items():
             chosen = self._rows.having(name)
             if chosen:
-                own = made.view(len(self._rows.adapters), -1, self.out_features)
                 own[chosen] = own[chosen] * factor if self._bias is None else (own[chosen] - self._bias) * factor + self._bias
-        shares = self._rows.shares(self._spans) if self._spans else None
-        if shares is not None:
-            first, last, table = shares
-            low = matmul(flat, self._down[first:last])
-            if table is not None:
-                low.view(len(table), -1, last - first).mul_(table[:, None])
-            made.addmm_(low, self._up[first:last])
-        return made.view(*x.shape[:-1], self.out_features)
+        for plan in self._rows.plans(self._adapters.names):
+            self._adapters.add_to(own, flat.view(rows, -1, self.in_features), plan)
 
     def add(self, name: str, down: Tensor, up: Tensor, factor: Tensor | None) -> None:
         """An adapter: A [rank, inputs], B [outputs, rank] with its scale in it, and DoRA's factor."""
-        start = len(self._down)
-        self._down, self._up = torch.cat([self._down, down]), torch.cat([self._up, up.t()])
-        self._spans = (*self._spans, (name, start, start + len(down)))
+        self._adapters.add(name, down, up)
         if factor is not None:
             self._factors[name] = factor
 
     def remove(self, name: str) -> None:
-        kept = [(other, first, last) for other, first, last in self._spans if other != name]
-        columns = [column for _, first, last in kept for column in range(first, last)]
-        self._down, self._up = self._down[columns], self._up[columns]
-        starts = [sum(last - first for _, first, last in kept[:number]) for number in range(len(kept))]
-        self._spans = tuple((other, start, start + last - first) for start, (other, first, last) in zip(starts, kept, strict=True))
+        self._adapters.remove(name)
         self._factors.pop(name, None)
 
     def difference(self, name: str) -> Tensor | None:
         """What the adapter adds to the weights, [outputs, inputs]; None if it leaves this layer alone."""
-        for other, first, last in self._spans:
-            if other == name:
-                return self._up[first:last].t() @ self._down[first:last]
-        return None
+        return self._adapters.difference(name)
 
 
 def serve_linears(model: Module, weights: Weights, rows: Rows) -> dict[str, ServedLinear]:
