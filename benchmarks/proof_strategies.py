@@ -15,7 +15,7 @@ from appliance.routing.gate import choose, worth
 from appliance.routing.labels import LEARNT
 from eval.calibration import brier, ece, risk_coverage
 from eval.groups import groups_of
-from eval.statistics import paired_bootstrap
+from eval.statistics import few_different, paired_bootstrap
 from eval.types import Outcome
 from eval.utility import utility
 from router.features import FEATURES, Row
@@ -76,8 +76,8 @@ def labelling(asked: Sequence[Asked]) -> Labelling:
 
 def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
     """One row a strategy: mean utility, gain over the best single arm and, as `behind`, how far it stays behind the router, each with its
-    95 % interval, generated tokens as a share of those of `hybrid`, the share of the best possible gain, the share answered, and the
-    share of wrong ones among the answers given."""
+    95 % interval, why the gain shows nothing where only a handful of questions differ (`few`), generated tokens as a share of those of
+    `hybrid`, the share of the best possible gain, the share answered, and the share of wrong ones among the answers given."""
     arms = list(found.questions[0].utility)
     chosen: dict[str, list[Arm]] = {arm: [arm] * len(found.questions) for arm in arms}
     chosen["rules"] = list(found.rules)
@@ -110,6 +110,7 @@ def compare(name: str, found: Labelling) -> list[dict[str, Any]]:
                 "gain": gain.difference,
                 "low": gain.low,
                 "high": gain.high,
+                "few": few_different(each, values[single], groups) if gain.shown else "",
                 "behind": behind.difference,
                 "behind_low": behind.low,
                 "behind_high": behind.high,

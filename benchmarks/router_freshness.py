@@ -36,7 +36,7 @@ from appliance.settings import DEFAULT_CHAT
 from appliance.training.tuning import tune
 from appliance.types import Request
 from eval.run import run
-from eval.statistics import paired_bootstrap
+from eval.statistics import difference
 from eval.types import Item, Outcome
 from eval.utility import utility
 from finetune.settings import TrainSettings
@@ -128,7 +128,7 @@ def compared(
     about = [place for place, item in enumerate(chosen.after) if chosen.about_changed(item)]
     rest = [place for place in range(len(chosen.after)) if place not in about]
     values = {label: [worth(now[place], each[place].arm) for place in about] for label, each in (("told", told), ("blind", blind))}
-    gain = paired_bootstrap(values["told"], values["blind"], groups=[now[place].group for place in about])
+    gain, few = difference(values["told"], values["blind"], [now[place].group for place in about])
     flipped = [place for place in about if told[place].arm != blind[place].arm]
     return {
         "set": chosen.name,
@@ -139,6 +139,7 @@ def compared(
         "gain": gain.difference,
         "low": gain.low,
         "high": gain.high,
+        "few": few,
         "flipped": len(flipped) / len(about),
         "told_why": sum(says_why(told[place], chosen) for place in flipped) / len(flipped) if flipped else None,
         "adapter": sum(told[place].arm in TUNED for place in about) / len(about),
@@ -169,7 +170,7 @@ def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             made += [at_least(f"stale_precision.{row['set']}", row["precision"], 1.0, "share")]
         else:
             made += [at_most(f"stale_trusted.{row['set']}.{row['what']}", row["adapter"], 0.0, "share")]
-            made += [above(f"freshness_gain_ci_low.{row['set']}.{row['what']}", row["low"], 0.0, "utility")]
+            made += [above(f"freshness_gain_ci_low.{row['set']}.{row['what']}", 0.0 if row["few"] else row["low"], 0.0, "utility")]
     return made
 
 

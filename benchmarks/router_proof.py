@@ -27,11 +27,11 @@ QUICK = Size(36, 60, 16)
 
 
 def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
-    """The gain's lower bound, the generated tokens beside those of `hybrid` (nothing is saved where that generates none), and the share of
-    the oracle's gain."""
+    """The gain's lower bound (0 where too few questions differ to show any), the generated tokens beside those of `hybrid` (nothing is
+    saved where that generates none), and the share of the oracle's gain."""
     router = next(row for row in rows if row["strategy"] == "router")
     return [
-        above(f"router_gain_ci_low.{name}", router["low"], 0.0, "utility"),
+        above(f"router_gain_ci_low.{name}", 0.0 if router["few"] else router["low"], 0.0, "utility"),
         at_most(f"router_token_ratio.{name}", 1.0 if router["token_ratio"] is None else router["token_ratio"], 0.7, "ratio"),
         above(f"router_oracle_share.{name}", router["oracle_share"], 0.0, "share"),
     ]

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from eval.agreement import Agreement, cohen_kappa, krippendorff_alpha
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_bootstrap, preferred
 from eval.types import EvalError, Item, Outcome, Outcomes
 
 Kind = Literal["single", "pair"]
@@ -207,7 +207,8 @@ def utility_of(scores: Mapping[str, int]) -> float:
 
 
 def report(judged: Sequence[Judged], seed: int = 0) -> dict[str, Any]:
-    """The unblinded result: for each arm the mean of each criterion and of utility, for each two arms who is preferred, and `agreement`.
+    """The unblinded result: for each arm the mean of each criterion and of utility, for each two arms which is preferred (see
+    `eval.statistics.preferred`), and `agreement`.
 
     Intervals are 95 % bootstrap intervals over the questions, each with the mean of its experts; `n` is the number of questions.
     """
@@ -238,15 +239,19 @@ def report(judged: Sequence[Judged], seed: int = 0) -> dict[str, Any]:
             for arm in sorted(arms)
         },
         "pairs": [
-            {"first": first, "second": second, "first_preferred": _mean(values, seed)}
+            {"first": first, "second": second, "first_preferred": _mean(values, seed), "preferred": preferred(_by_item(values))}
             for (first, second), values in sorted(compared.items())
         ],
         "agreement": agreement(judged, seed),
     }
 
 
+def _by_item(by_item: Mapping[str, Sequence[float]]) -> list[float]:
+    return [sum(each) / len(each) for each in by_item.values()]
+
+
 def _mean(by_item: Mapping[str, Sequence[float]], seed: int) -> dict[str, float | int]:
-    values = [sum(each) / len(each) for each in by_item.values()]
+    values = _by_item(by_item)
     found = paired_bootstrap(values, [0.0] * len(values), seed=seed)
     return {"mean": found.difference, "low": found.low, "high": found.high, "n": len(values)}
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from eval.agreement import Agreement, cohen_kappa
 from eval.experts import PREFERENCES, RUBRIC, SCALE, Judged, utility_of
 from eval.run import RunResult, append_lines, at_once, read_lines
-from eval.statistics import Interval, paired_bootstrap
+from eval.statistics import Interval, paired_bootstrap, preferred
 from eval.types import AUTO, EvalError, Item
 
 # A chat with the judging model: messages as (role, content) to its reply, which should be drawn greedily.
@@ -212,6 +212,7 @@ def summary(judgements: Sequence[Judgement], judged: Sequence[Judged] = ()) -> d
                 "first": names[0],
                 "second": names[1],
                 "first_preferred": _mean(won) if won else None,
+                "preferred": preferred(won) if won else None,
                 "flipped": sum(each.flipped for each in of),
                 "unreadable": _unreadable(of),
             }

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eval import plots
-from eval.calibration import brier, ece, reliability, risk_coverage
+from eval.calibration import Point, brier, ece, reliability, risk_coverage
 from eval.groups import groups_of
 from eval.metrics import of_outcome
 from eval.page_template import HTML
 from eval.plots import Format, Plot
 from eval.report import COLUMNS, Difference, failures
 from eval.run import RunResult
-from eval.statistics import Interval, grouped_bootstrap
+from eval.statistics import Interval, difference, grouped_bootstrap
 from eval.types import AUTO, Item, Outcome
 from eval.utility import Scoring, utility
 
@@ -93,7 +93,8 @@ def page(
     sure = _routed(result, scoring)
     if sure:
         confidences, qualities = [one for one, _ in sure], [two for _, two in sure]
-        notes.append(f"the router's expectations: ECE {ece(confidences, qualities):.3f}, Brier {brier(confidences, qualities):.3f}")
+        errors = f"ECE {ece(confidences, qualities):.3f}, Brier {brier(confidences, qualities):.3f}"
+        notes.append(f"what the router expected, with worth from -1 to 1 taken as 0 to 1: {errors}")
     return Page(
         title=title,
         facts=tuple((facts or {}).items()),
@@ -103,7 +104,7 @@ def page(
         ),
         comparisons=tuple(comparisons(measured, groups)),
         notes=tuple(notes),
-        plots=tuple(_plots(measured, groups, sure, format)),
+        plots=tuple(_plots(measured, groups, sure, _risk(result, scoring), format)),
         examples=tuple(_examples(result, scoring)),
         judged=tuple(row for judge in judges for row in judged_rows(judge)),
     )
@@ -119,7 +120,8 @@ def judged_rows(judge: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = [(name, arm, *(number(row.get(score)) for score in scores), "–", str(row["unreadable"])) for arm, row in judge["arms"].items()]
     for row in judge["pairs"]:
         compared = f"{row['first']} over {row['second']}"
-        rows.append((name, compared, *["–"] * len(scores), number(row["first_preferred"]), str(row["unreadable"])))
+        said = f"{number(row['first_preferred'])} {row.get('preferred') or ''}".strip()
+        rows.append((name, compared, *["–"] * len(scores), said, str(row["unreadable"])))
     return rows
 
 
@@ -151,7 +153,7 @@ def comparisons(measured: Mapping[str, Mapping[str, Mapping[str, float]]], group
             both = [name for name in one if name in two]
             if both:
                 before, after = [one[name][metric] for name in both], [two[name][metric] for name in both]
-                interval, few = grouped_bootstrap(after, before, [groups[name] for name in both])
+                interval, few = difference(after, before, [groups[name] for name in both])
                 means_of = sum(before) / len(both), sum(after) / len(both)
                 found.append(Difference(f"{arm} − {best}", metric, len(both), *means_of, interval, few))
     return found
@@ -202,19 +204,36 @@ def _with(found: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, Ma
 
 
 def _routed(result: RunResult, scoring: Scoring) -> list[tuple[float, float]]:
-    """(quality the router expected, quality found) of the routed answers, both in [0, 1]."""
+    """(worth the router expected, worth found) of the routed answers, both taken from [-1, 1] to [0, 1]."""
     pairs: list[tuple[float, float]] = []
     for item in result.items:
         outcome = result.outcomes.get((item.id, AUTO))
         if outcome is not None and outcome.predicted is not None and (worth := utility(item, outcome, scoring)) is not None:
-            pairs.append((min(1.0, max(0.0, outcome.predicted)), min(1.0, max(0.0, worth))))
+            pairs.append(((min(1.0, max(-1.0, outcome.predicted)) + 1) / 2, (worth + 1) / 2))
     return pairs
+
+
+def _risk(result: RunResult, scoring: Scoring) -> list[Point]:
+    """The share of wrong ones among the routed answers, the surest first. What declines is no answer, and covers nothing."""
+    sure: list[float] = []
+    wrong: list[float] = []
+    asked = 0
+    for item in result.items:
+        outcome = result.outcomes.get((item.id, AUTO))
+        if outcome is not None and outcome.predicted is not None and (worth := utility(item, outcome, scoring)) is not None:
+            asked += 1
+            if not outcome.declined:
+                sure.append(outcome.predicted)
+                wrong.append(float(worth < 0))
+    points = risk_coverage(sure, wrong) if sure else []
+    return [point._replace(coverage=point.coverage * len(sure) / asked) for point in points]
 
 
 def _plots(
     measured: Mapping[str, Mapping[str, Mapping[str, float]]],
     groups: Mapping[str, str],
     sure: Sequence[tuple[float, float]],
+    risk: Sequence[Point],
     format: Format,
 ) -> list[Plot]:
     worth = {arm: _interval(rows, groups) for arm, found in measured.items() if (rows := _with(found, "utility"))}
@@ -226,12 +245,12 @@ def _plots(
     if places:
         axis = "cost of an answer" if priced == "cost" else "tokens of an answer, read and generated"
         drawn.append(plots.plane("Cost and quality", places, axis, "utility", format))
+    if risk:
+        drawn.append(plots.risk_curves("Risk and coverage of the routed answers", {"routed": risk}, "share of these that is wrong", format))
     if sure:
         confidences, qualities = [one for one, _ in sure], [two for _, two in sure]
-        curve = {"routed": risk_coverage(confidences, [1 - quality for quality in qualities])}
-        drawn.append(plots.risk_curves("Risk and coverage of the routed answers", curve, "risk: 1 − quality", format))
         drawn.append(
-            plots.reliability_diagram("Expected and measured quality of the routed answers", reliability(confidences, qualities), format)
+            plots.reliability_diagram("Expected and measured worth of the routed answers", reliability(confidences, qualities), format)
         )
     times = {arm: [row["latency_ms"] for row in rows.values()] for arm, found in measured.items() if (rows := _with(found, "latency_ms"))}
     if times:

@@ -97,8 +97,8 @@ def reliability_diagram(title: str, bins: Sequence[Bin], format: Format = "svg")
         axes.scatter([part.confidence for part in bins], [part.share for part in bins], s=sizes, color=_colour(0), alpha=0.8)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("expected quality")
-        axes.set_ylabel("measured")
+        axes.set_xlabel("expected worth, -1 to 1 as 0 to 1")
+        axes.set_ylabel("measured worth, the same way")
 
     return _drawn("calibration", title, draw, format)
 

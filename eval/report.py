@@ -9,7 +9,7 @@ from typing import Any
 from eval.groups import groups_of
 from eval.metrics import of_outcome
 from eval.run import RunResult
-from eval.statistics import Interval, grouped_bootstrap
+from eval.statistics import Interval, difference
 from eval.types import EvalError
 from eval.utility import Scoring
 
@@ -69,7 +69,7 @@ COMPARED: tuple[str, ...] = (
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One metric of one arm in two runs, over the `n` questions both have; `interval` is of the second minus the first, and `few` says why
-    it shows nothing, if it is of too few questions (see `eval.statistics.grouped_bootstrap`)."""
+    it shows nothing, if it is of too few questions (see `eval.statistics.difference`)."""
 
     arm: str
     metric: str
@@ -131,7 +131,7 @@ def compare(first: RunResult, second: RunResult, scoring: Scoring | None = None)
             both = [(group, one[metric], two[metric]) for group, one, two in pairs if metric in one and metric in two]
             if both:
                 of, before, after = [group for group, _, _ in both], [one for _, one, _ in both], [two for _, _, two in both]
-                interval, few = grouped_bootstrap(after, before, of)
+                interval, few = difference(after, before, of)
                 found.append(Difference(arm, metric, len(both), sum(before) / len(both), sum(after) / len(both), interval, few))
     if not found:
         raise EvalError(f"{first.folder} and {second.folder} have no arm and question in common; compare runs over the same data set")

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Method = Literal["percentile", "bca"]
 # From fewer questions, or questions about fewer separate documents, a resampled interval is too narrow to show anything.
 FEWEST: Final = 10
+# So many questions, or groups of them, must differ at all before a difference is shown: four that all gain give an interval above zero,
+# since hardly any resample holds none of them, but a sign test of five does not reach 95 % (2 * 0.5**5 > 0.05).
+FEWEST_DIFFERENT: Final = 6
 
 
 class Interval(NamedTuple):
@@ -76,6 +79,28 @@ def grouped_bootstrap(a: Sequence[float], b: Sequence[float], groups: Sequence[s
     separate = len(set(groups))
     few = f"fewer than {FEWEST} questions" if len(a) < FEWEST else f"fewer than {FEWEST} separate documents" if separate < FEWEST else ""
     return paired_bootstrap(a, b, confidence=confidence, method="bca", groups=None if few else groups), few
+
+
+def difference(a: Sequence[float], b: Sequence[float], groups: Sequence[str]) -> tuple[Interval, str]:
+    """As `grouped_bootstrap`, for whether ``a - b`` differs from nothing: that also needs FEWEST_DIFFERENT groups in which it does."""
+    interval, few = grouped_bootstrap(a, b, groups)
+    return interval, few or (few_different(a, b, groups) if interval.shown else "")
+
+
+def preferred(shares: Sequence[float]) -> str:
+    """Which of two is preferred: "first", "second", or that no difference is shown, and why if too few were asked. `shares` say of each
+    question how far the first was preferred, in [0, 1], 0.5 for neither. Raises ValueError like `paired_bootstrap`."""
+    interval, few = difference(shares, [0.5] * len(shares), [str(number) for number in range(len(shares))])
+    if few or not interval.shown:
+        return f"no difference shown ({few})" if few else "no difference shown"
+    return "first" if interval.low > 0 else "second"
+
+
+def few_different(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None = None) -> str:
+    """Why `a` and `b` differ in too few places to show anything, '' if in enough. Raises ValueError like `paired_bootstrap`."""
+    sums, _ = _grouped(_differences(a, b), groups)
+    different = int((np.abs(sums) > 1e-9).sum())
+    return "" if different >= FEWEST_DIFFERENT else f"only {different} of {len(sums)} differ, {FEWEST_DIFFERENT} are needed"
 
 
 def questions_needed(a: Sequence[float], b: Sequence[float], above: float, confidence: float = 0.95) -> int | None:

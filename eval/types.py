@@ -57,7 +57,7 @@ class Outcome:
 
     `engine` is the name of the one that generated it and `adapter` that of the version it used, None if there was none. `grounded` is the
     share of the answer's sentences that the passages found support (see `eval.grounded`), None where there are no sentences or no
-    passages. `predicted` is the quality in [0, 1] that the router expected of this arm, `features` what it decided by; both are there for
+    passages. `predicted` is what the router expected the answer to be worth, in [-1, 1], `features` what it decided by; both are there for
     routed questions only.
     """
 

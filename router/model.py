@@ -187,7 +187,8 @@ def model_from_json(data: Mapping[str, Any]) -> RouterModel:
     try:
         if data["format"] != FORMAT or data["feature_version"] != VERSION or tuple(data["features"]) != NAMES:
             raise ModelError(
-                "it was trained with other features than this version has, or stored otherwise; train it again: appliance router train"
+                "it was trained with other features than this version has, or stored otherwise; "
+                "measure and train it again: appliance eval run, appliance router train"
             )
         arms = {arm: _arm(data["arms"][arm]) for arm in ARMS if arm in data["arms"]}
         grid = tuple(_numbers(values) for values in data["grid"])
@@ -199,7 +200,7 @@ def model_from_json(data: Mapping[str, Any]) -> RouterModel:
     except ModelError:
         raise
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelError(f"it is damaged ({error!r}); train it again: appliance router train") from error
+        raise ModelError(f"it is damaged ({error!r}); measure and train it again: appliance eval run, appliance router train") from error
 
 
 def _plain(predictor: Predictor) -> dict[str, Any]:

@@ -306,11 +306,11 @@ def _show_judged(summary: dict[str, Any]) -> None:
     if rows:
         table(("arm", *columns, "unreadable"), rows, title=f"{summary['judge']} on {summary['run_id']}: 1 to 5, 5 is best")
     compared = [
-        (f"{row['first']} over {row['second']}", number(row["first_preferred"]), row["flipped"], row["unreadable"])
+        (f"{row['first']} over {row['second']}", number(row["first_preferred"]), row["preferred"] or "–", row["flipped"], row["unreadable"])
         for row in summary["pairs"]
     ]
     if compared:
-        table(("preferred", "share", "flipped with the order", "unreadable"), compared)
+        table(("compared", "first preferred", "preferred", "flipped with the order", "unreadable"), compared)
     agreed = [(name, row["kappa"], row["low"], row["high"], row["same"], row["n"]) for name, row in summary["agreement"].items()]
     if agreed:
         table(("agreement with the experts", "kappa", "low", "high", "same", "n"), agreed)

@@ -248,7 +248,8 @@ def report(session: Session, run_id: str, as_json: bool) -> None:
         rows = [(arm, *(shown(row.get(column)) for column in columns), row["cannot_judge"]) for arm, row in found["arms"].items()]
         table(("arm", *columns, "cannot judge"), rows)
         table(
-            ("first", "second", "first preferred"), [(row["first"], row["second"], shown(row["first_preferred"])) for row in found["pairs"]]
+            ("first", "second", "first preferred", "preferred"),
+            [(row["first"], row["second"], shown(row["first_preferred"]), row["preferred"]) for row in found["pairs"]],
         )
         _show_agreement(found["agreement"])
 

@@ -28,6 +28,7 @@ from eval import grounded, numeric
 from eval.run import kept
 from eval.types import EvalError, Item, Outcome
 from finetune import chat_templates
+from router.features import VERSION as FEATURE_VERSION
 from router.types import TUNED
 
 # The code that makes an answer out of a question, beside the settings: whole packages, and modules of others and of this one.
@@ -75,7 +76,7 @@ def state_of_arm(service: Service, arm: str, domains: list[str]) -> dict[str, An
         live = {name: service.registry.live(name) for name in domains}
         state["adapters"] = {name: (version.name, version.sha256) for name, version in live.items() if version is not None}
     if arm in ("verified", "auto"):
-        state |= {"router": service.answering.router.version, "verified": _verified(service.workspace)}
+        state |= {"router": service.answering.router.version, "features": FEATURE_VERSION, "verified": _verified(service.workspace)}
         state |= {"routing": config.router.model_dump(mode="json"), "scenarios": {name: config.domain(name).scenario for name in domains}}
     if arm == "auto" and any(Routers(service.workspace.db).live(name) is not None for name in domains):
         # A learned router looks at how old the documents are, and at what the arms cost.

@@ -35,7 +35,8 @@ from eval.types import AUTO, UNAVAILABLE, EvalError, Item, Metric, Outcome
 from eval.utility import Scoring, UtilitySettings
 from finetune.types import Pair
 from retrieval.types import Passage, Scope
-from router.types import ARMS
+from router.features import VERSION as FEATURE_VERSION
+from router.types import ARMS, Prediction
 
 # Proofs compare ways to answer; `verified` only repeats an expert and `refuse` only declines.
 MEASURED = ("base", "quote", "rag", "finetuned", "hybrid")
@@ -223,6 +224,8 @@ def state_of(service: Service, arms: Sequence[str], split: str | None, limit: in
         "generation": service.knowledge.store.live_generation(),
         "adapters": {name: version.name for name, version in live.items() if version is not None},
         "router": service.answering.router.version,
+        # A router can learn from what the same features were found for.
+        "feature_version": FEATURE_VERSION,
         # What the answers in the run's folder may rest on.
         "labels": sorted(service.knowledge.documents.labels()),
     }
@@ -313,10 +316,15 @@ async def _answered(service: Service, item: Item, request: Request) -> Outcome:
         generated=answer.usage.completion_tokens,
         engine=answer.engine,
         grounded=None if refused or not texts else await asyncio.to_thread(grounded, answer.text, texts),
-        predicted=answer.decision.predicted[answer.arm].quality if answer.arm in answer.decision.predicted else None,
+        predicted=_expected(answer.decision.predicted.get(answer.arm)),
         features=dict(answer.decision.features),
         adapter=answer.adapter,
     )
+
+
+def _expected(of: Prediction | None) -> float | None:
+    """What the router expected an answer to be worth; the rules know a quality in its place, and nothing worse than 0."""
+    return None if of is None else of.quality if of.utility is None else of.utility
 
 
 def _known_as(names: Sequence[str], item: Item) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import fmean, median
@@ -20,7 +20,8 @@ from appliance.store import schema
 from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 from eval.cost import NO_ENGINE, cost
-from eval.statistics import paired_bootstrap
+from eval.groups import groups_of
+from eval.statistics import difference
 from eval.types import AUTO, Outcome
 from eval.utility import utility
 from router.fit import FEWEST
@@ -36,7 +37,8 @@ _LIVE = 50
 class Measured:
     """The newest complete evaluation run of a domain. `worth` is by arm and question, the same questions for every arm: refusing's where an
     arm could not be asked; an approved answer is left out of the routed ones. Of each arm also the median latency, mean tokens, and mean
-    cost where all its answers have a price; `reasoning` are the questions for reasons, advice or comparisons."""
+    cost where all its answers have a price; `reasoning` are the questions for reasons, advice or comparisons, `given` those to which the
+    routed way gave an answer, `groups` names the group of each (see `eval.groups`)."""
 
     run: str
     worth: dict[str, dict[str, float]]
@@ -44,6 +46,8 @@ class Measured:
     tokens: dict[str, float]
     cost: dict[str, float]
     reasoning: frozenset[str]
+    given: frozenset[str]
+    groups: Mapping[str, str]
 
     def mean(self, arm: str, among: Iterable[str] | None = None) -> float | None:
         """The mean utility of an arm over some questions (None: all); None where it answered none."""
@@ -92,7 +96,8 @@ def newest(workspace: Workspace, domain: str) -> Measured | None:
     read = {arm: fmean(values) for arm, values in tokens.items()}
     priced = {arm: [value for value in values if value is not None] for arm, values in costs.items() if scoring.prices}
     cost_of = {arm: fmean(values) for arm, values in priced.items() if len(values) == len(costs[arm])}
-    return Measured(rows[0].id, dict(worth), typical, read, cost_of, reasoning)
+    given = frozenset(name for (name, arm), outcome in result.outcomes.items() if arm == AUTO and not outcome.declined)
+    return Measured(rows[0].id, dict(worth), typical, read, cost_of, reasoning, given, groups_of(result.items))
 
 
 def evidence(workspace: Workspace, domain: str) -> dict[str, Any]:
@@ -172,13 +177,13 @@ def _accuracy(found: Measured | None) -> str:
     parts = [f"{arm} {found.mean(arm):.2f}" for arm in sorted(found.worth, key=lambda arm: -(found.mean(arm) or 0.0))]
     text = f"worth on {len(found.worth[single])} questions: {', '.join(parts)}"
     both = [
-        (found.worth["finetuned"][name], found.worth["rag"][name])
+        (found.worth["finetuned"][name], found.worth["rag"][name], found.groups[name])
         for name in found.worth.get("finetuned", {})
         if name in found.worth.get("rag", {})
     ]
     if both:
-        gain = paired_bootstrap([one for one, _ in both], [two for _, two in both])
-        verdict = "" if gain.shown else "no difference shown: "
+        gain, few = difference([one for one, _, _ in both], [two for _, two, _ in both], [group for _, _, group in both])
+        verdict = "" if gain.shown and not few else f"no difference shown{few and f' ({few})'}: "
         text += f"; finetuned minus rag: {verdict}{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
     return text
 
@@ -248,6 +253,6 @@ def _above(value: float | None, bound: float | None) -> bool | None:
 
 
 def _wrong_share(found: Measured | None) -> float | None:
-    """The share of routed answers worth less than nothing."""
-    values = [] if found is None else list(found.worth.get(AUTO, {}).values())
+    """Of the answers that the routed way gave, the share worth less than nothing."""
+    values = [] if found is None else [value for name, value in found.worth.get(AUTO, {}).items() if name in found.given]
     return sum(value < 0 for value in values) / len(values) if values else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.routing.labels import LEARNT, Labels
 from appliance.routing.routers import Routers, Routing
-from eval.statistics import paired_bootstrap
+from eval.statistics import few_different, paired_bootstrap
 from router.features import NAMES
 from router.fit import Family, Labelled, cross_validated, train
 from router.learned import LearnedRouter, pick
@@ -23,9 +23,10 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
     """Out-of-fold choices of a router of the families `among` (None: all) against the best single arm, paired by question, with a 95 %
     interval over their groups; `now` is what decides now (see `decided_now`).
 
-    Passed where the lower bound of the gain lies above 0, the mean is not below that of what decides now, and the share of wrong answers
-    among those given (`risk`) is not shown to be above the target: the lower bound of its interval is not above it. An arm that was
-    unavailable for a question counts as a refusal there, and one that declined has given no answer.
+    Passed where the lower bound of the gain lies above 0 (and not by a handful of questions, see `few_different`), the mean is not below
+    that of what decides now, and the share of wrong answers among those given (`risk`) is not shown to be above the target: the lower bound
+    of its interval is not above it. An arm that was unavailable for a question counts as a refusal there, and one that declined has given
+    no answer.
     """
     questions, target = labels.questions, routing.target_risk
     stale_limit, costs = routing.policy.settings.stale_limit, {**ASSUMED_COSTS, **labels.costs}
@@ -37,6 +38,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
     single = max(arms, key=lambda arm: fmean(arms[arm]))
     oracle = [max(worth(question, arm) for arm in arms) for question in questions]
     gain = paired_bootstrap(values, arms[single], groups=groups)
+    few = few_different(values, arms[single], groups) if gain.shown else ""
     both = [place for place, question in enumerate(questions) if question.id in now]
     over = None
     if both:
@@ -52,6 +54,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
         f"out of fold worth {mean:.3f}, the best single arm ({single}) {of_single:.3f}: "
         f"gain {gain.difference:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
     )
+    why += f", which shows nothing ({few})" if few else ""
     if over is not None:
         why += f"; {over['difference']:+.3f} over what decides now, on the {len(both)} questions it did not learn from"
     too_risky = False
@@ -59,7 +62,7 @@ def measure(labels: Labels, routing: Routing, now: Mapping[str, float], among: S
         why += f"; {risk:.0%} of the answers given are wrong, {target:.0%} are allowed"
         too_risky = bool(wrong) and paired_bootstrap(wrong, [target] * len(wrong), groups=[groups[place] for place in given]).low > 0
     return {
-        "passed": gain.low > 0 and (over is None or over["difference"] >= 0) and not too_risky,
+        "passed": gain.low > 0 and not few and (over is None or over["difference"] >= 0) and not too_risky,
         "questions": len(questions),
         "mean": mean,
         "best_single": single,

@@ -15,6 +15,7 @@ from appliance.service import Service
 from eval.groups import groups_of, said
 from eval.types import AUTO, Item, Outcome
 from eval.utility import utility
+from router.features import VERSION as FEATURE_VERSION
 from router.features import row_of
 from router.fit import FEWEST_GROUPS, Labelled
 from router.types import ARMS, Arm, Costs
@@ -42,7 +43,8 @@ class Labels:
 def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = None) -> Labels:
     """The labels in finished runs over questions of one domain, the later run's where a question is in several.
 
-    Raises UsageError (unknown or unfinished run, several domains), ApplianceError where a run has no routed answers or no known utility.
+    Raises UsageError (unknown or unfinished run, several domains), ApplianceError where a run has no routed answers, no known utility, or
+    the features of another release.
     """
     rows = [evaluation.find(service, name) for name in run_ids]
     items: dict[str, Item] = {}
@@ -58,20 +60,27 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
         evaluation.check_finished(row)
         if row.domain is not None and row.domain != domain:
             raise UsageError(f"run {row.id} is of {row.domain}, not of {domain}; a router learns from one domain")
+        if row.settings.get("feature_version") != FEATURE_VERSION:
+            raise ApplianceError(
+                f"run {row.id} was made by a release that found other features of a question; "
+                "run `appliance eval run` again and train from that"
+            )
         result = evaluation.finished(service.workspace, row)
         scoring = evaluation.scoring_of_run(service.workspace, row, result.items)
         # See `Routing.version`.
         rules = not any(name.startswith(f"{domain}@") for name in str(row.settings.get("router", "")).split("+"))
-        for item in result.items:
-            if (item.domain or row.domain or domain) != domain:
+        for asked in result.items:
+            if (asked.domain or row.domain or domain) != domain:
                 continue
-            outcomes = {arm: result.outcomes[item.id, arm] for arm in LEARNT if (item.id, arm) in result.outcomes}
-            auto = result.outcomes.get((item.id, AUTO))
+            outcomes = {arm: result.outcomes[asked.id, arm] for arm in LEARNT if (asked.id, arm) in result.outcomes}
+            auto = result.outcomes.get((asked.id, AUTO))
+            # Rows of two sets may be called the same.
+            item = replace(asked, id=f"{asked.id} {words_of(asked)}")
             if auto is None or not auto.features:
                 continue
             # A failure says nothing about what the arm is worth when it works.
-            worth = {arm: None if outcome.error is not None else utility(item, outcome, scoring) for arm, outcome in outcomes.items()}
-            worth["refuse"] = utility(item, Outcome("refuse", refused=True), scoring)
+            worth = {arm: None if outcome.error is not None else utility(asked, outcome, scoring) for arm, outcome in outcomes.items()}
+            worth["refuse"] = utility(asked, Outcome("refuse", refused=True), scoring)
             if worth["refuse"] is None:
                 continue
             withheld += sum(outcome.error == WITHHELD for outcome in outcomes.values())
@@ -79,7 +88,7 @@ def labels_of(service: Service, run_ids: Sequence[str], domain: str | None = Non
             declined = frozenset(arm for arm, outcome in outcomes.items() if outcome.declined)
             questions[item.id] = Labelled(item.id, item.id, item.lang, row_of(auto.features), worth, declined)
             ruled.pop(item.id, None)
-            if rules and auto.arm != "verified" and (value := utility(item, auto, scoring)) is not None:
+            if rules and auto.arm != "verified" and (value := utility(asked, auto, scoring)) is not None:
                 ruled[item.id] = value
             for arm, outcome in outcomes.items():
                 if outcome.error is None:

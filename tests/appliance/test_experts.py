@@ -248,6 +248,7 @@ def test_the_report_names_arms_and_agreement(scored: Knowledge) -> None:
     assert base["utility"]["mean"] == -0.5 and quote["utility"]["mean"] == pytest.approx((1 + 0.6 + 0.3 * 0.75 + 0.1) / 2)
     (pair,) = [row for row in found["pairs"] if (row["first"], row["second"]) == ("base", "quote")]
     assert pair["first_preferred"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert pair["preferred"] == "no difference shown (fewer than 10 questions)"
     agreement = command(scored, "eval", "expert", "agreement", "run-1")
     assert agreement == {"run": "run-1", **found["agreement"]} and "quote" not in json.dumps(agreement)
     assert agreement["alpha"]["correctness"]["value"] == 1 and agreement["alpha"]["preference"]["value"] == 1

@@ -159,7 +159,27 @@ def test_an_approved_answer_proves_nothing_about_the_rules(tuned: Tuned, monkeyp
     outcomes = {**whole.outcomes, (first, "auto"): replace(whole.outcomes[first, "auto"], arm="verified", answer=whole.items[0].answer)}
     monkeypatch.setattr("appliance.evaluation.runs.load", lambda _: replace(whole, outcomes=outcomes))
     labels = labels_of(tuned.service(), [run])
-    assert first in {question.id for question in labels.questions} and set(labels.ruled) == {item.id for item in whole.items} - {first}
+    called = {question.id.split()[0] for question in labels.questions}
+    assert first in called and {id.split()[0] for id in labels.ruled} == {item.id for item in whole.items} - {first}
+
+
+def test_rows_of_two_sets_may_be_called_the_same(tuned: Tuned) -> None:
+    alone = labels_of(tuned.service(), [tuned.run()])
+    first = tuned.run(limit=10)
+    others = [{**row, "question": f"On the new ward: {row['question']}"} for row in rows(20, 10, "test")]
+    tuned.info = tuned.bench.dataset("wards", others)
+    labels = labels_of(tuned.service(), [first, tuned.run()])
+    ids = [question.id.split()[0] for question in labels.questions]
+    assert len(ids) == 20 and len(set(ids)) == 10 and len(labels.words) == 20
+    # A question that both runs asked counts once.
+    assert len(labels_of(tuned.service(), list(alone.runs) * 2).questions) == len(alone.questions)
+
+
+def test_nothing_is_learnt_from_the_features_of_another_release(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tuned.run()
+    monkeypatch.setattr("appliance.routing.labels.FEATURE_VERSION", 10_000)
+    with pytest.raises(ApplianceError, match=f"run {run} was made by a release that found other features .* `appliance eval run` again"):
+        labels_of(tuned.service(), [run])
 
 
 def test_the_best_single_arm_decides_where_no_router_beats_it(tuned: Tuned) -> None:
@@ -266,7 +286,7 @@ def test_an_experts_score_is_an_answers_worth(tuned: Tuned, monkeypatch: pytest.
     name, outcome = next((item, one) for (item, arm), one in result.outcomes.items() if arm == "base" and one.text)
     monkeypatch.setattr("appliance.evaluation.runs.expert_utilities", lambda *_: {(name, outcome.text): -1.0})
     after = labels_of(tuned.service(), [run])
-    worth = [next(one for one in labels.questions if one.id == name).utility["base"] for labels in (before, after)]
+    worth = [next(one for one in labels.questions if one.id.split()[0] == name).utility["base"] for labels in (before, after)]
     assert worth[0] != -1.0 == worth[1]
 
 

@@ -12,13 +12,13 @@ import pytest
 from eval import plots
 from eval.calibration import reliability, risk_coverage
 from eval.cost import Price
-from eval.page import page, to_html, to_markdown
+from eval.page import _risk, page, to_html, to_markdown
 from eval.run import RunResult, load, run
 from eval.statistics import Interval
 from eval.types import Item, Outcome
 from eval.utility import Scoring
 
-ITEMS = [Item(f"q{n}", f"第{n}个问题<i>？", "答案 七日", lang="zh", answerable=n % 3 > 0) for n in range(12)]
+ITEMS = [Item(f"q{n}", f"第{n}个问题<i>？", "答案 七日", lang="zh", answerable=n % 3 > 0) for n in range(24)]
 
 
 def ran(folder: Path, arms: tuple[str, ...] = ("base", "rag", "auto")) -> RunResult:
@@ -48,6 +48,38 @@ def test_a_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
     assert compared["base − rag", "utility"] == "lower" and compared["base − rag", "tokens"] == "no difference shown"
     assert compared["routed − rag", "utility"] == "higher"
     assert any("ECE" in note for note in made.notes)
+
+
+def routed(folder: Path, worth: list[float], expected: list[float]) -> tuple[RunResult, Scoring]:
+    """A run in which the router answered such questions, or declined (worth 0)."""
+    items = [Item(f"q{n}", f"question {n}", "seven days") for n in range(len(worth))]
+
+    async def ask(item: Item, arm: str) -> Outcome:
+        n = int(item.id[1:])
+        text = f"answer {n}" if worth[n] else ""
+        return Outcome("rag" if text else "refuse", text, refused=not text, predicted=expected[n], features={"length": 1.0})
+
+    result = asyncio.run(run(items, ("auto",), ask, folder))
+    return result, Scoring(experts={(f"q{n}", f"answer {n}"): value for n, value in enumerate(worth) if value})
+
+
+def test_a_router_that_knows_the_worth_of_its_answers_is_calibrated(tmp_path: Path) -> None:
+    """Three in four right where it expects that, one in four where it expects that; what wrong answers take off counts on both sides."""
+    worth = [1.0, 1.0, 1.0, -0.5] * 10 + [1.0, -0.5, -0.5, -0.5] * 10
+    made = page(*_titled(routed(tmp_path, worth, [0.625] * 40 + [-0.125] * 40)))
+    assert any("ECE 0.000" in note for note in made.notes)
+
+
+def test_what_declines_covers_nothing(tmp_path: Path) -> None:
+    result, scoring = routed(tmp_path, [1.0, -0.5, 0.0, 0.0], [0.9, 0.5, 0.8, 0.1])
+    assert [(point.coverage, point.risk) for point in _risk(result, scoring)] == [(0.25, 0.0), (0.5, 0.5)]
+    refusing, scoring = routed(tmp_path / "none", [0.0, 0.0], [0.0, 0.0])
+    assert _risk(refusing, scoring) == []
+    assert "risk-coverage" not in [plot.name for plot in page(refusing, "x", scoring).plots]
+
+
+def _titled(found: tuple[RunResult, Scoring]) -> tuple[RunResult, str, Scoring]:
+    return found[0], "x", found[1]
 
 
 def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:

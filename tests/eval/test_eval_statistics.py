@@ -5,7 +5,15 @@ import random
 
 import pytest
 
-from eval.statistics import Method, grouped_bootstrap, paired_bootstrap, questions_needed
+from eval.statistics import (
+    Method,
+    difference,
+    few_different,
+    grouped_bootstrap,
+    paired_bootstrap,
+    preferred,
+    questions_needed,
+)
 
 
 def test_a_clear_difference_is_shown():
@@ -133,3 +141,22 @@ def test_questions_about_one_document_are_not_taken_for_many():
     assert grouped_bootstrap([0.1] * 3, [0.0] * 3, ["a", "b", "c"])[1] == "fewer than 10 questions"
     interval, few = grouped_bootstrap(values[:90], [0.0] * 90, groups[:90])
     assert few == "fewer than 10 separate documents" and interval == paired_bootstrap(values[:90], [0.0] * 90, method="bca")
+
+
+def test_a_handful_of_questions_shows_nothing_however_many_were_asked() -> None:
+    names = [str(number) for number in range(300)]
+    for gained, why in ((4, "only 4 of 300 differ, 6 are needed"), (6, "")):
+        values = [0.7] * gained + [0.0] * (300 - gained)
+        interval, few = difference(values, [0.0] * 300, names)
+        assert interval.low > 0 and few == why
+    # Ten questions about one document differ once.
+    assert few_different([0.7] * 10 + [0.0] * 290, [0.0] * 300, ["one"] * 10 + names[10:]) == "only 1 of 291 differ, 6 are needed"
+    # Where nothing is shown anyway there is nothing to explain.
+    assert difference([0.0] * 300, [0.0] * 300, names)[1] == ""
+
+
+def test_who_is_preferred() -> None:
+    assert preferred([1.0] * 20) == "first" and preferred([0.0] * 12 + [0.5] * 8) == "second"
+    assert preferred([1.0, 0.0] * 10) == "no difference shown"
+    assert preferred([1.0] * 3) == "no difference shown (fewer than 10 questions)"
+    assert preferred([1.0] * 4 + [0.5] * 16) == "no difference shown (only 4 of 20 differ, 6 are needed)"
