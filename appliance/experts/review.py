@@ -207,8 +207,9 @@ class ReviewQueue:
 def share_answered(database: Database, domains: Collection[str] | None = None, since: datetime | None = None) -> Share:
     """The share of the questions put to the gateway in `domains` (None: all) since `since` that were answered without a person.
 
-    An answer counts unless it declined (see `appliance.answers.refusals.declines`), or whoever got it rated it down. Approved answers count: their person worked once. Only answers still on record are counted ([feedback] accept_days); a bad rating
-    may still come until then.
+    An answer counts unless it declined (see `appliance.answers.refusals.declines`), or whoever got it rated it down. Approved answers
+    count: their person worked once. Only answers still on record are counted ([feedback] accept_days); a bad rating may still come until
+    then.
     """
     table, given = schema.answer, schema.feedback
     down = sa.and_(given.c.rating.is_not(None), given.c.rating == "down")
