@@ -11,7 +11,7 @@ Group = Literal["question", "evidence", "adapter", "freshness", "scenario"]
 Row = tuple[float, ...]
 
 # Raised when the features below change: a router trained with others is not used.
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
     Feature("a_unlinked", "adapter", "training pairs without evidence", "没有依据的训练样本数", log=True),
     Feature("a_nearest", "adapter", "similarity to the nearest training question", "与最近训练问题的相似度"),
     Feature("a_near", "adapter", "similarity to the five nearest training questions", "与五个最近训练问题的平均相似度"),
+    Feature("a_sure", "adapter", "how surely the adapter gives the answers it learnt to these", "适配器给出这些训练答案的把握"),
     Feature("a_stale_share", "freshness", "changed share of the adapter's evidence", "适配器依据中已更改的比例"),
     Feature("a_stale_here", "freshness", "documents learnt from that are changed or gone", "训练后更改或删除的依据文档数量", log=True),
     Feature("p_rag", "scenario", "the scenario advice is retrieval", "场景建议为检索"),

@@ -89,7 +89,7 @@ def evidence_features(evidence: Evidence, lang: str) -> dict[str, float]:
 
 def adapter_features(adapter: AdapterFacts | None) -> dict[str, float]:
     """``a_present`` (0 or 1) and, with an adapter, ``a_pairs``, ``a_stale_share``, ``a_unlinked``, ``a_stale_here`` (documents),
-    ``a_nearest`` and ``a_near`` (cosines, only where known)."""
+    ``a_nearest`` and ``a_near`` (cosines), ``a_sure`` (a probability; these only where known)."""
     if adapter is None:
         return {"a_present": 0.0}
     features = {
@@ -103,6 +103,8 @@ def adapter_features(adapter: AdapterFacts | None) -> dict[str, float]:
         features["a_nearest"] = adapter.nearest_question
     if adapter.near_questions is not None:
         features["a_near"] = adapter.near_questions
+    if adapter.sure_there is not None:
+        features["a_sure"] = adapter.sure_there
     return features
 
 

@@ -30,10 +30,11 @@ class Constraints:
 class AdapterFacts:
     """Plain data about the live adapter of a domain, computed by `appliance`.
 
-    `nearest_question` is the cosine to the nearest training question, `near_questions` the mean of those to the five nearest (None if
-    unknown), `stale_share` the share of its linked training pairs whose evidence has changed or gone, `unlinked` the number of pairs
-    without evidence, `stale_here` the documents it was trained on that are other or gone now, as far as they are among this question's
-    passages or the evidence of its nearest training question.
+    `nearest_question` is the cosine to the nearest training question, `near_questions` the mean of those to the five nearest,
+    `sure_there` how surely it gives their answers (see `finetune.recall`; all None if unknown), `stale_share` the share of its linked
+    training pairs whose evidence has changed or gone, `unlinked` the number of pairs without evidence, `stale_here` the documents it was
+    trained on that are other or gone now, as far as they are among this question's passages or the evidence of its nearest training
+    question.
     """
 
     version: str
@@ -42,6 +43,7 @@ class AdapterFacts:
     unlinked: int
     nearest_question: float | None = None
     near_questions: float | None = None
+    sure_there: float | None = None
     stale_here: tuple[str, ...] = ()
 
 

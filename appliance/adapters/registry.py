@@ -357,6 +357,7 @@ class Registry:
             unlinked=stale.counts.unlinked,
             nearest_question=None if near is None else near.best,
             near_questions=None if near is None else near.mean,
+            sure_there=None if near is None else near.sure,
             stale_here=tuple(dict.fromkeys(key.id for key in here)),
         )
 

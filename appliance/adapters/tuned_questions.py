@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,28 +22,33 @@ _SAME = 1e-6
 
 
 class Near(NamedTuple):
-    """How near a question is to those of training: the cosine to the nearest, the mean of those to the five nearest, and the ids of the
-    pairs with the nearest question, which are several where they ask the same."""
+    """How near a question is to those of training: the cosine to the nearest, the mean of those to the five nearest, the ids of the
+    pairs with the nearest question, which are several where they ask the same, and how surely the version gives the answers to the five
+    nearest that were measured (None where none was)."""
 
     best: float
     mean: float
     pairs: tuple[str, ...]
+    sure: float | None = None
 
 
 class Tuned(NamedTuple):
-    """Training questions: `vectors` float32 [n, dim], L2-normalised, and the ids of their pairs [n], none where they were not kept."""
+    """Training questions: `vectors` float32 [n, dim], L2-normalised, the ids of their pairs [n], none where they were not kept, and how
+    surely the version gives their answers (see `finetune.recall`), float32 [n], NaN where that was not measured."""
 
     vectors: NDArray[np.float32]
     pairs: tuple[str, ...]
+    sure: NDArray[np.float32]
 
 
-def save(folder: Path, questions: Sequence[tuple[str, str]], embedder: Embedder) -> None:
-    """Embed the questions, each given with the id of its pair, into `folder`."""
+def save(folder: Path, questions: Sequence[tuple[str, str]], embedder: Embedder, sure: Mapping[str, float]) -> None:
+    """Embed the questions, each given with the id of its pair, into `folder`; `sure` is by the id of a pair."""
     import numpy as np
 
     texts = [question for _, question in questions]
     pairs = np.array([pair for pair, _ in questions], str)
-    np.savez(folder / _FILE, vectors=embedder.encode_queries(texts), pairs=pairs, model=np.array(json.dumps(embedder.hash)))
+    known = np.array([sure.get(pair, np.nan) for pair, _ in questions], np.float32)
+    np.savez(folder / _FILE, vectors=embedder.encode_queries(texts), pairs=pairs, sure=known, model=np.array(json.dumps(embedder.hash)))
 
 
 def load(folder: Path, embedding_hash: str) -> Tuned | None:
@@ -56,8 +61,9 @@ def load(folder: Path, embedding_hash: str) -> Tuned | None:
     with np.load(file, allow_pickle=False) as stored:
         if json.loads(str(stored["model"])) != embedding_hash:
             return None
-        # Versions of earlier releases have no ids.
-        return Tuned(stored["vectors"], tuple(stored["pairs"].tolist()) if "pairs" in stored else ())
+        # Versions of earlier releases have no ids, or nothing measured.
+        sure = stored["sure"] if "sure" in stored else np.full(len(stored["vectors"]), np.nan, np.float32)
+        return Tuned(stored["vectors"], tuple(stored["pairs"].tolist()) if "pairs" in stored else (), sure)
 
 
 class TunedQuestions:
@@ -79,7 +85,15 @@ class TunedQuestions:
         if tuned is None or not len(tuned.vectors):
             return None
         cosines = tuned.vectors @ embedder.encode_queries([question])[0]
-        nearest = np.partition(cosines, -_NEAREST)[-_NEAREST:] if len(cosines) > _NEAREST else cosines
         best = float(cosines.max())
         same = np.flatnonzero(cosines >= best - _SAME) if tuned.pairs else ()
-        return Near(best, float(nearest.mean()), tuple(tuned.pairs[place] for place in same))
+        measured = np.flatnonzero(~np.isnan(tuned.sure))
+        sure = float(tuned.sure[measured[_nearest(cosines[measured])]].mean()) if len(measured) else None
+        return Near(best, float(cosines[_nearest(cosines)].mean()), tuple(tuned.pairs[place] for place in same), sure)
+
+
+def _nearest(cosines: NDArray[np.float32]) -> NDArray[np.intp]:
+    """The places of the largest."""
+    import numpy as np
+
+    return np.argpartition(cosines, -_NEAREST)[-_NEAREST:] if len(cosines) > _NEAREST else np.arange(len(cosines))

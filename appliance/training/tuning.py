@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,9 @@ from finetune.types import TrainingError
 
 if TYPE_CHECKING:
     from finetune.train import TrainJob
+
+# Pairs of which it is measured how surely the adapter gives their answers: a part of an epoch, whatever the size of the set.
+_MEASURED = 256
 
 
 def tune(
@@ -79,7 +83,8 @@ def tune(
                 evidence=[asdict(link) for link in links],
             )
             if makes == "adapter":
-                tuned_questions.save(folder.path, data.questions(), service.knowledge.embedder)
+                sure = measured(job, folder.path, data, lock)
+                tuned_questions.save(folder.path, data.questions(), service.knowledge.embedder, sure)
         except TrainingError as error:
             raise ApplianceError(str(error)) from error
         dropped = {**data.left_out, **result.dropped}
@@ -130,6 +135,18 @@ def guarded(progress: Callable[[dict[str, Any]], None], lock: WriterLock | None)
         progress(event)
 
     return tell
+
+
+def measured(job: TrainJob, adapter: Path, data: TrainingData, lock: WriterLock | None = None) -> dict[str, float]:
+    """How surely the adapter in a folder gives the answers of `data`, by the ids of at most `_MEASURED` pairs; see `finetune.recall`."""
+    if not data.pairs:
+        return {}
+    from finetune.recall import recall
+
+    # Any of them, but the same ones each time.
+    chosen = sorted(data.train, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:_MEASURED]
+    found = recall(job, adapter, chosen, lambda: None if lock is None else lock.beat())
+    return {example.id: value for example, value in zip(chosen, found, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

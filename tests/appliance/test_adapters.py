@@ -15,7 +15,7 @@ from helpers import answering_with
 from appliance.adapters import tuned_questions
 from appliance.adapters.evidence import Link
 from appliance.adapters.registry import AdapterVersion, Registry
-from appliance.adapters.tuned_questions import Near
+from appliance.adapters.tuned_questions import Near, TunedQuestions
 from appliance.answers.availability import ArmUnavailable
 from appliance.cli.main import run
 from appliance.errors import GATE_MISSED, ApplianceError, UsageError
@@ -166,7 +166,7 @@ def test_what_is_gone_is_missed_by_the_questions_learnt_from_it(knowledge: Knowl
     version = make(knowledge)
     registry.promote(version.name)
     asked = "When may visitors come?"
-    tuned_questions.save(version.path, [("q1", asked), ("q2", "Where may cars be parked?"), ("q3", "谁保管钥匙？")], knowledge.embedder)
+    tuned_questions.save(version.path, [("q1", asked), ("q2", "Where may cars be parked?"), ("q3", "谁保管钥匙？")], knowledge.embedder, {})
     knowledge.remove([DocumentKey("medical", "visiting.md")])
     answer = ask(knowledge, ScriptedEngine("From 14:00 to 20:00."), "auto")
     assert answer.decision.features["a_nearest"] > 0.99 and "visiting.md" not in {citation.doc_id for citation in answer.citations}
@@ -174,6 +174,20 @@ def test_what_is_gone_is_missed_by_the_questions_learnt_from_it(knowledge: Knowl
     assert "visiting.md" in answer.decision.unavailable["finetuned"]
     found = knowledge.search("Where may cars be parked?", Scope(frozenset({"medical"})))
     assert registry.facts(version, found, Near(0.97, 0.9, ("q2",))).stale_here == ()
+
+
+def test_how_surely_the_adapter_gives_what_it_learnt_nearby(knowledge: Knowledge) -> None:
+    folder, embedder = make(knowledge).path, knowledge.embedder
+    asked = ["When may visitors come?", "Who keeps the key?", "谁保管钥匙？"]
+    pairs = [(f"q{number}", f"{asked[number % 3]} {number}") for number in range(9)]
+    # Of the third nothing was measured.
+    tuned_questions.save(folder, pairs, embedder, {f"q{number}": (0.9, 0.2)[number % 3] for number in range(9) if number % 3 < 2})
+    near = TunedQuestions().near(folder, embedder, "When may visitors come? 0")
+    assert near is not None and near.pairs == ("q0",) and near.sure == pytest.approx((3 * 0.9 + 2 * 0.2) / 5)
+    for known in ({}, {"q4": 0.5}):
+        tuned_questions.save(folder, pairs, embedder, known)
+        near = TunedQuestions().near(folder, embedder, "谁保管钥匙？")
+        assert near is not None and near.sure == (0.5 if known else None)
 
 
 def test_a_stale_adapter_is_not_trusted_and_the_reason_is_given(knowledge: Knowledge) -> None:

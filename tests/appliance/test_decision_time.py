@@ -44,7 +44,7 @@ def statements(knowledge: Knowledge) -> Iterator[list[str]]:
 def test_what_an_adapter_was_trained_on_is_read_once(light: Knowledge) -> None:
     version = make(light)
     Registry(light.workspace).promote(version.name)
-    tuned_questions.save(version.path, [("q1", QUESTION)], light.embedder)
+    tuned_questions.save(version.path, [("q1", QUESTION)], light.embedder, {"q1": 0.5})
     answering = answering_with(light, ScriptedEngine("From 14:00 to 20:00."))
     request, caller = Request(QUESTION, domain="medical"), Caller()
     evidence = light.search(QUESTION, Scope(frozenset({"medical"})))

@@ -524,7 +524,7 @@ def stale(tuned: Tuned) -> tuple[int, Any]:
 def test_one_question_is_embedded_once(knowledge: Knowledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrieval, the search for approved answers and the router's look at training questions share one embedding."""
     tuned = Tuned(Bench(knowledge, tmp_path))
-    tuned_questions.save(tuned.version.path, [("p1", "谁保管钥匙？"), ("p2", "Who keeps the key?")], knowledge.embedder)
+    tuned_questions.save(tuned.version.path, [("p1", "谁保管钥匙？"), ("p2", "Who keeps the key?")], knowledge.embedder, {})
     encoded: list[str] = []
     model = knowledge.embedder._embedder
     encode = model.encode_queries
