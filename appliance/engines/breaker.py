@@ -1,12 +1,23 @@
-"""A circuit breaker: an engine that keeps failing is left alone for a while, then tried with one request."""
+"""A circuit breaker: an engine that keeps failing is left alone for a while, then tried with one request; and the count of what failed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["closed", "half-open", "open"]
+
+
+@dataclass(slots=True)
+class Faults:
+    """What went wrong with an engine since it was started; for the metrics."""
+
+    failed: int = 0
+    late: int = 0
+    retried: int = 0
+    refused: int = 0
 
 
 class Breaker:

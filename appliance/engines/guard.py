@@ -24,7 +24,8 @@ from appliance.engines.base import (
     PromptTooLong,
     Sampling,
 )
-from appliance.engines.breaker import Breaker, State
+from appliance.engines.breaker import Breaker, Faults, State
+from appliance.engines.replicas import Replicas
 from appliance.errors import ApplianceError
 
 logger = logging.getLogger("appliance.engines")
@@ -49,16 +50,6 @@ class TimeLimits:
     total: float = 600.0
 
 
-@dataclass(slots=True)
-class Faults:
-    """What went wrong with an engine since it was started; for the metrics."""
-
-    failed: int = 0
-    late: int = 0
-    retried: int = 0
-    refused: int = 0
-
-
 class _LeftAlone(EngineDown):
     """Not another failure: what came of the failures before."""
 
@@ -66,8 +57,9 @@ class _LeftAlone(EngineDown):
 class Guarded:
     """`engine` under `limits` and `breaker`; an `Engine` itself.
 
-    A request that fails before its first token, not by being late, is sent once more. An engine that failed too often in a row, or
-    was not well several times in a row, is left alone: EngineDown says so at once, also to those that wait for their first token.
+    A request that fails before its first token, not by being late, is sent once more, unless replicas have seen to that. An engine that
+    failed too often in a row, or was not well several times in a row, is left alone: EngineDown says so at once, also to those that wait
+    for their first token.
 
     No adapter is loaded unless `lint` finds nothing that keeps the files in its folder from being served by the engine as it is configured.
     """
@@ -78,7 +70,9 @@ class Guarded:
         self.engine, self.limits, self.breaker = engine, limits, breaker
         self.name, self.base_hash, self.languages = engine.name, engine.base_hash, engine.languages
         self.serves_adapters, self.context_window = engine.serves_adapters, engine.context_window
-        self.faults = Faults()
+        # Replicas send what failed once more themselves, each question to two of them at most: what they count is told here.
+        self._retries = not isinstance(engine, Replicas)
+        self.faults = engine.faults if isinstance(engine, Replicas) else Faults()
         self._alive_at = float("-inf")
         self._last = Health(True)
         self._probing = False
@@ -109,7 +103,7 @@ class Guarded:
             self._using[adapter] += 1
         deadline = asyncio.get_running_loop().time() + self.limits.total
         try:
-            for again in (True, False):
+            for again in (self._retries, False):
                 begun = False
                 try:
                     async with aclosing(self._timed(messages, adapter, sampling, deadline)) as deltas:

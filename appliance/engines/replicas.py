@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from appliance.engines.base import AdapterRef, Delta, Engine, EngineBusy, EngineDown, EngineError, Health, Message, Sampling
+from appliance.engines.breaker import Faults
 
 logger = logging.getLogger("appliance.engines")
 
@@ -51,6 +52,8 @@ class Replicas:
         # A replica that does not answer must not make the whole engine late.
         self._connect, self._first_token = connect * 0.7, first_token
         self._closed = False
+        # Of these it counts what it sends once more; a failure that another replica makes good is none of the engine's.
+        self.faults = Faults()
 
     @property
     def engines(self) -> list[Engine]:
@@ -85,6 +88,7 @@ class Replicas:
                 self._eject(replica, str(error))
                 if begun or len(tried) == 2 or self._least_busy(tried) is None:
                     raise
+                self.faults.retried += 1
             except (asyncio.CancelledError, GeneratorExit):
                 # Whoever waited gave up: the client left, or the first token was too late.
                 if not begun and time.monotonic() - since >= self._first_token * 0.95:

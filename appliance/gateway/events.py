@@ -12,8 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from appliance.engines.breaker import State
-from appliance.engines.guard import Faults
+from appliance.engines.breaker import Faults, State
 from appliance.gateway.errors import CLIENT_GONE, ApiError, report
 from appliance.gateway.trace import Trace, trace_of
 from appliance.types import Answer, Caller, Event, Finished, Request

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from appliance.engines.guard import Faults
+from appliance.engines.breaker import Faults
 from appliance.gateway.admission import Queues
 from appliance.gateway.errors import CLIENT_GONE
 from appliance.gateway.events import Answers

@@ -267,3 +267,32 @@ async def test_an_adapter_is_loaded_without_waiting_for_a_replica_that_hangs(mon
         await engine.load(ref)
     assert await engine.adapters() == ["medical@1"]
     await engine.close()
+
+
+async def test_a_question_is_sent_to_two_replicas_at_most_and_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Those that are out stay out.
+    monkeypatch.setattr(replicas, "_AGAIN", 3600.0)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(lying(fault="500")) for _ in range(4)]
+        async with over(servers) as engine:
+            guard = Guarded(engine, TimeLimits(15.0, 60.0, 60.0, 120.0), Breaker(2, 60.0))
+            with pytest.raises(EngineDown, match="500"):
+                await ask(guard)
+            assert sorted(server.chats for server in servers) == [0, 0, 1, 1]
+            assert sum(replica.out for replica in engine._replicas) == 2
+            assert (guard.faults.failed, guard.faults.retried) == (1, 1) and guard.state == "closed"
+            # What another one makes good is told as retried, and is no failure.
+            servers[3].fault = ""
+            assert await ask(guard)
+            assert (guard.faults.failed, guard.faults.retried) == (1, 2)
+
+
+async def test_what_only_one_replica_is_left_for_is_sent_once() -> None:
+    with lying(fault="500") as one, lying() as two:
+        two.down()
+        async with over([one, two]) as engine:
+            engine._eject(engine._replicas[1], "it is down")
+            guard = Guarded(engine, TimeLimits(15.0, 60.0, 60.0, 120.0), Breaker(3, 60.0))
+            with pytest.raises(EngineDown, match="500"):
+                await ask(guard)
+            assert one.chats == 1 and (guard.faults.failed, guard.faults.retried) == (1, 0)
