@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from appliance.engines.base import (
     AdapterRef,
@@ -27,6 +28,8 @@ from appliance.engines.base import (
 from appliance.engines.breaker import Breaker, Faults, State
 from appliance.engines.replicas import Replicas
 from appliance.errors import ApplianceError
+
+T = TypeVar("T")
 
 logger = logging.getLogger("appliance.engines")
 
@@ -85,7 +88,7 @@ class Guarded:
         self._linted: dict[str, float] = {}
         # Requests under way, and when the last one ended, by adapter.
         self._using: Counter[str] = Counter()
-        # The time limits of those that wait for their first token.
+        # The time limits of those that wait for their first token, or for the count of what they are to send.
         self._unbegun: set[asyncio.Timeout] = set()
         self._used: dict[str, float] = {}
 
@@ -135,32 +138,33 @@ class Guarded:
                 self._used[adapter] = time.monotonic()
 
     async def _timed(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling, deadline: float) -> AsyncGenerator[Delta]:
-        loop = asyncio.get_running_loop()
         patience, what, waiting = self.limits.first_token, "no first token", True
         async with aclosing(self.engine.chat(messages, adapter, sampling)) as deltas:
-            while True:
-                timeout = asyncio.timeout_at(min(deadline, loop.time() + patience))
-                try:
-                    async with timeout:
-                        if waiting:
-                            self._unbegun.add(timeout)
-                        delta = await anext(deltas, None)
-                except TimeoutError as error:
-                    if not timeout.expired():
-                        raise
-                    if waiting and timeout not in self._unbegun:
-                        raise self._left_alone() from error
-                    if loop.time() >= deadline:
-                        raise EngineLate(f"engine {self.name} did not complete the answer within {self.limits.total:g} s") from error
-                    raise EngineLate(f"engine {self.name} sent {what} within {patience:g} s") from error
-                finally:
-                    if waiting:
-                        self._unbegun.discard(timeout)
-                if delta is None:
-                    return
+            while (delta := await self._in_time(anext(deltas, None), patience, what, deadline, waiting)) is not None:
                 self._alive_at = time.monotonic()
                 yield delta
                 patience, what, waiting = self.limits.between_tokens, "nothing more", False
+
+    async def _in_time(self, work: Awaitable[T], patience: float, what: str, deadline: float, waiting: bool) -> T:
+        """What comes of `work`. Raises EngineLate where that takes too long and, for who has nothing of the engine yet (`waiting`),
+        EngineDown as soon as it is left alone."""
+        loop = asyncio.get_running_loop()
+        timeout = asyncio.timeout_at(min(deadline, loop.time() + patience))
+        try:
+            async with timeout:
+                if waiting:
+                    self._unbegun.add(timeout)
+                return await work
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            if waiting and timeout not in self._unbegun:
+                raise self._left_alone() from error
+            if loop.time() >= deadline:
+                raise EngineLate(f"engine {self.name} did not complete the answer within {self.limits.total:g} s") from error
+            raise EngineLate(f"engine {self.name} sent {what} within {patience:g} s") from error
+        finally:
+            self._unbegun.discard(timeout)
 
     def _left_alone(self) -> _LeftAlone:
         self.faults.refused += 1
@@ -237,7 +241,23 @@ class Guarded:
         return 0.0 if self._using[adapter] else time.monotonic() - self._used.get(adapter, float("-inf"))
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
-        return await self.engine.count_tokens(messages)
+        """See the contract; raises EngineDown and EngineLate as `chat` does: every answer begins with it, and a server may do it."""
+        if not self.breaker.allows():
+            raise self._left_alone()
+        trial = self.breaker.enter()
+        deadline = asyncio.get_running_loop().time() + self.limits.total
+        try:
+            counted = self.engine.count_tokens(messages)
+            return await self._in_time(counted, self.limits.first_token, "no count of tokens", deadline, waiting=True)
+        except _LeftAlone:
+            raise
+        except EngineDown as error:
+            self._count(error)
+            raise
+        finally:
+            # One that counts has not yet shown that it answers.
+            if trial:
+                self.breaker.leave()
 
     async def adapters(self) -> list[str]:
         return await self.engine.adapters()

@@ -68,9 +68,9 @@ class Replicas:
             lacking = [one for one in self._replicas if adapter is not None and adapter not in await one.engine.adapters()]
             replica = self._least_busy([*tried, *lacking]) or self._least_busy(tried)
             if replica is None:
-                raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
+                raise self._none_left()
             tried.append(replica)
-            begun, since = False, time.monotonic()
+            begun = False
             replica.running += 1
             try:
                 async with aclosing(replica.engine.chat(messages, adapter, sampling)) as deltas:
@@ -89,13 +89,11 @@ class Replicas:
                 if begun or len(tried) == 2 or self._least_busy(tried) is None:
                     raise
                 self.faults.retried += 1
-            except (asyncio.CancelledError, GeneratorExit):
-                # Whoever waited gave up: the client left, or the first token was too late.
-                if not begun and time.monotonic() - since >= self._first_token * 0.95:
-                    self._eject(replica, f"no first token within {self._first_token:g} s")
-                raise
             finally:
                 replica.running -= 1
+
+    def _none_left(self) -> EngineDown:
+        return EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
 
     def _least_busy(self, but: Collection[_Replica]) -> _Replica | None:
         left = [replica for replica in self._replicas if not replica.out and replica not in but]
@@ -110,6 +108,7 @@ class Replicas:
     @asynccontextmanager
     async def _waiting_for(self, replica: _Replica) -> AsyncIterator[None]:
         """Raises EngineDown once the replica turns out to hang; one that is out already has as long as for a question about its health."""
+        since = time.monotonic()
         limit = asyncio.timeout(self._connect if replica.out else None)
         replica.waiting.add(limit)
         self._look_after(replica)
@@ -120,6 +119,11 @@ class Replicas:
             if not limit.expired():
                 raise
             raise EngineDown(f"replica {replica.number} of engine {self.name} does not answer") from error
+        except asyncio.CancelledError:
+            # Whoever waited gave up: the client left, or it was too late.
+            if time.monotonic() - since >= self._first_token * 0.95:
+                self._eject(replica, f"nothing came within {self._first_token:g} s")
+            raise
         finally:
             replica.waiting.discard(limit)
 
@@ -157,14 +161,16 @@ class Replicas:
             replica.out = False
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Of the first replica that can tell."""
-        for replica in self._replicas:
-            if not replica.out:
-                try:
+        """Of the first replica that can tell; like a question it is asked of two at most."""
+        failure = self._none_left()
+        for replica in [replica for replica in self._replicas if not replica.out][:2]:
+            try:
+                async with self._waiting_for(replica):
                     return await replica.engine.count_tokens(messages)
-                except EngineDown as error:
-                    self._eject(replica, str(error))
-        raise EngineDown(f"none of the {len(self._replicas)} replicas of engine {self.name} is available")
+            except EngineDown as error:
+                self._eject(replica, str(error))
+                failure = error
+        raise failure
 
     async def adapters(self) -> list[str]:
         """Those that every replica in use has."""

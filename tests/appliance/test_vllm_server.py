@@ -23,7 +23,9 @@ from gate_support import make_adapter, make_base
 from appliance.adapters.registry import Registry
 from appliance.engines import vllm, vllm_server
 from appliance.engines.base import AdapterRef, EngineDown, EngineError, EngineLate, Message, Sampling
+from appliance.engines.breaker import Breaker
 from appliance.engines.build import build, check
+from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.pool import EnginePool
 from appliance.engines.replicas import Replicas
 from appliance.engines.vllm_server import Launch, Running, VllmServer
@@ -383,6 +385,21 @@ def test_a_server_that_hangs_holds_no_load_up(
                 with pytest.raises(EngineLate):
                     await engine.count_tokens([Message(role="user", content="挂号费")])
             await engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_question_waits_for_no_count_of_a_server_that_hangs_beyond_its_limits() -> None:
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+            engine = vllm.VllmEngine("default", url, "m", None, ["en"], "", 2048, tuple)
+            guard = Guarded(engine, TimeLimits(first_token=0.3), Breaker(1, 60.0))
+            async with asyncio.timeout(vllm._PATIENCE / 2):
+                with pytest.raises(EngineLate, match=r"no count of tokens within 0\.3 s"):
+                    await guard.count_tokens([Message(role="user", content="挂号费")])
+            assert guard.state == "open"
+            await guard.close()
 
     asyncio.run(run())
 

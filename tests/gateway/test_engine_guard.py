@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -249,6 +249,72 @@ async def test_a_busy_engine_is_no_broken_one() -> None:
         with pytest.raises(EngineBusy):
             await ask(guard)
     assert guard.state == "closed"
+
+
+class Counting(OpenAIEngine):
+    """One whose server counts the tokens, which hangs while `hangs`, as does the question whether it is well; chats always fail."""
+
+    def __init__(self, hangs: bool = True) -> None:
+        super().__init__("counting", "http://127.0.0.1:9/v1", "m", None, ["zh"])
+        self.hangs, self.counts = hangs, 0
+
+    async def chat(self, *_: object):  # type: ignore[no-untyped-def, override]
+        raise EngineDown("500")
+        yield
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        self.counts += 1
+        await asyncio.sleep(3600 if self.hangs else 0)
+        return 3
+
+    async def health(self) -> Health:
+        await asyncio.sleep(3600 if self.hangs else 0)
+        return Health(True)
+
+
+async def test_a_server_that_hangs_while_it_counts_is_late_and_then_left_alone() -> None:
+    engine = Counting()
+    guard = Guarded(engine, replace(PATIENT, first_token=0.2), Breaker(2, 60.0))
+    for late in (1, 2):
+        async with asyncio.timeout(30):
+            with pytest.raises(EngineLate, match=r"engine counting sent no count of tokens within 0\.2 s"):
+                await guard.count_tokens(ASK)
+        assert guard.faults.late == late
+    assert guard.state == "open"
+    with pytest.raises(EngineDown, match="is left alone"):
+        await guard.count_tokens(ASK)
+    assert engine.counts == 2 and guard.faults.refused == 1
+
+
+async def test_who_waits_for_the_count_of_an_engine_that_turns_out_to_be_ill_is_told_at_once() -> None:
+    guard = Guarded(Counting(), replace(PATIENT, connect=0.1), Breaker(3, 60.0))
+    waiting = [asyncio.ensure_future(guard.count_tokens(ASK)) for _ in range(3)]
+    for _ in range(3):
+        await guard.health()
+    found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENT.first_token / 2)
+    assert all("is left alone" in str(error) for error in found) and (guard.faults.late, guard.faults.refused) == (0, 3)
+
+
+async def test_counting_does_not_show_that_an_engine_answers() -> None:
+    engine = Counting(hangs=False)
+    guard = Guarded(engine, PATIENT, Breaker(4, 0.2))
+    for _ in range(2):
+        assert await guard.count_tokens(ASK) == 3 and guard.state == "closed"
+        with pytest.raises(EngineDown, match="500"):
+            await ask(guard)
+    assert guard.state == "open"
+    await asyncio.sleep(0.25)
+    assert await guard.count_tokens(ASK) == 3 and guard.state == "half-open"
+    # The engine is tried with one request at a time, be it a count.
+    engine.hangs = True
+    trial = asyncio.ensure_future(guard.count_tokens(ASK))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineDown, match="is left alone"):
+            await guard.count_tokens(ASK)
+    trial.cancel()
+    await asyncio.gather(trial, return_exceptions=True)
+    assert guard.breaker.allows()
 
 
 async def test_closing_the_iterator_reaches_the_server() -> None:

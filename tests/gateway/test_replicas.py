@@ -269,6 +269,59 @@ async def test_an_adapter_is_loaded_without_waiting_for_a_replica_that_hangs(mon
     await engine.close()
 
 
+class Counts(Loads):
+    """One that counts, hangs (None) or fails."""
+
+    def __init__(self, count: int | EngineError | None) -> None:
+        super().__init__()
+        self.count, self.counts = count, 0
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        self.counts += 1
+        if self.count is None:
+            await asyncio.sleep(3600)
+        if isinstance(self.count, EngineError):
+            raise self.count
+        return self.count or 0
+
+    async def health(self) -> Health:
+        if self.count is None:
+            await asyncio.sleep(3600)
+        return Health(True)
+
+
+async def test_tokens_are_counted_without_waiting_for_a_replica_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 0.05)
+    bad, good = Counts(None), Counts(7)
+    engine = Replicas([bad, good], 0.2, 60.0)
+    async with asyncio.timeout(30):
+        assert await engine.count_tokens(ASK) == 7 and engine._replicas[0].out
+        assert await engine.count_tokens(ASK) == 7
+    assert (bad.counts, good.counts) == (1, 2)
+    await engine.close()
+
+
+async def test_one_that_does_not_count_in_time_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 3600.0)
+    engine = Replicas([Counts(None), Counts(7)], 0.2, 0.3)
+    guard = Guarded(engine, TimeLimits(0.2, 0.3, 30.0, 60.0), Breaker(3, 60.0))
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineLate):
+            await guard.count_tokens(ASK)
+    assert engine._replicas[0].out and guard.faults.late == 1
+    assert await guard.count_tokens(ASK) == 7
+    await guard.close()
+
+
+async def test_tokens_that_two_replicas_cannot_count_put_no_third_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "_AGAIN", 3600.0)
+    engine = Replicas([Counts(EngineDown("500")) for _ in range(4)], 0.2, 60.0)
+    with pytest.raises(EngineDown, match="500"):
+        await engine.count_tokens(ASK)
+    assert [replica.out for replica in engine._replicas] == [True, True, False, False]
+    await engine.close()
+
+
 async def test_a_question_is_sent_to_two_replicas_at_most_and_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # Those that are out stay out.
     monkeypatch.setattr(replicas, "_AGAIN", 3600.0)
