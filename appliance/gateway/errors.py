@@ -58,6 +58,12 @@ class ApiError(HTTPException):
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
+def shutting_down() -> ApiError:
+    """For what is not done when the server's deadline for open requests has passed."""
+    message = "the server is shutting down and could not finish this; try again"
+    return ApiError(503, message, code="shutting_down", headers={"Retry-After": "1"})
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What the client is told. Messages of server-side failures stay in the log: they may name addresses and paths."""
     match error:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.engines.breaker import Faults, State
-from appliance.gateway.errors import CLIENT_GONE, ApiError, report
+from appliance.gateway.errors import CLIENT_GONE, report, shutting_down
 from appliance.gateway.trace import Trace, trace_of
 from appliance.types import Answer, Caller, Event, Finished, Request
 
@@ -72,15 +72,22 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             pass
 
     job, watch = asyncio.create_task(work), asyncio.create_task(gone())
+    left = False
     try:
         await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            raise ClientDisconnect
-        return job.result()
+        if job.done():
+            return job.result()
+        left = True
     finally:
         job.cancel()
         watch.cancel()
-        await asyncio.gather(job, watch, return_exceptions=True)
+        try:
+            await asyncio.gather(job, watch, return_exceptions=True)
+        except asyncio.CancelledError:
+            # The server's deadline is nothing to a client that has gone already.
+            if not left:
+                raise
+    raise ClientDisconnect
 
 
 async def finished(receive: Receive, events: AsyncGenerator[Event]) -> Answer:
@@ -118,12 +125,13 @@ class EventStream(Response):
         except ClientDisconnect:
             trace.late_status = CLIENT_GONE
         except asyncio.CancelledError:
-            # The server's deadline for ending streams has passed.
-            trace.late_status = 503
-            if self._begun and not self._ended:
-                stopped = ApiError(503, "the server is shutting down and could not finish this answer", code="shutting_down")
+            # The server's deadline for open requests has passed. What has not begun is answered like all others.
+            if not self._begun:
+                raise
+            if not self._ended:
+                stopped = shutting_down()
+                trace.late_status = stopped.status_code
                 await self._put(send, frame(stopped.body()), more=False)
-            raise
 
     async def _run(self, trace: Trace, send: Send) -> None:
         done = False

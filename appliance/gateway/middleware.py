@@ -5,6 +5,7 @@ Nothing here buffers a body, and a client's disconnect always reaches the handle
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from appliance.admin.keys import PREFIX, Key
 from appliance.admin.quotas import Exceeded, Quotas
 from appliance.errors import ApplianceError
-from appliance.gateway.errors import ApiError, report
+from appliance.gateway.errors import ApiError, report, shutting_down
 from appliance.gateway.health import Lifecycle
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.trace import RESPONSE_HEADERS, Trace, trace_of
@@ -37,7 +38,8 @@ _LOOPBACK = re.compile(r"(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|
 
 
 class Recorder:
-    """Gives every request an id and every response the id and the security headers, then logs and counts it.
+    """Gives every request an id and every response the id and the security headers, then logs and counts it. Answers what has no answer
+    yet when the server ends.
 
     `audit` gets the trace and status of every request that was routed to an answer.
     """
@@ -56,13 +58,13 @@ class Recorder:
         # Never reset: the server logs a crash after this has returned, and every request is a task of its own.
         REQUEST.set(trace.request_id)
         # A crash is answered outside of this middleware, with 500.
-        status = 500
+        status, begun = 500, False
         started = time.perf_counter()
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers.update(RESPONSE_HEADERS)
                 headers["X-Request-ID"] = trace.request_id
@@ -73,6 +75,11 @@ class Recorder:
         self.metrics.in_progress.inc()
         try:
             await self.app(scope, receive, send_marked)
+        except asyncio.CancelledError:
+            # At its deadline for open requests the server cancels them, and would answer in its own words.
+            if begun:
+                raise
+            await shutting_down().response()(scope, receive, send_marked)
         finally:
             self.metrics.in_progress.dec()
             route = getattr(scope.get("route"), "path", "other")

@@ -14,6 +14,7 @@ import openai
 import pytest
 from gateway_fake import FakeAnswering, FakeEmbedding
 from gateway_server import Served
+from starlette.requests import ClientDisconnect
 
 from appliance.admin.keys import Keys
 from appliance.admin.quotas import Quotas
@@ -22,6 +23,8 @@ from appliance.errors import UsageError
 from appliance.gateway.admission import Admission
 from appliance.gateway.app import Limits
 from appliance.gateway.errors import ApiError
+from appliance.gateway.events import unless_gone
+from appliance.gateway.trace import RESPONSE_HEADERS
 from appliance.types import Caller, Event, Request
 from tests.waiting import until
 
@@ -271,7 +274,7 @@ def test_a_quota_is_kept_with_its_key(keys: Keys) -> None:
 # --- the end
 
 
-def test_the_deadline_for_streams_is_an_error_event(start: Callable[..., Served]) -> None:
+def test_the_deadline_for_streams_is_an_error_event(start: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
     """What uvicorn does at the deadline: it cancels the tasks of open requests."""
     served = start(FakeAnswering(stall=True))
     seen: list[str] = []
@@ -289,3 +292,50 @@ def test_the_deadline_for_streams_is_an_error_event(start: Callable[..., Served]
     text = "".join(seen)
     assert "[DONE]" not in text
     assert json.loads(text.strip().rpartition("data: ")[2])["error"]["code"] == "shutting_down"
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", {**CHAT, "stream": False}), ("/v1/chat/completions", CHAT), ("/v1/answer", QUESTION)]
+)
+def test_what_has_not_begun_at_the_deadline_is_an_error_like_any_other(
+    start: Callable[..., Served], path: str, body: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "appliance.access")
+    served = start(FakeAnswering(pieces=[""], stall=True))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: served.http().post(path, json=body, headers={"X-Request-ID": "the-last"}))
+        until(served.answering.stalled.is_set)
+        served.server.config.timeout_graceful_shutdown = 1
+        served.server.should_exit = True
+        stopped = asked.result(20)
+    assert (stopped.status_code, stopped.json()["error"]["code"]) == (503, "shutting_down")
+    assert stopped.json()["error"]["type"] == "server_error" and int(stopped.headers["retry-after"]) >= 1
+    assert (
+        stopped.headers["x-request-id"] == "the-last"
+        and RESPONSE_HEADERS.items() <= {name: stopped.headers.get(name) for name in RESPONSE_HEADERS}.items()
+    )
+    until(lambda: any(record.name == "appliance.access" for record in caplog.records))
+    logged = [record.facts["status"] for record in caplog.records if record.name == "appliance.access"]  # type: ignore[attr-defined]
+    assert logged == [503] and served.answering.abandoned.is_set() and "Traceback" not in caplog.text
+
+
+def test_the_deadline_does_not_change_that_a_client_has_gone() -> None:
+    async def run() -> None:
+        ending, receive = asyncio.Event(), asyncio.Queue[dict[str, object]]()
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ending.set()
+                await asyncio.sleep(3600)
+
+        asked = asyncio.create_task(unless_gone(receive.get, work()))  # type: ignore[arg-type]
+        await receive.put({"type": "http.disconnect"})
+        await ending.wait()
+        asked.cancel()
+        with pytest.raises(ClientDisconnect):
+            await asked
+
+    asyncio.run(run())
