@@ -31,7 +31,8 @@ _REPEATED, _REPEATED_LENGTH = 3, 20
 _SAME_MATTER = 0.5
 # Long answers differ in some number or "not" whatever they say.
 _LONG = 40
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# With its power, as normalising leaves it: 10⁹ is neither 10⁸ nor 109.
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:⁻?[⁰¹²³⁴-⁹])*|[¼-¾⅐-⅞]")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|neither|nor|cannot|without)\b|n't\b|[不没无未非勿否]|禁止", re.IGNORECASE)
 _YES = re.compile(r"(?:yes|correct|right)\b|(?:是|对|可以|能|会|需要|应该|有)(?:的)?(?:$|[，,。.;；：:！!\s])", re.IGNORECASE)
 _NO = re.compile(r"(?:no|incorrect|wrong)\b(?!\.? ?\d)|不|否|没有|无需|无须|禁止", re.IGNORECASE)

@@ -196,9 +196,19 @@ def phrase_units(text: str) -> list[str]:
     return found
 
 
+@lru_cache(8192)
+def keeps_form(char: str) -> bool:
+    """Whether NFKC would make a character say something else: 10⁹ is not 109, 2ⁿ not 2n, 1½ not 11⁄2 and ① not 1."""
+    return unicodedata.category(char) == "No" or unicodedata.decomposition(char).startswith(("<super>", "<sub>"))
+
+
 def normalise_question(text: str) -> str:
-    """The form in which two questions are the same question: NFKC, case, white space and trailing punctuation do not count."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """The form in which two questions are the same question: NFKC, case, white space and trailing punctuation do not count.
+
+    What `keeps_form` stays as it is.
+    """
+    parts = ("".join(run) if kept else unicodedata.normalize("NFKC", "".join(run)) for kept, run in itertools.groupby(text, keeps_form))
+    folded = " ".join("".join(parts).casefold().split())
     folded = re.sub(rf"(?<=[{_HAN}]) (?=\S)|(?<=\S) (?=[{_HAN}])", "", folded)
     return folded.rstrip(" ?!.。…;,、，；")
 

@@ -15,6 +15,7 @@ from appliance.answers.same_question import Meaning, meaning, same
 from appliance.store import schema
 from appliance.store.database import Database
 from appliance.store.lookup import Lookup
+from retrieval.text import normalise_question
 
 # The setting that is another one after every approval and removal.
 _KEY = "verified"
@@ -67,14 +68,15 @@ class ApprovedQuestions:
         table = schema.verified
         with self._database.read() as connection:
             state = connection.execute(_STATE.statement, {"key": _KEY}).scalar_one_or_none()
-            columns = (table.c.id, table.c.domain, table.c.question, table.c.normalised)
+            columns = (table.c.id, table.c.domain, table.c.question)
             rows = connection.execute(sa.select(*columns).order_by(table.c.created_at.desc())).all()
         worded, meant = defaultdict[str, list[Approved]](list), defaultdict[Meaning, list[Approved]](list)
         read: dict[str, Meaning] = {}
         for row in rows:
             one = Approved(row.id, row.domain, row.question)
             said = read[row.question] = read.get(row.question) or before.read.get(row.question) or meaning(row.question)
-            worded[row.normalised].append(one)
+            # What is stored was normalised by the release that approved it, which may have known fewer differences.
+            worded[normalise_question(row.question)].append(one)
             meant[said].append(one)
         return _Known(state, dict(worded), dict(meant), read)
 

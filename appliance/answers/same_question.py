@@ -12,7 +12,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from retrieval.text import NO_DENIAL, content_words, detect_lang
+from retrieval.text import NO_DENIAL, content_words, detect_lang, keeps_form
 
 
 def _list(text: str) -> list[str]:
@@ -185,7 +185,7 @@ class Meaning:
 def meaning(question: str) -> Meaning:
     """What `question` says, for `same`."""
     # Fractions and powers would run together with the digits before them.
-    apart = "".join(f" ^{char}" if unicodedata.category(char) == "No" else char for char in question)
+    apart = "".join(f" ^{char}" if keeps_form(char) else char for char in question)
     text = unicodedata.normalize("NFKC", apart)
     lang = detect_lang(question)
     words = _chinese(text.casefold()) if lang == "zh" else _english(text)

@@ -321,6 +321,7 @@ verified = Table(
     Column("id", String(40), primary_key=True),
     Column("domain", String(64), nullable=False, index=True),
     Column("question", Text, nullable=False),
+    # As the release that approved it normalised the question; what is asked is looked up by `question` itself.
     Column("normalised", Text, nullable=False),
     Column("answer", Text, nullable=False),
     Column("lang", String(8), nullable=False),

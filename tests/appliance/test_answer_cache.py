@@ -141,6 +141,12 @@ def test_whatever_differs_is_another_question(answering: Answering, engine: Scri
     assert ask(answering, replace(ASKED, **other)).cached is False and len(engine.asked) == 2
 
 
+def test_a_power_is_another_number(answering: Answering, engine: ScriptedEngine) -> None:
+    ten, power = (replace(ASKED, question=f"May visitors come at {number} platelets?") for number in ("109", "10⁹"))
+    ask(answering, ten)
+    assert ask(answering, power).cached is False and ask(answering, power).cached is True and len(engine.asked) == 2
+
+
 def test_no_answer_is_another_callers(answering: Answering, engine: ScriptedEngine) -> None:
     ask(answering, caller=MANAGER)
     assert ask(answering).cached is False

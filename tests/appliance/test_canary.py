@@ -97,6 +97,7 @@ def test_places_are_spread_evenly() -> None:
     places = [place("can-1", "k", f"问题{n}") for n in range(2000)]
     assert abs(sum(where < 0.1 for where in places) / 2000 - 0.1) < 0.03
     assert place("can-1", "k", "费用是多少？") == place("can-1", "k", " 费用是多少 ?") != place("can-2", "k", "费用是多少？")
+    assert place("can-1", "k", "低于10⁹怎么办？") == place("can-1", "k", "低于１０⁹ 怎么办") != place("can-1", "k", "低于109怎么办？")
 
 
 def test_who_may_not_see_it_stays_with_the_live_version(bench: Bench, answering: Answering) -> None:

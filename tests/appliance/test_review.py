@@ -106,6 +106,12 @@ def test_refusals_and_bad_ratings_enter_once_each(desk: Desk) -> None:
     assert len(desk.queue.questions(NONE)) == 1
 
 
+def test_a_power_is_another_question_than_its_digits(desk: Desk) -> None:
+    for question in ("低于10⁹怎么办？", "低于109怎么办？", "低于１０⁹ 怎么办"):
+        desk.ask(question, NOTHING_FOUND["zh"])
+    assert sorted(found.refused for found in desk.queue.questions(NONE)) == [1, 2]
+
+
 def test_what_a_model_declines_in_its_own_words_is_a_refusal_and_half_an_answer_is_none(desk: Desk) -> None:
     desk.ask("退费吗？", "资料未提及退费。")
     desk.ask("Who is the cook?", "I'm sorry, but the passages do not mention it.")

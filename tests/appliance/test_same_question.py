@@ -15,7 +15,9 @@ from appliance.answers.answering import Answering
 from appliance.answers.same_question import meaning, same
 from appliance.answers.verified import VerifiedAnswers
 from appliance.knowledge.knowledge import Knowledge
+from appliance.store import schema
 from appliance.types import Answer, Caller, Request
+from retrieval.text import normalise_question
 from retrieval.types import DocumentKey, Scope
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +100,7 @@ def test_at_most_one_in_a_hundred_of_the_pairs_that_differ_matches() -> None:
         ("他未来要赔偿吗？", "他不来要赔偿吗？"),
         ("＞5克可以吗？", "＜5克可以吗？"),
         ("-5度可以吗？", "5度可以吗？"),
+        ("What is 2ⁿ?", "What is 2n?"),
         ("", ""),
         ("???", "!!!"),
         ("the", "of"),
@@ -137,6 +140,30 @@ def test_the_approved_answer_is_served_and_says_what_it_was_approved_for(answeri
     assert (exact.arm, other.arm) == ("verified", "verified") and other.text == exact.text and other.citations == exact.citations
     assert exact.warnings == () and len(other.warnings) == 1 and asked in other.warnings[0]
     assert exact.decision.features["verified"] == 1.0 and 0.9 <= other.decision.features["verified"] <= 1.0
+
+
+POWERS = [
+    ("What is done at 10⁹ platelets per litre?", "What is done at 109 platelets per litre?"),
+    ("血小板低于10⁹时怎么办？", "血小板低于109时怎么办？"),
+]
+
+
+@pytest.mark.parametrize(("asked", "other"), [*POWERS, *((plain, power) for power, plain in POWERS)])
+def test_a_power_is_another_number_in_the_very_words_too(answering: Answering, asked: str, other: str) -> None:
+    answering.verified.add("medical", asked, "Call the doctor.", [], "Dr. Moss", 0.6)
+    assert ask(answering, asked).arm == "verified" and ask(answering, other).arm != "verified"
+
+
+@pytest.mark.parametrize(("asked", "other"), POWERS)
+def test_what_an_earlier_release_approved_is_found_by_its_own_words_only(
+    answering: Answering, knowledge: Knowledge, asked: str, other: str
+) -> None:
+    made = answering.verified.add("medical", asked, "Call the doctor.", [], "Dr. Moss", 0.6)
+    with knowledge.workspace.db.write() as connection:
+        stored = schema.verified.update().where(schema.verified.c.id == made.id)
+        connection.execute(stored.values(normalised=normalise_question(other)))
+    verified, scope = VerifiedAnswers(knowledge), Scope(frozenset({"medical"}), frozenset())
+    assert verified.match(asked, scope) == made and verified.match(other, scope) is None
 
 
 def test_a_question_that_differs_is_not_answered_so(answering: Answering) -> None:

@@ -120,6 +120,8 @@ def test_contradictions_need_the_same_question_in_the_same_talk() -> None:
     [
         ("The fee is 4 crowns.", "The fee is 5 crowns.", "numbers"),
         ("挂号费为20元。", "挂号费为25元", "numbers"),
+        ("Give it below 10⁹ platelets per litre.", "Give it below 10⁸ platelets per litre.", "numbers"),
+        ("一次服用½片。", "一次服用2片。", "numbers"),
         ("The deposit is 1,250 crowns", "the deposit is 1250 crowns.", "wording"),
         ("Visitors may stay overnight.", "Visitors may not stay overnight.", "negation"),
         ("可以退还押金。", "不可以退还押金。", "negation"),

@@ -58,6 +58,41 @@ def test_normalised_questions_are_equal() -> None:
     assert normalise_question("fee 2025?") != normalise_question("fee 2026?")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("10⁹", "109"),
+        ("2³", "23"),
+        ("10⁻⁹", "10\u22129"),
+        ("2ⁿ", "2n"),
+        ("a₁₂", "a12"),
+        ("1½ tablets", "11\u20442 tablets"),
+        ("½", "1⁄2"),
+        ("第①条", "第1条"),
+    ],
+)
+def test_powers_indices_fractions_and_circled_numbers_are_no_plain_digits(one: str, other: str) -> None:
+    assert normalise_question(one) != normalise_question(other)
+    assert normalise_question(f"Ｗhat is　{one}？") == normalise_question(f"what is {one}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("１０９", "109"),
+        ("ﬁne", "fine"),
+        ("５㎎", "5mg"),
+        ("第Ⅳ条", "第IV条"),
+        ("ｶﾞ", "ガ"),
+        ("cafe\u0301²", "café²"),
+        ("10\u3000mg", "10 mg"),
+        ("（甲）", "(甲)"),
+    ],
+)
+def test_ordinary_compatible_forms_do_not_count(one: str, other: str) -> None:
+    assert normalise_question(one) == normalise_question(other)
+
+
 def _split(text: str) -> list[str]:
     return [text[start:end] for start, end in sentences(text)]
 
