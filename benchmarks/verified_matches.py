@@ -2,9 +2,10 @@
 
     python benchmarks/verified_matches.py [--quick] --json benchmarks/results/verified_matches.json
 
-The pairs are in `verified_pairs.jsonl`: templates whose values differ by a number, a negation, an age group or something else that
-matters (each value against the next and the one after that, values of one meaning left out), and questions with their paraphrases.
-Compared are the embedding alone at several thresholds, and what the appliance does: `appliance.answers.same_question` and the embedding.
+The pairs are in `verified_pairs.jsonl`: templates whose values differ by a number, a negation, an age group, who does something to
+whom, or something else that matters (each value against the next and the one after that, values of one meaning left out), and questions
+with their paraphrases. Compared are the embedding alone at several thresholds, and what the appliance does:
+`appliance.answers.same_question` and the embedding.
 `--quick` leaves the embedding out.
 """
 

@@ -28,16 +28,19 @@ _EN_NAMES = re.compile(
     r"|(?i:(?<=vitamin )|(?<=hepatitis )|(?<=type )|(?<=group )|(?<=class )|(?<=plan )|(?<=grade )|(?<=stage )|(?<=phase )|(?<=part )"
     r"|(?<=section )|(?<=article )|(?<=schedule )|(?<=title )|(?<=annex ))[aAI]\b"
 )
+_EN_GROUPS = "child adult elderly pregnant male female"
 # Tokens that begin with a mark: # who, how much, how often; ? what is asked for.
 _EN_PHRASES = [
     (r"n['’]t\b", " not"),
-    (r"['’]s\b", " is "),
+    (r"\b(what|who|where|when|why|how|it|that|there|he|she)['’]s\b", r"\1 is"),
+    # The client's bank is not the client of the bank.
+    (r"['’]s\b|(?<=s)['’](?!\w)", " #of "),
     (r"\bcannot\b", "can not"),
     (r"\b(what|which|at what) (time|hours?)\b|\bwhat are the (times|hours)\b|\bwhen\b", " ?time "),
     (r"\b(for )?how (long|much time)\b|\bwhat is the duration\b", " ?duration "),
     (r"\bhow (often|frequently|many times)\b", " ?often "),
     (r"\bhow many\b|\bwhat number of\b|\bwhat is the number of\b", " ?count "),
-    (r"\b(?:what|how much) (?:do|does|must|will|would) (?:i|we|you|one|they) (?:have to )?(?:pay|charge)\b", " ?cost "),
+    (r"\b(?:what|how much) (?:do|does|must|will|would) (?:(?:i|we|one) (?:have to )?pay|(?:you|they) (?:have to )?charge)\b", " ?cost "),
     (r"\b(what|how much|which)( \w+)? (does|do|is|are|will|would)\b(?=.*\b(cost|costs|price|fee)\b)", " "),
     (r"\bhow much\b(?=.*\b(cost|costs|price|fee)\b)", " "),
     (r"\b(costs?|prices?|fees?|priced)\b", " ?cost "),
@@ -56,15 +59,24 @@ _EN_PHRASES = [
     (r"\b(child|children|kids?|paediatric|pediatric)\b", " #child "),
     (r"\b(adults?|grown-ups?)\b", " #adult "),
     (r"\b(elderly( people| patients| persons)?|seniors?|older (people|patients|persons|adults))\b", " #elderly "),
-    (r"\b(pregnant|pregnancy|during pregnancy)( women| patients)?\b", " #pregnant "),
+    (r"\b(pregnant|pregnancy)( women| patients)?\b", " #pregnant "),
     (r"\b(men|man|males?)\b", " #male "),
     (r"\b(women|woman|females?)\b", " #female "),
-    (r"\b(must|have to|has to|(?:need|needs|required|obliged|necessary|mandatory|compulsory)(?: to)?)\b", " #must "),
-    (r"\b(should|ought to|recommended|advised|advisable)\b", " #should "),
-    (r"\b(could|would) (you|somebody|someone)( please)? (tell|explain to|inform) me\b", " "),
-    (r"\b(tell|inform|show) me\b", " "),
-    (r"\b(do you know|i would like to know|i want to know)\b", " "),
-    (r"^\s*(can|could|may|might|is it (allowed|possible|permitted|ok|okay)( for \w+)? to|am i allowed to|are \w+ allowed to)\b", " ?may "),
+    # Elsewhere the place tells who does it and to whom it is done: "who may visit children" and "whom may children visit".
+    (rf"\b(?:for|of|in|during)\s+(?:(?:an?|the|all)\s+)?#({_EN_GROUPS.replace(' ', '|')})\b", r" #for\1 "),
+    # Who needs a nurse is not whom a nurse needs.
+    (r"(\?person(?:\s+[#\w]+){0,4}?|\bwhat)\s+needs?\b(?!\s+to\b)", r"\1 require"),
+    (r"\b(must|have to|has to|needs?|necessary|mandatory|compulsory)\b", " #must "),
+    (r"\b(should|ought to|advisable)\b", " #should "),
+    (r"\b(can|could|will|would) (you|somebody|someone)( please)? (tell|explain to|inform|show) me\b", " "),
+    (r"^\s*(please )?(tell|inform|show) me\b|\bplease (tell|inform|show) me\b", " "),
+    (r"\b(do you (happen to )?know|i (would like|want) to know)\b", " "),
+    (r"^\s*(?:can|could|may|might|is it (?:allowed|possible|permitted|ok|okay)(?: for (\w+))? to|am i allowed to|are (\w+) allowed to)\b",
+     r" ?may \1 \2 "),
+    # "I" is said by the rest, unless who or what is asked for could be doing it instead.
+    (r"(\?person|\bwh(?:at|ich)(?!\s+(?:documents?|papers?|forms?|do\s+i\s+#must|#must\s+i)\b))"
+     r"((?:\s+[#\w]+){0,3}?\s+(?:#must|#should|[a-z]+))\s+i\b", r" \1\2 #i "),
+    (r"\b((?:pa(?:y|id)|ask|call|sign|send|search|charge)(?:s|ed|ing)?) for\b", r"\1 #for "),
 ]  # fmt: skip
 _EN_SAME = {
     word: group.split()[0]
@@ -102,10 +114,30 @@ _EN_NEGATIONS = frozenset(_list("not no never without neither nor none nobody no
 _EN_KEPT = frozenset(
     _list(
         "before after until since from to than over under above below between during while if only also both or into by but his her "
-        "he she him they their them me my we us our you your was were did had"
+        "he she him they their them me my we us our you your whose was were did had"
     )
 )
-_EN_EMPTY = frozenset(_list("please tell know want exactly actually there may might"))
+_EN_EMPTY = frozenset(_list("please exactly actually there may might"))
+# A participle after the first was done to somebody, after the second by somebody; what begins a clause ends what was before it.
+_EN_VOICES = (
+    dict.fromkeys(_list("be am is are was were been being"), "#passive")
+    | dict.fromkeys(_list("have has had having"), "#perfect")
+    | dict.fromkeys(_list("if that which because whether until unless while after before since ?person ?time ?place ?reason ?way"), "")
+)
+# What is required must be; who requires it need not.
+_EN_DUTIES = {"required": "#must", "obliged": "#must", "recommended": "#should", "advised": "#should"}
+_EN_DETERMINERS = frozenset(_list("a an the this that these those my our your his her their every each any no"))
+# Those that do not end in -ed; the second ones are infinitives as well.
+_EN_PARTICIPLES = frozenset(
+    _list(
+        "paid sold told held kept sent spent lent built made given taken seen known shown written driven eaten drawn grown thrown blown "
+        "flown worn torn born borne sworn chosen frozen stolen spoken broken woken forgotten forgiven forbidden hidden ridden done begun "
+        "drunk won lost left meant met felt dealt slept swept bought brought thought taught caught sought fought found bound hung struck "
+        "stuck dug fed led bred said laid heard understood withheld withdrawn overdrawn undertaken mistaken overseen overtaken repaid "
+        "unpaid prepaid shot beaten bitten shaken proven freed"
+    )
+)
+_EN_UNCHANGED = frozenset(_list("put cut set let hit hurt shut split spread read cast broadcast bet bid burst upset reset quit run"))
 
 _ZH_PHRASES = [
     (r"请问|麻烦|想问(?:一下|问)?|问一下|我想(?:知道|了解)(?:一下)?|想(?:知道|了解)|告诉我|咨询一下|能否告诉|你好|您好", ""),
@@ -113,7 +145,7 @@ _ZH_PHRASES = [
     (r"(?:需不需要|要不要|是否需要|需要(?=.*吗)|要(?=.*吗))", "〔须否〕"),
     (r"(?:是不是|是否)", "〔是否〕"),
     (r"(?:有没有)", "〔有无〕"),
-    (r"(?:需要?|要)?(?:花|付|收|交)?(?:多少钱|多少费用|多少元)|怎么收费|如何收费", "〔钱〕"),
+    (r"(?:需要?|要)?(?:花|付|交)?(?:多少钱|多少费用|多少元)|怎么收费|如何收费", "〔钱〕"),
     (r"的?(?:费用|价格|收费|价钱)(?:是|为)?(?:多少|怎样|如何|几何)?|费(?:是|为|要)?多少", "〔钱〕"),
     (r"(?:因)?为(?:什么|何)|什么原因", "〔因〕"),
     (r"(?:需要?|要|须)?(?:什么|哪些)(?!时候|时间|地方|人|原因)", "〔何〕"),
@@ -157,16 +189,16 @@ _ZH_PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10_000}
 _NOT = "不"
 # Signs that change a number or a name: below zero, more than, C++, €.
 _SIGN = r"[^\w\s.,:;?!'\"“”‘’()\[\]{}〔〕。，、！…·/–—-]|(?<!\w)-(?=\s?[\d.{])|(?<=\w)-(?=\W|$)|(?<=\d)[/:](?=\d)"
-# What may stand at the beginning as well as at the end, by kinds: what is asked for, whether, at most, how often, who.
+# What may stand at the beginning as well as at the end, by kinds: what is asked for, whether, at most, how often, for whom. Who does
+# something and to whom it is done, "谁" and "什么" among them, is told by the place only.
 _MOVABLE = [
     frozenset(_list(kind))
     for kind in (
-        "?time ?duration ?often ?count ?cost ?much ?place ?person ?reason ?way "
-        "〔钱〕 〔何〕 〔时〕 〔久〕 〔处〕 〔法〕 〔因〕 〔谁〕 〔多少〕",
+        "?time ?duration ?often ?count ?cost ?much ?place ?reason ?way 〔钱〕 〔时〕 〔久〕 〔处〕 〔法〕 〔因〕 〔多少〕",
         "?may 〔可否〕 〔须否〕 〔是否〕 〔有无〕",
         "#max #min 〔上限〕 〔下限〕",
         "#hourly #daily #weekly #monthly #yearly 〔每日〕 〔每周〕 〔每月〕 〔每年〕",
-        "#child #adult #elderly #pregnant #male #female 〔儿童〕 〔成人〕 〔老人〕 〔孕〕 〔男〕 〔女〕",
+        " ".join(f"#for{group}" for group in _list(_EN_GROUPS)),
         "#must #should 〔必须〕 〔应当〕",
     )
 ]
@@ -207,15 +239,48 @@ def _english(text: str) -> list[str]:
         text = re.sub(pattern, token, text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     words: list[str] = []
+    before = voice = ""
     tokens = re.findall(rf"[?#][a-z]+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:-[^\W\d_]+)*{_NAME}?|{_SIGN}", text)
     for token in (part for each in tokens for part in _EN_NUMBERS.get(each, each).split()):
-        if token in _EN_NEGATIONS:
+        voice = _EN_VOICES.get(token, voice)
+        if voice == "#passive" and token in _EN_DUTIES:
+            words.append(_EN_DUTIES[token])
+        elif token in _EN_NEGATIONS:
             words.append(_NOT)
+        elif token == "to" and words[-1:] == ["#must"]:
+            pass
         elif token in _EN_KEPT or not token[0].isalpha() or token.endswith(_NAME):
             words.append(token)
         elif token not in _EN_EMPTY:
-            words += [_EN_SAME.get(token) or _EN_SAME.get(stem) or stem for stem in content_words(token)]
+            for part in token.split("-"):
+                for stem in content_words(part):
+                    form = _formed(part, stem)
+                    words += [_EN_SAME.get(token) or _EN_SAME.get(form) or form, *_said_of(part, stem, before, voice)]
+        before = token
     return words
+
+
+def _formed(word: str, stem: str) -> str:
+    """The stem with what makes another word of it, -s, -ed and -ing aside: an operator is no operation, who insures not the insured."""
+    shared = stem
+    while not word.startswith(shared):
+        shared = shared[:-1]
+    ending = word[len(shared) :]
+    # Cancel(l)ed, polic(y).
+    if ending[:1] == "y" or (stem.endswith(ending[:1]) and ending[:1] not in "aeiou"):
+        ending = ending[1:]
+    ending = re.sub(r"e?(?:(?<!s)s|e?d|ing)?$", "", ending).replace("y", "i")
+    return f"{stem}+{ending}" if ending else stem
+
+
+def _said_of(word: str, stem: str, before: str, voice: str) -> list[str]:
+    """What a participle says besides its stem: the tenant who evicts, has evicted, is evicted; the treated, not the treating hospital."""
+    known = "" if before in _EN_DETERMINERS else voice
+    if word in _EN_UNCHANGED:
+        return [known] if known else []
+    if before == "#must" and word.endswith("ing") and stem != word:
+        return ["#passive"]
+    return [known or "#past"] if word in _EN_PARTICIPLES or (word.endswith("ed") and stem != word) else []
 
 
 def _chinese(text: str) -> list[str]:
