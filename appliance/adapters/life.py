@@ -136,6 +136,7 @@ class AdapterLife:
             # Somebody else's endpoint, in which nothing is to be loaded, is only asked when it was in trouble.
             if not isinstance(engine, Guarded) or not (engine.serves_adapters or engine.state != "closed"):
                 return
+            # The question is also what has a local engine whose thread has ended start it again.
             if not (await engine.health()).ok and engine.state != "half-open":
                 return
             if engine.state == "half-open":

@@ -6,13 +6,14 @@ import asyncio
 import json
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.engines.base import AdapterRef, Delta, EngineError, Health, Message, PromptTooLong, Sampling
+from appliance.engines.base import AdapterRef, Delta, EngineDown, EngineError, Health, Message, PromptTooLong, Sampling
 from appliance.engines.worker import Row, Worker
 from appliance.settings import Weights
 from retrieval.loading import ONE_AT_A_TIME
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Files in an adapter's folder that may say which base it was trained on.
 _CARDS = ("version.json", "adapter_card.json")
+# Seconds until a thread that has ended twice is started again, and at most. One that had its model for so long before has ended once.
+_PAUSE, _LONGEST_PAUSE, _STEADY = 1.0, 60.0, 60.0
 
 
 class LocalEngine:
@@ -31,8 +34,9 @@ class LocalEngine:
     `path` is a folder that `from_pretrained` loads; `base_hash` identifies its weights. At most `max_batch` requests run together and
     `max_queue` more may wait. `chat_template` overrides the tokenizer's own. `weights` says how the base model is held in memory. With
     `merge`, a LoRA adapter that is loaded alone is put into the weights. `prompt_cache_mb` (MiB) bounds what is kept of how prompts begin.
-    `context_window` makes the model's own smaller. The model is loaded on first use or by `start`. May be used from several event loops.
-    Raises EngineError at construction when `path` has no readable config.
+    `context_window` makes the model's own smaller. The model is loaded on first use or by `start`. Where the thread has ended it is started
+    again, with its adapters, by the next use or question about its health: at once, then after pauses that grow. May be used from several
+    event loops. Raises EngineError at construction when `path` has no readable config.
     """
 
     serves_adapters = True
@@ -60,11 +64,15 @@ class LocalEngine:
         self._format: ChatFormat | None = None
         self._worker: Worker | None = None
         self._closed = False
-        # How many positions each loaded adapter takes before the prompt.
+        # The pause after which a thread that ended is started again, None if none has; and when that is.
+        self._pause: float | None = None
+        self._due = 0.0
+        # What is loaded, also into the model that is loaded again; and how many positions each adapter takes before the prompt.
+        self._wanted: dict[str, AdapterRef] = {}
         self._prefixes: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Load the model now; later calls return at once. Raises EngineError when it cannot be loaded."""
+        """Load the model now; later calls return at once. Raises EngineDown when it cannot be loaded."""
         await self._started()
 
     async def chat(self, messages: Sequence[Message], adapter: str | None, sampling: Sampling) -> AsyncGenerator[Delta]:
@@ -102,7 +110,9 @@ class LocalEngine:
         return len(await asyncio.to_thread(lambda: self._chat_format().encode(messages)))
 
     async def adapters(self) -> list[str]:
-        return [] if self._worker is None else self._worker.adapters()
+        """Those that are loaded, or will be with the model."""
+        worker = self._worker
+        return worker.adapters() if worker is not None and worker.alive() and worker.ready.done() else sorted(self._wanted)
 
     async def load(self, adapter: AdapterRef) -> None:
         """Load a LoRA, DoRA or prefix adapter trained on this base; loading a name again does nothing."""
@@ -110,21 +120,26 @@ class LocalEngine:
         worker = await self._started()
         self._prefixes[adapter.name] = await asyncio.to_thread(_positions, adapter)
         await _finished(worker.load(adapter))
+        self._wanted[adapter.name] = adapter
 
     async def unload(self, name: str) -> None:
         """New requests cannot use the adapter any more; accepted ones still finish with it. Unknown names are ignored."""
-        if self._worker is not None:
-            await _finished(self._worker.unload(name))
+        self._wanted.pop(name, None)
+        worker = self._worker
+        if worker is not None and worker.alive():
+            await _finished(worker.unload(name))
 
     async def health(self) -> Health:
-        worker = self._worker
+        """Starts the thread again where it has ended; nobody waits for that here."""
         if self._closed:
             return Health(False, "the engine is closed")
-        if worker is None:
+        if self._format is None or (self._worker is None and self._pause is None):
             return Health(True, "the model will be loaded on first use")
-        if not worker.ready.done():
-            return Health(True, "the model is being loaded")
-        return Health(True) if worker.alive() else Health(False, "the engine's thread has ended; restart the server")
+        try:
+            worker = self._running(self._format)
+        except EngineError as error:
+            return Health(False, str(error))
+        return Health(True, "" if worker.ready.done() else "the model is being loaded")
 
     async def close(self) -> None:
         """End the thread; requests in flight get an EngineError. Closing twice is fine."""
@@ -148,22 +163,28 @@ class LocalEngine:
             return self._format
 
     async def _started(self) -> Worker:
-        text = await asyncio.to_thread(self._chat_format)
+        worker = self._running(await asyncio.to_thread(self._chat_format))
+        await _finished(worker.ready)
+        return worker
+
+    def _running(self, text: ChatFormat) -> Worker:
+        """The worker, a new one where there is none or its thread has ended. Raises EngineDown while that is not tried again yet: the cause
+        may go (a full memory, a missing file), but what ends each time must not load the model all the time."""
         with self._guard:
             if self._closed:
                 raise EngineError("the engine is closed")
+            if self._worker is not None and not self._worker.alive():
+                first = self._pause is None or self._worker.steady(_STEADY)
+                self._pause = 0.0 if first else min(max(_PAUSE, 2 * (self._pause or 0.0)), _LONGEST_PAUSE)
+                self._due = time.monotonic() + self._pause
+                self._worker = None
             if self._worker is None:
+                if (wait := self._due - time.monotonic()) > 0:
+                    raise EngineDown(f"the engine's thread has ended; it is started again within {self._pause:g} s", retry_after=wait)
                 ends = frozenset() if text.end_token is None else frozenset({text.end_token})
-                self._worker = Worker(self._make, text.decode, ends, self._max_batch, self._max_queue)
-            worker = self._worker
-        try:
-            await _finished(worker.ready)
-        except EngineError:
-            with self._guard:
-                # The next request tries again: the cause may have gone (a full memory, a missing file).
-                self._worker = None if self._worker is worker else self._worker
-            raise
-        return worker
+                adapters = tuple(self._wanted.values())
+                self._worker = Worker(self._make, text.decode, ends, self._max_batch, self._max_queue, adapters)
+            return self._worker
 
     def _make(self) -> Generation:
         # It imports from transformers.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, FinishReason, Sampling, Usage
+from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineDown, EngineError, FinishReason, Sampling, Usage
 from appliance.engines.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -54,13 +54,22 @@ class Worker:
     """Runs until `close`. Every loop reads a piece of prompts, then adds one token to every running answer.
 
     Rows 0..n-1 of the cache are the running answers, row n the prompt being read. Requests join as soon as their prompt is read and
-    leave as soon as they end or are cancelled. An error ends the requests it hit; the thread lives on.
+    leave as soon as they end or are cancelled. An error ends the requests it hit; the thread lives on. One that leaves the rows in
+    disorder ends it.
     """
 
     def __init__(
-        self, make: Callable[[], Generation], decode: Callable[[Sequence[int]], str], ends: frozenset[int], batch: int, queue: int
+        self,
+        make: Callable[[], Generation],
+        decode: Callable[[Sequence[int]], str],
+        ends: frozenset[int],
+        batch: int,
+        queue: int,
+        adapters: Sequence[AdapterRef] = (),
     ) -> None:
+        """`adapters` are loaded with the model, before the first request."""
         self._make, self._decode, self._ends, self._batch, self._queue = make, decode, ends, batch, queue
+        self._first = adapters
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._jobs: deque[tuple[Callable[[Generation], None], Future[None]]] = deque()
@@ -70,6 +79,9 @@ class Worker:
         self._leaving: list[str] = []
         self._loads = 0
         self._closing = False
+        # What the thread says of its end, once it has ended by itself.
+        self._end: EngineError | None = None
+        self._ready_at = float("inf")
         self._seconds = 1.0
         self._piece = _PIECE
         self.ready: Future[None] = Future()
@@ -79,10 +91,9 @@ class Worker:
     # --- called from other threads
 
     def submit(self, row: Row) -> None:
-        """Queue a request; `row.adapter` is a public name and becomes the inner one. Raises EngineBusy or EngineError."""
+        """Queue a request; `row.adapter` is a public name and becomes the inner one. Raises EngineBusy, EngineDown or EngineError."""
         with self._changed:
-            if self._closing or not self._thread.is_alive():
-                raise EngineError("the engine is closed")
+            self._check()
             if row.adapter is not None:
                 if row.adapter not in self._adapters:
                     raise EngineError(f"no adapter {row.adapter!r} is loaded (loaded: {', '.join(sorted(self._adapters)) or 'none'})")
@@ -112,6 +123,10 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
+    def steady(self, seconds: float) -> bool:
+        """Whether the model has been loaded for so long."""
+        return time.monotonic() - self._ready_at >= seconds
+
     def close(self) -> None:
         """End the thread; requests in flight get an EngineError. Waits for the running step."""
         with self._changed:
@@ -119,11 +134,14 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
+    def _check(self) -> None:
+        if not self.alive():
+            raise self._end or EngineError("the engine is closed")
+
     def _schedule(self, job: Callable[[Generation], None]) -> Future[None]:
         future: Future[None] = Future()
         with self._changed:
-            if self._closing or not self._thread.is_alive():
-                raise EngineError("the engine is closed")
+            self._check()
             self._jobs.append((job, future))
             self._changed.notify()
         return future
@@ -134,11 +152,22 @@ class Worker:
         try:
             model = self._make()
         except Exception as error:  # noqa: BLE001 - whatever stops the model from loading is told to whoever waits for it
-            self.ready.set_exception(EngineError(f"the model cannot be loaded: {error}"))
+            logger.error("the model of the local engine cannot be loaded: %s", error)
+            why = EngineDown(f"the model cannot be loaded: {error}")
+            self._fail_everything(why)
+            self.ready.set_exception(why)
             return
         self._ends |= model.end_tokens
+        self._load_first(model)
+        self._ready_at = time.monotonic()
         self.ready.set_result(None)
-        why = EngineError("the engine was closed")
+        ended = self._serve(model)
+        # Another worker may load the model again, which is to find this one's memory free.
+        del model
+        self._fail_everything(ended)
+
+    def _serve(self, model: Generation) -> EngineError:
+        """Until `close`, or an error that nothing can go on after; what the requests in flight are told."""
         try:
             while self._wait_for_work(model):
                 self._run_jobs(model)
@@ -149,8 +178,15 @@ class Worker:
         except Exception as error:
             # Rows could not be put in order: nothing that goes on could be trusted.
             logger.exception("the thread of the local engine ends")
-            why = _failure(error)
-        self._fail_everything(why)
+            return EngineDown(f"the engine's thread has ended: {type(error).__name__}: {error}")
+        return EngineError("the engine was closed")
+
+    def _load_first(self, model: Generation) -> None:
+        for adapter in self._first:
+            try:
+                self._load(model, adapter)
+            except Exception as error:  # noqa: BLE001 - the others are served all the same
+                logger.error("the local engine cannot load %s again: %s", adapter.name, error)
 
     def _wait_for_work(self, model: Generation) -> bool:
         with self._changed:
@@ -318,6 +354,7 @@ class Worker:
     def _fail_everything(self, error: EngineError) -> None:
         with self._changed:
             self._closing = True
+            self._end = error if isinstance(error, EngineDown) else None
             rows = [*self._running, *self._waiting, *([self._reading] if self._reading else [])]
             jobs = [future for _, future in self._jobs]
         for row in rows:

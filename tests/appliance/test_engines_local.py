@@ -6,14 +6,21 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineError, Message, PromptTooLong, Sampling, Usage
+from appliance.adapters.life import AdapterLife
+from appliance.engines import local
+from appliance.engines.base import AdapterRef, Delta, EngineBusy, EngineDown, EngineError, Health, Message, PromptTooLong, Sampling, Usage
+from appliance.engines.breaker import Breaker
+from appliance.engines.guard import Guarded, TimeLimits
 from appliance.engines.local import LocalEngine
+from appliance.engines.worker import Worker
 from appliance.errors import UsageError
 from appliance.settings import EngineConfig
 
@@ -395,22 +402,93 @@ async def test_the_worker_outlives_errors(base: Path, monkeypatch: pytest.Monkey
     await engine.close()
 
 
+def end_the_thread(patch: pytest.MonkeyPatch, times: int = 1 << 30) -> list[object]:
+    """The next so many times that a thread has work to do it ends; the list grows by one each time."""
+    real, ended = Worker._drop_cancelled, list[object]()
+
+    def failing(worker: Worker, model: Any) -> None:
+        if len(ended) < times:
+            ended.append(worker)
+            raise RuntimeError("rows cannot be moved")
+        real(worker, model)
+
+    patch.setattr(Worker, "_drop_cancelled", failing)
+    return ended
+
+
 async def test_when_the_thread_ends_nobody_waits_for_it(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.engines.worker import Worker
-
-    def failing(*_: object) -> None:
-        raise RuntimeError("rows cannot be moved")
-
-    monkeypatch.setattr(Worker, "_drop_cancelled", failing)
+    monkeypatch.setattr(local, "_PAUSE", 3600.0)
+    monkeypatch.setattr(local, "_LONGEST_PAUSE", 3600.0)
     engine = engine_on(base, max_batch=1)
     await engine.start()
+    ended = end_the_thread(monkeypatch)
     async with asyncio.timeout(60):
         got = await asyncio.gather(*(ask(engine, question) for question in QUESTIONS[:3]), return_exceptions=True)
-    assert all(isinstance(answer, EngineError) for answer in got)
+        assert all(isinstance(answer, EngineDown) and "thread has ended: RuntimeError" in str(answer) for answer in got)
+        # Started again at once, the first time; what ends again and again is left alone for longer each time.
+        with pytest.raises(EngineDown, match="rows cannot be moved"):
+            await ask(engine, QUESTIONS[0])
+        with pytest.raises(EngineDown, match="it is started again within 3600 s") as told:
+            await ask(engine, QUESTIONS[0])
+    assert len(ended) == 2 and told.value.retry_after > 3000
+    assert await engine.health() == Health(False, "the engine's thread has ended; it is started again within 3600 s")
+    await engine.close()
+
+
+async def test_the_pauses_between_starts_grow_to_a_limit(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_STEADY", 3600.0)
+    engine, pauses = engine_on(base), list[float | None]()
+    end_the_thread(monkeypatch)
+    for _ in range(9):
+        with pytest.raises(EngineDown, match="rows cannot be moved"):
+            await ask(engine, QUESTIONS[0])
+        with suppress(EngineDown):
+            engine._running(engine._chat_format())
+        pauses.append(engine._pause)
+        engine._due = 0.0
+    assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    # One that has been well for long begins with none.
+    monkeypatch.setattr(local, "_STEADY", 0.0)
+    with pytest.raises(EngineDown, match="rows cannot be moved"):
+        await ask(engine, QUESTIONS[0])
+    engine._running(engine._chat_format())
+    assert engine._pause == 0.0
+    await engine.close()
+
+
+async def test_a_thread_that_has_ended_comes_back_with_its_adapters(
+    base: Path, adapters: dict[str, AdapterRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_STEADY", 0.0)
+    engine = engine_on(base)
+    guard = Guarded(engine, TimeLimits(connect=30.0), Breaker(5, 3600.0))
+    kept, gone = list(adapters.values())[:2]
+    for adapter in (kept, gone):
+        await engine.load(adapter)
+    await engine.unload(gone.name)
+    expected = (await ask(engine, QUESTIONS[0], kept.name)).text
+    with monkeypatch.context() as patch:
+        # The request that it ends with is sent once more, to the thread that is started for it.
+        ended = end_the_thread(patch, times=1)
+        text = "".join([delta.text async for delta in guard.chat(user(QUESTIONS[0]), kept.name, Sampling(max_tokens=24))])
+    assert text == expected and len(ended) == 1 and (guard.faults.failed, guard.faults.retried) == (1, 1)
+    assert await engine.adapters() == [kept.name] and engine._worker is not ended[0]
+    # Where nobody asks anything, whoever looks after the adapters has it started, and waits for nothing.
+    with monkeypatch.context() as patch:
+        end_the_thread(patch, times=1)
+        with pytest.raises(EngineDown):
+            await ask(engine, QUESTIONS[0])
+        assert engine._worker is not None and not engine._worker.alive()
+        assert await engine.adapters() == [kept.name]
+        pool = SimpleNamespace(named=lambda name: asyncio.sleep(0, guard))
+        guard._alive_at = float("-inf")
+        await AdapterLife(None, pool)._tend("default", {})  # type: ignore[arg-type]
+        assert engine._worker.alive() and engine._worker.adapters() in ([], [kept.name])
+    assert (await ask(engine, QUESTIONS[0], kept.name)).text == expected
+    await engine.close()
+    assert not (await engine.health()).ok and engine._worker is None
     with pytest.raises(EngineError, match="engine is closed"):
         await ask(engine, QUESTIONS[0])
-    assert "thread has ended" in (await engine.health()).detail
-    await engine.close()
 
 
 async def test_closing_ends_what_runs_and_waits(base: Path) -> None:
@@ -430,9 +508,12 @@ async def test_closing_ends_what_runs_and_waits(base: Path) -> None:
     assert not (await engine.health()).ok
 
 
-async def test_a_model_that_cannot_be_loaded_is_an_error_each_time_until_it_can(base: Path, tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_loaded_is_an_error_each_time_until_it_can(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(EngineError, match=r"config.json does not describe a language model"):
         engine_on(tmp_path)
+    monkeypatch.setattr(local, "_PAUSE", 0.0)
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
     weights = (folder / "model.safetensors").read_bytes()
@@ -440,7 +521,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_each_time_until_it_can(
     engine = engine_on(folder)
     assert "first use" in (await engine.health()).detail
     for _ in range(2):
-        with pytest.raises(EngineError, match="the model cannot be loaded"):
+        with pytest.raises(EngineDown, match="the model cannot be loaded"):
             await ask(engine, "Hi")
     (folder / "model.safetensors").write_bytes(weights)
     await engine.start()
