@@ -71,9 +71,12 @@ def test_a_third_of_the_questions_loses_its_documents_and_no_other_does(proof: t
 
 def test_a_router_that_only_equals_the_best_arm_proves_nothing(proof: tuple[ModuleType, ModuleType]) -> None:
     claims = importlib.import_module("router_proof").claims_of
-    equal = {"strategy": "router", "low": 0.0, "token_ratio": 0.0, "oracle_share": 0.0}
+    equal = {"strategy": "router", "low": 0.0, "few": "", "token_ratio": 0.0, "oracle_share": 0.0}
     assert [claim.holds for claim in claims("x", [equal])] == [False, True, False]
-    assert all(claim.holds for claim in claims("x", [{**equal, "low": 0.01, "oracle_share": 0.2}]))
+    better = {**equal, "low": 0.01, "oracle_share": 0.2}
+    assert all(claim.holds for claim in claims("x", [better]))
+    # By a handful of questions, however many were asked.
+    assert not claims("x", [{**better, "few": "only 4 of 300 differ, 6 are needed"}])[0].holds
 
 
 def test_the_comparison_tells_the_router_from_chance(proof: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,10 +424,12 @@ async def test_when_the_thread_ends_nobody_waits_for_it(base: Path, monkeypatch:
     ended = end_the_thread(monkeypatch)
     async with asyncio.timeout(60):
         got = await asyncio.gather(*(ask(engine, question) for question in QUESTIONS[:3]), return_exceptions=True)
-        assert all(isinstance(answer, EngineDown) and "thread has ended: RuntimeError" in str(answer) for answer in got)
-        # Started again at once, the first time; what ends again and again is left alone for longer each time.
-        with pytest.raises(EngineDown, match="rows cannot be moved"):
-            await ask(engine, QUESTIONS[0])
+        assert all(isinstance(answer, EngineDown) and "the engine's thread has ended" in str(answer) for answer in got)
+        # Started again at once, the first time (one of the three may come too late for the first thread, and find the second one's end);
+        # what ends again and again is left alone for longer each time.
+        if len(ended) == 1:
+            with pytest.raises(EngineDown, match="RuntimeError: rows cannot be moved"):
+                await ask(engine, QUESTIONS[0])
         with pytest.raises(EngineDown, match="it is started again within 3600 s") as told:
             await ask(engine, QUESTIONS[0])
     assert len(ended) == 2 and told.value.retry_after > 3000
