@@ -127,9 +127,9 @@ def losses(service: Service, version: AdapterVersion, pairs: Sequence[Pair]) -> 
     """Loss per token of each gold answer after the prompt that is served, without and with the adapter."""
     import torch
     from peft import PeftModel
-    from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
+    from finetune.recall import loss
     from finetune.tokens import encode, load_tokenizer, stop_tokens
 
     engine = service.workspace.config.engine_of(DOMAIN)[1]
@@ -140,14 +140,10 @@ def losses(service: Service, version: AdapterVersion, pairs: Sequence[Pair]) -> 
     model.eval()
     encoded = [encode(tokenizer, example, stops) for example in examples(service, DOMAIN, pairs)]
 
-    def loss(ids: list[int], prompt: int) -> float:
-        logits = model(torch.tensor([ids[:-1]])).logits[0, prompt - 1 :]
-        return float(cross_entropy(logits.float(), torch.tensor(ids[prompt:])))
-
     with torch.no_grad():
-        tuned = [loss(row.input_ids, row.prompt) for row in encoded]
+        tuned = [loss(model, row.input_ids, row.prompt) for row in encoded]
         with model.disable_adapter():
-            plain = [loss(row.input_ids, row.prompt) for row in encoded]
+            plain = [loss(model, row.input_ids, row.prompt) for row in encoded]
     return {"base": plain, "finetuned": tuned}
 
 

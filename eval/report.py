@@ -9,7 +9,7 @@ from typing import Any
 from eval.groups import groups_of
 from eval.metrics import of_outcome
 from eval.run import RunResult
-from eval.statistics import Interval, difference
+from eval.statistics import Interval, difference, not_shown
 from eval.types import EvalError
 from eval.utility import Scoring
 
@@ -87,7 +87,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         if not self.shown:
-            return f"no difference shown ({self.few})" if self.few else "no difference shown"
+            return not_shown(self.few)
         return "higher" if self.interval.low > 0 else "lower"
 
 

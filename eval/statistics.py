@@ -92,8 +92,13 @@ def preferred(shares: Sequence[float]) -> str:
     question how far the first was preferred, in [0, 1], 0.5 for neither. Raises ValueError like `paired_bootstrap`."""
     interval, few = difference(shares, [0.5] * len(shares), [str(number) for number in range(len(shares))])
     if few or not interval.shown:
-        return f"no difference shown ({few})" if few else "no difference shown"
+        return not_shown(few)
     return "first" if interval.low > 0 else "second"
+
+
+def not_shown(few: str) -> str:
+    """In words, that there may be nothing but chance; `few` is why nothing could be shown, '' if enough was asked."""
+    return f"no difference shown ({few})" if few else "no difference shown"
 
 
 def few_different(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None = None) -> str:

@@ -36,7 +36,7 @@ def recall(job: TrainJob, adapter: Path, examples: Sequence[Example], each: Call
             for example in examples:
                 row = encode(tokenizer, example, stops, spelt)
                 known = len(row.input_ids) <= job.settings.max_length
-                found.append(math.exp(-_loss(model, row.input_ids, len(row.input_ids) - row.prompt)) if known else math.nan)
+                found.append(math.exp(-loss(model, row.input_ids, row.prompt)) if known else math.nan)
                 each()
             del model
     except (RuntimeError, MemoryError, ValueError) as error:
@@ -53,8 +53,9 @@ def _loaded(job: TrainJob, adapter: Path) -> Any:
     return (model.cuda() if torch.cuda.is_available() else model).eval()
 
 
-def _loss(model: Any, ids: list[int], last: int) -> float:
-    """Per token, of the `last` ones."""
+def loss(model: Any, ids: list[int], prompt: int) -> float:
+    """Per token of what stands behind the first `prompt` ids, of a peft model."""
+    last = len(ids) - prompt
     # A vocabulary of 262,144 makes a gigabyte of the logits of a thousand positions.
     narrow = {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters else {}
     logits = model(input_ids=torch.tensor([ids[:-1]], device=model.device), **narrow).logits[0, -last:]

@@ -200,7 +200,7 @@ def model_from_json(data: Mapping[str, Any]) -> RouterModel:
     except ModelError:
         raise
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelError(f"it is damaged ({error!r}); measure and train it again: appliance eval run, appliance router train") from error
+        raise ModelError(f"it is damaged ({error!r}); train it again: appliance router train") from error
 
 
 def _plain(predictor: Predictor) -> dict[str, Any]:

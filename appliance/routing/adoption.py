@@ -21,7 +21,7 @@ from appliance.store.database import utcnow
 from appliance.workspace import Workspace
 from eval.cost import NO_ENGINE, cost
 from eval.groups import groups_of
-from eval.statistics import difference
+from eval.statistics import difference, not_shown
 from eval.types import AUTO, Outcome
 from eval.utility import utility
 from router.fit import FEWEST
@@ -183,7 +183,7 @@ def _accuracy(found: Measured | None) -> str:
     ]
     if both:
         gain, few = difference([one for one, _, _ in both], [two for _, two, _ in both], [group for _, _, group in both])
-        verdict = "" if gain.shown and not few else f"no difference shown{few and f' ({few})'}: "
+        verdict = "" if gain.shown and not few else f"{not_shown(few)}: "
         text += f"; finetuned minus rag: {verdict}{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
     return text
 

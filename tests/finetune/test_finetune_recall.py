@@ -57,7 +57,7 @@ def test_a_model_that_does_not_fit_costs_no_training(
     def full(*_: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "_loss", full)
+    monkeypatch.setattr(module, "loss", full)
     job = make_job(tiny, tmp_path)
     with caplog.at_level(logging.WARNING):
         found = recall(job, trained.adapter, job.train, lambda: None)
